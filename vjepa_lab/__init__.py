@@ -1,1 +1,36 @@
-"""vjepa_lab"""
+"""vjepa_lab: an interactive kit for studying what auxiliary objectives do to a Video JEPA.
+
+The names a notebook needs; each module loads when first used, so that `import vjepa_lab` is instant.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "objective": "Term View ErrorMap Objective Loss Recipe Cosine Ramp diff",
+    "terms": "JEPA Kinematic Delta Dynamics Orthogonal Hard",
+    "variants": "recipe",
+    "masks": "MultiBlock Blocks Motion",
+    "model": "Encoder Predictor VJEPA Latents",
+    "presets": "Preset preset PRESETS",
+    "train": "pretrain Run load_run",
+}
+_MODULES = "objective terms variants masks model presets train data probes results plots stats claims diagnose bench widgets study notebook".split()
+_WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
+__all__ = [*_WHERE, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _WHERE:
+        value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted(__all__)

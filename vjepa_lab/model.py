@@ -1,0 +1,340 @@
+"""The model of a Video JEPA: encoder, predictor, teacher, and what the three of them see of a clip.
+
+Axes, everywhere in the package: b batch, c colour, f y x frames, rows and columns of pixels, t h w token grid, n tokens, d channels,
+k seen tokens, m hidden tokens. A token's id is t*(h*w) + row*w + column. Module names follow facebookresearch/vjepa2, so that its
+checkpoints map one to one.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import DropPath, Mlp, trunc_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vjepa_lab.masks import Mask
+from vjepa_lab.presets import Preset
+from vjepa_lab.rope import Rotary, rotary, rotate
+
+Grid = tuple[int, int, int]
+TEACHERS = ("ema", "online", "frozen")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
+    """softmax(q k' / sqrt d) v for q, k, v [b heads n d]; keys where `valid` [b n] is False are not attended to."""
+    mask = None if valid is None else valid[:, None, None, :]
+    # The CPU's fused bf16 attention has a slow backward: for short sequences plain products are about twice as fast.
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled() and q.shape[-2] <= 512:
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary queries and keys: x [b n d] -> [b n d]."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"width {dim} does not divide into {heads} heads")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, rope: Rotary, valid: Tensor | None = None) -> Tensor:
+        qkv = rearrange(self.qkv(x), "b n (g d) -> b n g d", g=3 * self.heads)  # q, k and v heads side by side
+        qk, v = qkv.split((2 * self.heads, self.heads), dim=2)
+        q, k = rotate(qk, rope).chunk(2, dim=2)
+        out = attend(*(u.transpose(1, 2) for u in (q, k, v)), valid)
+        return self.proj(rearrange(out, "b g n d -> b n (g d)"))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; LayerNorm eps 1e-6, GELU, no LayerScale (vjepa2)."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, rope: Rotary, valid: Tensor | None = None) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), rope, valid))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def initialise(module: nn.Module, blocks: Iterable[Block]) -> None:
+    """Normal(0, .02) weights, zero biases; what a block adds shrinks by sqrt(2 * its number) (vjepa2 `_rescale_blocks`)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            trunc_normal_(part.weight, std=0.02)
+            nn.init.zeros_(part.bias)
+    with torch.no_grad():
+        for number, block in enumerate(blocks, start=1):
+            block.attn.proj.weight /= math.sqrt(2 * number)
+            block.mlp.fc2.weight /= math.sqrt(2 * number)
+
+
+def run_blocks(blocks: Iterable[Block], x: Tensor, rope: Rotary, valid: Tensor | None, remember: bool) -> Iterable[Tensor]:
+    """Yield x [b n d] after every block; `remember=False` recomputes activations in the backward pass instead of keeping them."""
+    for block in blocks:
+        x = block(x, rope, valid) if remember else checkpoint(block, x, rope, valid, use_reentrant=False)
+        yield x
+
+
+def gather(tokens: Tensor, index: Tensor) -> Tensor:
+    """Tokens [b n d] at index [b k] -> [b k d]."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+class Encoder(nn.Module):
+    """Video vision transformer over tubelets, with 3-D RoPE: clip [b c f y x] -> tokens [b n d].
+
+    levels      1, or 4: also normalise the outputs after 1/4, 2/4 and 3/4 of the depth (V-JEPA 2.1's multi-level targets).
+    image_path  a still image gets a patch embedding of its own with tubelet 1, and both modalities a learned mark (V-JEPA 2.1);
+                without it a single frame is repeated to fill one tubelet.
+    remember    keep activations for the backward pass (False: recompute them, less memory for about a third more time).
+    """
+
+    def __init__(
+        self,
+        dim: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        patch: int = 16,
+        tubelet: int = 2,
+        *,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        rope: str = "interleaved",
+        rope_base_grid: int | None = None,
+        levels: int = 1,
+        image_path: bool = False,
+    ):
+        super().__init__()
+        if levels not in (1, 4):
+            raise ValueError(f"levels={levels}: expected 1 (last block) or 4 (every quarter of the depth, V-JEPA 2.1)")
+        self.dim, self.depth, self.heads, self.patch, self.tubelet, self.levels = dim, depth, heads, patch, tubelet, levels
+        self.rope, self.rope_base_grid, self.remember = rope, rope_base_grid, True
+        self.patch_embed = nn.Linear(3 * tubelet * patch**2, dim)
+        self.patch_embed_img = nn.Linear(3 * patch**2, dim) if image_path else None
+        if image_path:
+            self.img_mod_embed, self.video_mod_embed = (nn.Parameter(torch.randn(1, 1, dim) * 1e-6) for _ in range(2))
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, drop_path * i / max(depth - 1, 1)) for i in range(depth))
+        self.norms = nn.ModuleDict({str((i + 1) * depth // levels - 1): nn.LayerNorm(dim, eps=1e-6) for i in range(levels)})
+        initialise(self, self.blocks)
+
+    def grid(self, clip: Tensor) -> Grid:
+        """Token grid (t, h, w) of clip [b c f y x]; raises ValueError where frames or pixels do not divide."""
+        f, y, x = clip.shape[-3:]
+        if (f > 1 and f % self.tubelet) or y % self.patch or x % self.patch:
+            raise ValueError(f"clip of {f} frames, {y} x {x}: frames must divide by {self.tubelet} (or be 1), sides by {self.patch}")
+        return max(f // self.tubelet, 1), y // self.patch, x // self.patch
+
+    def patchify(self, clip: Tensor) -> Tensor:
+        """Clip [b c f y x] -> flat pixels of each token [b n c*p*patch*patch], p the tubelet (1 for an image on its own path)."""
+        if clip.shape[2] == 1 and self.patch_embed_img is None:
+            clip = clip.expand(-1, -1, self.tubelet, -1, -1)
+        tubelet = min(self.tubelet, clip.shape[2])
+        return rearrange(clip, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=tubelet, q=self.patch, r=self.patch)
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Flat pixels [b k p] -> tokens [b k d]."""
+        if self.patch_embed_img is None:
+            return self.patch_embed(patches)
+        still = patches.shape[-1] == self.patch_embed_img.in_features
+        return self.patch_embed_img(patches) + self.img_mod_embed if still else self.patch_embed(patches) + self.video_mod_embed
+
+    def encode(self, patches: Tensor, grid: Grid, keep: Tensor | None = None, valid: Tensor | None = None, levels: bool = False) -> Tensor:
+        """Patches [b n p] of a `grid`, only those in `keep` [b k] if given -> tokens [b k d], or [b k levels*d] with `levels`."""
+        x = self.embed(patches if keep is None else gather(patches, keep))
+        tables = rotary(grid, self.dim // self.heads, self.rope, self.rope_base_grid)
+        rope = tables.to(x).at(keep)
+        outputs = run_blocks(self.blocks, x, rope, valid, self.remember or not torch.is_grad_enabled())
+        if not levels or self.levels == 1:
+            for x in outputs:
+                pass
+            return self.norms[str(self.depth - 1)](x)
+        return torch.cat([self.norms[str(i)](x) for i, x in enumerate(outputs) if str(i) in self.norms], dim=-1)
+
+    def forward(self, clip: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Clip [b c f y x], normalised floats -> last-level tokens [b n d], or only those in `keep` [b k]."""
+        return self.encode(self.patchify(clip), self.grid(clip), keep)
+
+
+class Predictor(nn.Module):
+    """Narrow transformer that guesses the teacher's tokens at hidden places from the student's tokens at seen ones.
+
+    kinds  mask tokens, one per mask kind, zero at the start (V-JEPA 1; V-JEPA 2 in effect shares the first among kinds).
+    """
+
+    def __init__(self, width: int, dim: int = 256, depth: int = 8, heads: int = 8, *, levels: int = 1, kinds: int = 2, rope="interleaved"):
+        super().__init__()
+        self.dim, self.heads, self.rope = dim, heads, rope
+        single = nn.Linear(width, dim)
+        self.embed = single if levels == 1 else nn.Sequential(nn.Linear(levels * width, width), nn.GELU(), single)
+        self.mask_tokens = nn.Parameter(torch.zeros(kinds, 1, 1, dim))
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.proj = nn.Linear(dim, levels * width)
+        self.proj_context = nn.Linear(dim, levels * width) if levels > 1 else None
+        initialise(self, self.blocks)
+
+    def forward(self, tokens: Tensor, mask: Mask, grid: Grid, kind: int = 0) -> tuple[Tensor, Tensor]:
+        """Student tokens [b k d] at mask.seen -> (prediction [b m d] at mask.hidden, own state [b k p] at mask.seen)."""
+        seen, hidden = mask.seen, mask.hidden
+        blank = self.mask_tokens[kind % len(self.mask_tokens)].to(tokens.dtype).expand(*hidden.shape, -1)
+        x = torch.cat([self.embed(tokens).to(blank.dtype), blank], dim=1)
+        # The rotary tables carry the places, so tokens need no sorting by place as upstream does.
+        rope = rotary(grid, self.dim // self.heads, self.rope).to(x).at(torch.cat([seen, hidden], dim=1))
+        valid = None if mask.seen_valid is None else torch.cat([mask.seen_valid, mask.hidden_valid], dim=1)
+        for x in run_blocks(self.blocks, x, rope, valid, remember=True):
+            pass
+        state, guess = self.norm(x).split((seen.shape[1], hidden.shape[1]), dim=1)
+        return self.proj(guess), state
+
+    def context(self, state: Tensor) -> Tensor:
+        """Prediction [b k d] at the seen places from the predictor's own state there (V-JEPA 2.1's context loss)."""
+        return (self.proj if self.proj_context is None else self.proj_context)(state)
+
+
+class VJEPA(nn.Module):
+    """Student encoder, predictor and teacher encoder.
+
+    teacher    "ema": a slow copy of the student, moved by `update_teacher`; "online": the student itself, behind a stop-gradient;
+               "frozen": the copy never moves.
+    stop_grad  False lets gradients flow into an online teacher's targets (what the paper's released code does without EMA).
+    bf16       run the passes under bf16 autocast; latents come out in fp32 either way.
+    """
+
+    def __init__(self, student: Encoder, predictor: Predictor, *, teacher: str = "ema", stop_grad: bool = True, bf16: bool = False):
+        super().__init__()
+        if teacher not in TEACHERS:
+            raise ValueError(f"teacher {teacher!r}: expected one of {', '.join(TEACHERS)}")
+        self.student, self.predictor, self.teacher_mode, self.stop_grad, self.bf16 = student, predictor, teacher, stop_grad, bf16
+        self.teacher = None if teacher == "online" else copy.deepcopy(student).requires_grad_(False)
+
+    @classmethod
+    def build(cls, preset: Preset, *, teacher: str = "ema", stop_grad: bool = True, levels: int = 1, bf16: bool = False, **encoder) -> "VJEPA":
+        """The model of a preset's size; further keywords go to the Encoder."""
+        p = preset
+        student = Encoder(p.dim, p.depth, p.heads, p.patch, p.tubelet, levels=levels, **encoder)
+        predictor = Predictor(p.dim, p.pred_dim, p.pred_depth, p.pred_heads, levels=levels, rope=student.rope)
+        return cls(student, predictor, teacher=teacher, stop_grad=stop_grad, bf16=bf16)
+
+    @property
+    def width(self) -> int:
+        """Channels d of the latents: the student's width times its levels."""
+        return self.student.dim * self.student.levels
+
+    def latents(self, clip: Tensor, masks: list[Mask], **context) -> "Latents":
+        """What student, teacher and predictor make of clip [b c f y x] under `masks`; nothing is computed before it is asked for."""
+        return Latents(self, clip, masks, **context)
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """teacher <- momentum * teacher + (1 - momentum) * student, all parameters in one call."""
+        if self.teacher_mode == "ema":
+            torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
+
+
+class Latents:
+    """A clip as student, teacher and predictor see it: every view is computed when first asked for, once, and comes out in fp32.
+
+    A list holds one tensor per mask kind. An objective pays for what it touches: the baseline never asks for `z`.
+    step, progress  training step and share of the training done (0 to 1), for terms that depend on them.
+    full            say that `z` will be asked for: an online teacher then shares that pass instead of running its own.
+    """
+
+    def __init__(self, model: VJEPA, clip: Tensor, masks: list[Mask], *, step: int = 0, progress: float = 0.0, full: bool = False):
+        self.model, self.clip, self.masks, self.step, self.progress, self.full = model, clip, masks, step, progress, full
+        self.grid = model.student.grid(clip)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.clip.device.type, torch.bfloat16, enabled=self.model.bf16)
+
+    @cached_property
+    def patches(self) -> Tensor:
+        """Flat pixels of all tokens [b n p], in the precision of the passes."""
+        return self.model.student.patchify(self.clip.bfloat16() if self.model.bf16 else self.clip)
+
+    def _encode(self, encoder: Encoder, keep: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+        with self.autocast():
+            return encoder.encode(self.patches, self.grid, keep, valid, levels=True).float()
+
+    def on_grid(self, tokens: Tensor) -> Tensor:
+        """[b n d] -> [b t h w d]."""
+        return tokens.unflatten(1, self.grid)
+
+    def normalise(self, tokens: Tensor) -> Tensor:
+        """LayerNorm without affine over the channels of each level (V-JEPA's targets)."""
+        dim = self.model.student.dim
+        return F.layer_norm(tokens.unflatten(-1, (-1, dim)), (dim,)).flatten(-2)
+
+    @cached_property
+    def seen(self) -> list[Tensor]:
+        """Student's tokens of the seen places, one pass per mask kind: [b k d]."""
+        return [self._encode(self.model.student, m.seen, m.seen_valid) for m in self.masks]
+
+    @cached_property
+    def z(self) -> Tensor:
+        """Student's view of the full clip, with gradient: [b t h w d]. Costs a second student pass."""
+        return self.on_grid(self._encode(self.model.student))
+
+    @cached_property
+    def h(self) -> Tensor:
+        """Teacher's view of the full clip, normalised: [b t h w d]; without gradient, unless `stop_grad` is off."""
+        if self.model.teacher is not None:
+            with torch.no_grad():
+                return self.on_grid(self.normalise(self._encode(self.model.teacher)))
+        if not self.model.stop_grad:
+            return self.normalise(self.z)
+        with torch.no_grad():
+            return self.normalise(self.z.detach() if self.full else self.on_grid(self._encode(self.model.student)))
+
+    @cached_property
+    def target(self) -> list[Tensor]:
+        """Teacher's tokens at the hidden places: [b m d]."""
+        return [gather(self.h.flatten(1, 3), m.hidden) for m in self.masks]
+
+    @cached_property
+    def _predicted(self) -> list[tuple[Tensor, Tensor]]:
+        with self.autocast():
+            return [self.model.predictor(z, m, self.grid, i) for i, (z, m) in enumerate(zip(self.seen, self.masks, strict=True))]
+
+    @cached_property
+    def pred(self) -> list[Tensor]:
+        """Predictor's guess at the hidden places: [b m d]."""
+        return [guess.float() for guess, _ in self._predicted]
+
+    @cached_property
+    def context(self) -> list[Tensor]:
+        """Predictor's guess at the seen places: [b k d] (V-JEPA 2.1)."""
+        with self.autocast():
+            return [self.model.predictor.context(state).float() for _, state in self._predicted]
+
+    def scatter(self, tokens: Tensor, index: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Tokens [b k d] at places [b k] -> the full grid [b t h w d], zero elsewhere; those not `valid` are dropped."""
+        n = math.prod(self.grid)
+        index = index if valid is None else index.masked_fill(~valid, n)  # place n is thrown away
+        full = tokens.new_zeros(len(tokens), n + 1, tokens.shape[-1])
+        return self.on_grid(full.scatter(1, index.unsqueeze(-1).expand_as(tokens), tokens)[:, :n])
+
+    def places(self, index: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Boolean grid [b t h w]: True at the places in index [b k] (those that are `valid`)."""
+        return self.scatter(torch.ones_like(index, dtype=torch.bool).unsqueeze(-1), index, valid).squeeze(-1)
+
+
+def count(module: nn.Module, where: Callable[[nn.Parameter], bool] = lambda p: True) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters() if where(p))

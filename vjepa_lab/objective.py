@@ -1,0 +1,368 @@
+"""The algebra of objectives: frozen values with `+` and `*` whose repr is the code that rebuilds them.
+
+A term maps a `View` of the latents to an error map of any shape; an objective is a weighted sum of terms; `Loss` holds the trainable
+heads and turns latents into numbers. A new objective is a small class and one expression:
+
+    class Straight(Term):
+        "Latent paths should bend as little as possible."
+        def error(self, view, head):                                    # [b t-2 h w]
+            v = diff(view.z)
+            return 1 - F.cosine_similarity(v[:, 1:], v[:, :-1], dim=-1)
+
+    recipe = Recipe(JEPA() + 0.1 * Straight())
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple, dataclass_transform
+
+import torch
+from torch import Tensor, nn
+
+from vjepa_lab.masks import Mask, MultiBlock
+from vjepa_lab.values import Value
+
+VIEWS = ("full", "visible", "hidden")
+
+
+# ---------------------------------------------------------------------------------------------------------------- schedules
+
+
+@dataclass(frozen=True, repr=False)
+class Schedule(Value):
+    """A weight that changes over training: called with progress in [0, 1]. `schedule * term` weighs a term by it."""
+
+    start: float
+    end: float
+
+    def __call__(self, progress: float) -> float:
+        raise NotImplementedError(f"{type(self).__name__} must say its value at a progress between 0 and 1")
+
+    def __mul__(self, other):
+        return replace(self, start=self.start * other, end=self.end * other) if isinstance(other, int | float) else other * self
+
+    __rmul__ = __mul__
+
+
+@dataclass(frozen=True, repr=False)
+class Cosine(Schedule):
+    """Half a cosine from `start` to `end` over the whole training."""
+
+    def __call__(self, progress: float) -> float:
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
+
+
+@dataclass(frozen=True, repr=False)
+class Ramp(Schedule):
+    """`start` until progress `begin`, then linear, `end` from progress `until` on (V-JEPA 2.1: 0 to 0.5 from half-way to the end)."""
+
+    begin: float = 0.0
+    until: float = 1.0
+
+    def __call__(self, progress: float) -> float:
+        share = (progress - self.begin) / max(self.until - self.begin, 1e-12)
+        return self.start + (self.end - self.start) * min(max(share, 0.0), 1.0)
+
+
+Weight = float | Schedule
+
+# --------------------------------------------------------------------------------------------------------------- what a term sees
+
+
+class View:
+    """What one term sees of one batch. With `view="full"` there is one View; otherwise one per mask kind.
+
+    z       student's tokens [b t h w d], normalised and cut to the channels that the term asks for (`norm`, `on`); in the visible view
+            those of the seen places, zero elsewhere
+    h       teacher's tokens [b t h w d], normalised, no gradient
+    valid   boolean [b t h w] (visible), [b m] (hidden, padded masks), or None: every place counts
+    pred, target, hidden    at the hidden places: prediction and teacher [b m d], token ids [b m]
+    context, seen           at the seen places: prediction [b k d], token ids [b k]
+    clip    [b c f y x] normalised pixels; grid (t, h, w); step, progress
+    """
+
+    def __init__(self, latents, name: str = "full", kind: int = 0, *, norm: str = "layer", on: str = "all"):
+        self.latents, self.name, self.kind, self.norm, self.on = latents, name, kind, norm, on
+        self.clip, self.grid, self.step, self.progress = latents.clip, latents.grid, latents.step, latents.progress
+
+    @property
+    def mask(self) -> Mask:
+        return self.latents.masks[self.kind]
+
+    @cached_property
+    def z(self) -> Tensor:
+        lat = self.latents
+        z = lat.z if self.name == "full" else lat.seen[self.kind]
+        z = lat.normalise(z) if self.norm == "layer" else z
+        half = z.shape[-1] // 2
+        z = {"all": z, "app": z[..., :half], "dyn": z[..., half:]}[self.on]
+        z = torch.nn.functional.layer_norm(z, z.shape[-1:]) if self.norm == "half" else z
+        return z if self.name == "full" else lat.scatter(z, self.mask.seen, self.mask.seen_valid)
+
+    @property
+    def h(self) -> Tensor:
+        return self.latents.h
+
+    @cached_property
+    def valid(self) -> Tensor | None:
+        if self.name == "hidden":
+            return self.mask.hidden_valid
+        return None if self.name == "full" else self.latents.places(self.mask.seen, self.mask.seen_valid)
+
+    @property
+    def pred(self) -> Tensor:
+        return self.latents.pred[self.kind]
+
+    @property
+    def target(self) -> Tensor:
+        return self.latents.target[self.kind]
+
+    @property
+    def context(self) -> Tensor:
+        return self.latents.context[self.kind]
+
+    @property
+    def hidden(self) -> Tensor:
+        return self.mask.hidden
+
+    @property
+    def seen(self) -> Tensor:
+        return self.mask.seen
+
+    def valid_for(self, error: Tensor) -> Tensor | None:
+        """Which entries of an error map count, read off its shape: an entry [b t-j h w] made of j+1 steps needs all of them valid."""
+        valid = self.valid
+        if valid is None or valid.shape == error.shape:
+            return valid
+        b, t, *space = valid.shape
+        if error.ndim == 4 and error.shape[0] == b and list(error.shape[2:]) == space and error.shape[1] < t:
+            return valid.unfold(1, t - error.shape[1] + 1, 1).all(-1)
+        raise ValueError(
+            f"through view={self.name!r} an error map has one entry per token, {[b, t, *space]} or fewer steps; got {list(error.shape)}. "
+            "Return ErrorMap(value, weight) to say yourself which entries count."
+        )
+
+
+class ErrorMap(NamedTuple):
+    """An error map with a non-negative weight per entry (None: all alike). Its mean is sum(weight * value) / sum(weight)."""
+
+    value: Tensor
+    weight: Tensor | None = None
+
+    def mean(self) -> Tensor:
+        """Scalar; a differentiable zero where no entry counts (an image has no temporal difference)."""
+        if self.value.numel() == 0:
+            return self.value.sum()
+        if self.weight is None:
+            return self.value.mean()
+        weight = self.weight.to(self.value.dtype).expand_as(self.value)
+        return (self.value * weight).sum() / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
+
+
+def diff(x: Tensor) -> Tensor:
+    """Difference along token time: [b t ...] -> [b t-1 ...]."""
+    return x[:, 1:] - x[:, :-1]
+
+
+# ------------------------------------------------------------------------------------------------------------------------- algebra
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=False)
+class Term(Value):
+    """One equation. A subclass is made a frozen dataclass by itself; it defines `error` and, if it trains a head, `head`.
+
+    view  "full": student and teacher see the whole clip (a second student pass); "visible": the seen tokens of each mask kind, at no
+          extra pass; "hidden": prediction and target at the hidden places.
+    norm  what z passes through before the term: "layer" (LayerNorm without affine, as the teacher's h), "half" (the same over the
+          chosen half alone) or "raw" (the encoder's output, whose gain the JEPA loss does not see).
+    on    channels of z that the term sees: "all", "app" (first half), "dyn" (second half).
+    """
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        dataclass(frozen=True, repr=False)(cls)
+
+    view: str = field(default="full", kw_only=True)
+    norm: str = field(default="layer", kw_only=True)
+    on: str = field(default="all", kw_only=True)
+
+    def __post_init__(self):
+        for name, allowed in (("view", VIEWS), ("norm", ("layer", "half", "raw")), ("on", ("all", "app", "dyn"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{type(self).__name__}({name}={getattr(self, name)!r}): expected one of {', '.join(allowed)}")
+
+    def error(self, view: View, head: nn.Module | None) -> Tensor | ErrorMap:
+        """The error map of any shape, in fp32; `head` is what `self.head` made."""
+        raise NotImplementedError(f"{type(self).__name__} must define error(self, view, head)")
+
+    def head(self, dim: int) -> nn.Module | None:
+        """A trainable head for latents of `dim` channels (before `on` cuts them), or None."""
+        return None
+
+    def width(self, dim: int) -> int:
+        """Channels of z that this term sees when the latents have `dim`."""
+        return dim if self.on == "all" else dim // 2 if self.on == "app" else dim - dim // 2
+
+    def seen_as(self, view: str) -> "Term":
+        """The same term through another view; a term on hidden places stays as it is."""
+        return self if self.view == "hidden" else replace(self, view=view)
+
+    def views(self, latents) -> Iterator[View]:
+        kinds = 1 if self.view == "full" else len(latents.masks)
+        return (View(latents, self.view, kind, norm=self.norm, on=self.on) for kind in range(kinds))
+
+    def maps(self, latents, head: nn.Module | None) -> list[ErrorMap]:
+        """The error map seen through each view, with what counts in it."""
+        out = []
+        for view in self.views(latents):
+            error = self.error(view, head)
+            out.append(error if isinstance(error, ErrorMap) else ErrorMap(error, view.valid_for(error)))
+        return out
+
+    def loss(self, latents, head: nn.Module | None = None) -> Tensor:
+        """Mean of each map, then over mask kinds (as V-JEPA averages)."""
+        means = [m.mean() for m in self.maps(latents, head)]
+        return sum(means) / len(means)
+
+    @property
+    def label(self) -> str:
+        """Short name for logs and figures: the class and the channels it sees."""
+        return type(self).__name__ + ("" if self.on == "all" else f"[{self.on}]")
+
+    def __add__(self, other):
+        return as_objective(self) + other
+
+    def __radd__(self, other):
+        return as_objective(other) + self
+
+    def __mul__(self, weight):
+        return Objective(((weight, self),))
+
+    __rmul__ = __mul__
+
+
+# The base carries the fields too; __init_subclass__ runs for subclasses only.
+Term = dataclass(frozen=True, repr=False)(Term)
+
+
+@dataclass(frozen=True, repr=False)
+class Objective(Value):
+    """A weighted sum of terms: ((weight, term), ...). Build it with `+` and `*`."""
+
+    terms: tuple[tuple[Weight, Term], ...]
+
+    def __post_init__(self):
+        for weight, term in self.terms:
+            if not isinstance(term, Term) or not isinstance(weight, int | float | Schedule):
+                raise TypeError(f"an objective sums weight * Term; got {weight!r} * {term!r}")
+
+    def __add__(self, other):
+        return Objective(self.terms + as_objective(other).terms)
+
+    def __radd__(self, other):
+        return as_objective(other) + self
+
+    def __mul__(self, weight: Weight):
+        return Objective(tuple((w * weight, t) for w, t in self.terms))
+
+    __rmul__ = __mul__
+
+    def __repr__(self) -> str:
+        return " + ".join(f"{t!r}" if w == 1 and not isinstance(w, Schedule) else f"{w!r}*{t!r}" for w, t in self.terms)
+
+    def __iter__(self) -> Iterator[tuple[Weight, Term]]:
+        return iter(self.terms)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One distinct short name per term."""
+        labels, out = [t.label for _, t in self.terms], []
+        for i, label in enumerate(labels):
+            again = labels[:i].count(label)
+            out.append(f"{label}#{again + 1}" if again else label)
+        return tuple(out)
+
+    @property
+    def views(self) -> frozenset[str]:
+        return frozenset(t.view for _, t in self.terms)
+
+    def seen_as(self, view: str) -> "Objective":
+        """The same objective with every auxiliary (a term that looks at z) seen through `view`."""
+        return Objective(tuple((w, t.seen_as(view)) for w, t in self.terms))
+
+
+def as_objective(value) -> Objective:
+    """A term or an objective as an objective; 0 is the empty sum, so that `sum(terms)` works."""
+    if isinstance(value, Objective):
+        return value
+    if isinstance(value, Term):
+        return Objective(((1.0, value),))
+    if isinstance(value, int | float) and value == 0:
+        return Objective(())
+    raise TypeError(f"cannot add {value!r} to an objective: expected a Term or an Objective")
+
+
+class Loss(nn.Module):
+    """An objective with its trainable heads.
+
+    dim  channels of the latents (`VJEPA.width`).
+    """
+
+    def __init__(self, objective: Objective | Term, dim: int):
+        super().__init__()
+        self.objective = as_objective(objective)
+        heads = [term.head(dim) for _, term in self.objective]
+        self.heads = nn.ModuleList(nn.Identity() if head is None else head for head in heads)
+
+    def forward(self, latents) -> tuple[Tensor, dict[str, Tensor]]:
+        """(total, {term name: unweighted loss}) as scalars on the device; reading them is what waits for it.
+
+        Raises FloatingPointError or ValueError naming the term whose map is no usable error map.
+        """
+        parts = {
+            name: term.loss(latents, head)
+            for name, (_, term), head in zip(self.objective.names, self.objective, self.heads, strict=True)
+        }
+        weights = [w(latents.progress) if isinstance(w, Schedule) else w for w, _ in self.objective]
+        return sum(w * part for w, part in zip(weights, parts.values(), strict=True)), parts
+
+
+# -------------------------------------------------------------------------------------------------------------------------- recipe
+
+
+@dataclass(frozen=True, repr=False)
+class Recipe(Value):
+    """All that a pretraining varies: what is minimised, what is hidden, and what gives the targets.
+
+    masks      how tokens are hidden (`masks.MultiBlock` ...)
+    teacher    "ema" | "online" (the student behind a stop-gradient) | "frozen" (its first weights)
+    stop_grad  False: an online teacher's targets carry gradient (as the paper's released code without EMA)
+    levels     1, or 4: students and teachers speak at four depths (V-JEPA 2.1; what the released code trains)
+    probe      which encoder evaluation takes: "student" | "teacher" | "initial" (the encoder before training)
+    """
+
+    objective: Objective
+    masks: MultiBlock = field(default_factory=MultiBlock)
+    teacher: str = "ema"
+    stop_grad: bool = True
+    levels: int = 1
+    probe: str = "student"
+
+    def __post_init__(self):
+        object.__setattr__(self, "objective", as_objective(self.objective))
+        for name, allowed in (
+            ("teacher", ("ema", "online", "frozen")),
+            ("levels", (1, 4)),
+            ("probe", ("student", "teacher", "initial")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"Recipe({name}={getattr(self, name)!r}): expected one of {', '.join(map(str, allowed))}")
+        if not self.objective.terms:
+            raise ValueError("a recipe needs an objective with at least one term, such as JEPA()")
+
+
+def as_recipe(value) -> Recipe:
+    """A recipe, or the recipe of a bare objective or term with the default masks and EMA teacher."""
+    return value if isinstance(value, Recipe) else Recipe(as_objective(value))

@@ -1,0 +1,60 @@
+"""3-D rotary position embedding: cos and sin tables made once per token grid, gathered by token index.
+
+Each head vector is laid out as [time | row | column | rest]; the first three parts rotate by the token's coordinate on that axis, the
+rest does not rotate (V-JEPA 2, vjepa2:src/models/utils/modules.py RoPEAttention).
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+STYLES = ("interleaved", "vjepa2")
+
+
+class Rotary(NamedTuple):
+    """cos and signed sin of every channel of a head, [n d] or [b n d]; channels that do not rotate have cos 1, sin 0."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def at(self, index: Tensor | None) -> "Rotary":
+        """The rows of the tokens in `index` [b k]; all tokens where it is None."""
+        return self if index is None else Rotary(self.cos[index], self.sin[index])
+
+    def to(self, like: Tensor) -> "Rotary":
+        return Rotary(self.cos.to(like), self.sin.to(like))
+
+
+@lru_cache(maxsize=32)
+def rotary(grid: tuple[int, int, int], head_dim: int, style: str = "interleaved", base_grid: int | None = None) -> Rotary:
+    """Tables for all tokens of a `grid` (t, h, w), fp32 on the CPU.
+
+    style      "interleaved": neighbouring channels share an angle, so attention depends on distance alone (V-JEPA 2.1).
+               "vjepa2": angles repeated block-wise while channels still pair as neighbours, kept by V-JEPA 2 for its checkpoints; it is
+               not a relative encoding.
+    base_grid  stretch rows and columns onto a square grid of this many tokens a side (V-JEPA 2.1 `interpolate_rope`, 16); time stays.
+    """
+    if style not in STYLES:
+        raise ValueError(f"rope style {style!r}: expected one of {', '.join(STYLES)}")
+    t, h, w = grid
+    width = 2 * (head_dim // 3 // 2)  # rotated channels per axis
+    if width == 0 or head_dim % 2:
+        raise ValueError(f"head width {head_dim}: 3-D RoPE needs an even number of channels, 6 at least")
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in (t, h, w)), indexing="ij")
+    if base_grid is not None:
+        stretch = [1.0] + [(base_grid - 1) / (n - 1) if n > 1 else 1.0 for n in (h, w)]
+        axes = [a * s for a, s in zip(axes, stretch, strict=True)]
+    omega = 10_000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width / 2))
+    spread = (lambda a: a.repeat_interleave(2, -1)) if style == "interleaved" else (lambda a: a.repeat(1, 2))
+    angle = torch.cat([spread(a.reshape(-1, 1) * omega) for a in axes], dim=-1)  # [n 3*width]
+    angle = torch.nn.functional.pad(angle, (0, head_dim - 3 * width))
+    sign = torch.tensor([-1.0, 1.0], dtype=torch.float64).repeat(head_dim // 2)
+    return Rotary(angle.cos().float(), (angle.sin() * sign).float())
+
+
+def rotate(x: Tensor, rope: Rotary) -> Tensor:
+    """Rotate every head: x [... n heads d] by rope [... n d] with the same leading axes."""
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(x * rope.cos.unsqueeze(-2), swapped, rope.sin.unsqueeze(-2))

@@ -1,0 +1,63 @@
+"""Values that print as the code that rebuilds them, and the reader of such code."""
+
+import ast
+from dataclasses import MISSING, fields
+
+
+class Value:
+    """Base of frozen dataclasses: repr is the shortest constructor call, fields at their default left out."""
+
+    def __repr__(self) -> str:
+        parts, positional = [], True
+        for f in fields(self):
+            if not f.init:
+                continue
+            here = getattr(self, f.name)
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            positional = positional and not f.kw_only
+            if default is not MISSING and here == default:
+                positional = False
+            else:
+                parts.append(repr(here) if positional and default is MISSING else f"{f.name}={here!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def vocabulary() -> dict[str, type]:
+    """Every public value class of the package by name: what an expression may use."""
+    from vjepa_lab import masks, objective, terms
+
+    found = {}
+    for module in (masks, objective, terms):
+        found |= {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Value) and not k.startswith("_")}
+    return found
+
+
+def read(text: str, names: dict[str, type] | None = None):
+    """Rebuild a value from its repr. Only sums, products, numbers, strings, tuples and calls of known classes are read; nothing is executed.
+
+    Raises ValueError that names what is not understood.
+    """
+    names = names or vocabulary()
+
+    def build(node):
+        match node:
+            case ast.Expression(body=body):
+                return build(body)
+            case ast.Constant(value=value):
+                return value
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -build(operand)
+            case ast.Tuple(elts=elements):
+                return tuple(build(e) for e in elements)
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return build(left) + build(right)
+            case ast.BinOp(left=left, op=ast.Mult(), right=right):
+                return build(left) * build(right)
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in names:
+                return names[name](*map(build, args), **{k.arg: build(k.value) for k in keywords})
+        raise ValueError(f"cannot read {ast.unparse(node)!r} in {text!r}: expected sums and products of {', '.join(sorted(names))}")
+
+    try:
+        return build(ast.parse(text.strip(), mode="eval"))
+    except SyntaxError as error:
+        raise ValueError(f"not an expression: {text!r} ({error.msg})") from None
