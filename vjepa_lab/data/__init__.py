@@ -1,0 +1,7 @@
+"""Clips from video files, images and a synthetic world, in batches whose order the seed alone decides."""
+
+from .core import Batch, ClipError, DataError, Fault, Sample, Source, denormalize, normalize
+from .loader import loader
+from .sources import open
+
+__all__ = ["Batch", "ClipError", "DataError", "Fault", "Sample", "Source", "denormalize", "loader", "normalize", "open"]

@@ -1,0 +1,199 @@
+"""What every data set is made of: samples, batches, sources, and named faults.
+
+Axes: b batch, c colour (RGB), f y x frames/rows/columns of pixels.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+NO_LABEL = -1
+"""A sample's label when its source does not know that factor (an image has no motion)."""
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's channel mean and standard deviation for pixels in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One clip that could not be read: which file, and why."""
+
+    path: str
+    why: str
+
+
+class ClipError(Exception):
+    """A clip cannot be read. It is skipped and counted; only too many of them stop a run."""
+
+    def __init__(self, path, why):
+        self.fault = Fault(str(path), " ".join(str(why).split()) or "unreadable")
+        super().__init__(f"{self.fault.path}: {self.fault.why}")
+
+    def __reduce__(self):
+        return type(self), (self.fault.path, self.fault.why)
+
+
+class DataError(ValueError):
+    """A data set cannot be used as asked; the message says what was found, what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip `[c f y x]` uint8, its labels by name, and its index in the source."""
+
+    clip: Tensor
+    labels: dict[str, int]
+    index: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips `[b c f y x]` uint8, labels by name `[b]` (-1: none), indices in the source `[b]`, and what could not be read."""
+
+    clip: Tensor
+    labels: dict[str, Tensor]
+    index: Tensor
+    faults: tuple[Fault, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.clip)
+
+    def to(self, device, non_blocking: bool = True) -> Batch:
+        labels = {k: v.to(device, non_blocking=non_blocking) for k, v in self.labels.items()}
+        return Batch(self.clip.to(device, non_blocking=non_blocking), labels, self.index, self.faults)
+
+    def pin_memory(self) -> Batch:
+        return Batch(self.clip.pin_memory(), {k: v.pin_memory() for k, v in self.labels.items()}, self.index, self.faults)
+
+
+def stack(samples: list[Sample], names, faults=()) -> Batch:
+    """Samples of one shape -> Batch with the labels `names`."""
+    labels = {name: torch.tensor([s.labels.get(name, NO_LABEL) for s in samples]) for name in names}
+    return Batch(torch.stack([s.clip for s in samples]), labels, torch.tensor([s.index for s in samples]), tuple(faults))
+
+
+def normalize(clip: Tensor) -> Tensor:
+    """uint8 `[... c f y x]` -> float32 with ImageNet's mean and standard deviation, what every model here takes."""
+    std = torch.tensor(STD, device=clip.device).view(3, 1, 1, 1)
+    mean = torch.tensor(MEAN, device=clip.device).view(3, 1, 1, 1)
+    return torch.addcmul(-mean / std, clip.float(), 1 / (255 * std))
+
+
+def denormalize(clip: Tensor) -> Tensor:
+    """The inverse of `normalize`: float -> uint8 pixels, clamped."""
+    std = torch.tensor(STD, device=clip.device).view(3, 1, 1, 1)
+    mean = torch.tensor(MEAN, device=clip.device).view(3, 1, 1, 1)
+    return ((clip.float() * std + mean) * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def listed(faults: list[Fault], most: int = 5) -> str:
+    """The first few faults, one a line."""
+    more = [f"  ... and {len(faults) - most} more"] if len(faults) > most else []
+    return "\n".join([f"  {fault.path}: {fault.why}" for fault in faults[:most]] + more)
+
+
+@dataclass
+class Faults:
+    """Counts distinct bad files against the files tried, and says when there are too many to go on.
+
+    Up to `share` of the source may fail (but at least 3 files before a run is stopped, and never half of the source).
+    """
+
+    total: int
+    share: float = 0.05
+    seen: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def limit(self) -> float:
+        return min(max(3.0, self.share * self.total), self.total / 2)
+
+    def record(self, faults) -> None:
+        """Add faults; raises DataError with the first few names once the limit is passed."""
+        self.seen.update({fault.path: fault.why for fault in faults})
+        if self.seen and len(self.seen) >= self.limit:
+            raise DataError(
+                f"{len(self.seen)} of {self.total} files cannot be read, too many to go on (allowed: {self.share:.0%}); "
+                f"remove or replace them, or pass bad=SHARE to allow more:\n" + listed([Fault(*item) for item in self.seen.items()])
+            )
+
+
+class Source(Dataset):
+    """Clips by index: a map-style data set, deterministic per (seed, index, epoch).
+
+    `source[index]` or `source[(index, epoch)]` -> `Sample`. `classes` maps each label's name to its class names;
+    `fixed` says that the epoch makes no difference, so clips can be kept. Subclasses write `read` and `__len__`.
+    """
+
+    name: str = ""
+    split: str = "train"
+    classes: dict[str, list[str]]
+    fixed: bool = False
+    bad: float = 0.05
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, index: int, epoch: int = 0) -> Sample:
+        """The sample at `index`; raises ClipError if it cannot be read."""
+        raise NotImplementedError
+
+    @property
+    def labels(self) -> dict[str, Tensor]:
+        """Every label of every clip, `[n]` each, without reading a clip."""
+        raise NotImplementedError
+
+    def read_or_replace(self, index: int, epoch: int, attempts: int = 16) -> tuple[Sample, list[Fault]]:
+        """Read a clip, or the first readable of its stand-ins; always the same one for the same index."""
+        faults, places = [], [index]
+        while places:
+            try:
+                return self.read(places.pop(), epoch), faults
+            except ClipError as error:
+                if not faults:
+                    places = random.Random(index).sample(range(len(self)), min(attempts, len(self)))
+                faults.append(error.fault)
+        raise DataError(f"{len(faults)} clips in a row cannot be read, too many to go on:\n" + listed(faults))
+
+    def __getitem__(self, key) -> Sample:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        return self.read_or_replace(index % len(self), epoch)[0]
+
+    def batch(self, keys, replace: bool = True) -> Batch:
+        """Clips of the (index, epoch) pairs `keys`; an unreadable one is replaced, or left out (`replace=False`)."""
+        samples, faults = [], []
+        for index, epoch in keys:
+            if replace:
+                sample, bad = self.read_or_replace(index, epoch)
+                samples.append(sample)
+                faults += bad
+                continue
+            try:
+                samples.append(self.read(index, epoch))
+            except ClipError as error:
+                faults.append(error.fault)
+        if not samples:
+            return Batch(torch.empty(0), {}, torch.empty(0, dtype=torch.long), tuple(faults))
+        return stack(samples, self.classes, faults)
+
+    @property
+    def faults(self) -> Faults:
+        """What could not be read so far, as the loaders of this process have seen it."""
+        if "_faults" not in self.__dict__:
+            self._faults = Faults(len(self), self.bad)
+        return self._faults
+
+    def report(self) -> dict:
+        """For the end of a run: how many files there are, how many could not be read, and which."""
+        bad = dict(self.faults.seen)
+        return {"source": self.name, "split": self.split, "clips": len(self), "unreadable": len(bad), "files": bad}
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{name} ({len(values)})" for name, values in self.classes.items())
+        return f"{self.name} [{self.split}]: {len(self)} clips, labels {names}"
