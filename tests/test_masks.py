@@ -9,6 +9,7 @@ import torch
 
 from vjepa_lab import masks
 from vjepa_lab.masks import Blocks, Mask, Motion, MultiBlock, Size, Uniform, motion_score
+from vjepa_lab.values import read
 
 SHORT, LONG = Blocks(8, 0.15), Blocks(2, 0.7)
 PAPER, MICRO, IMAGE, ODD = (8, 14, 14), (4, 8, 8), (1, 14, 14), (3, 5, 9)
@@ -85,8 +86,15 @@ def test_padding_repeats_the_last_valid_id_and_reaches_the_longest_row():
     for mask in draw(MultiBlock(truncate="padded"), batch=16):
         for ids, valid in ((mask.seen, mask.seen_valid), (mask.hidden, mask.hidden_valid)):
             assert valid.any(0).all() and not valid.all()
+            assert valid.shape == ids.shape
             last = ids.masked_fill(~valid, -1).amax(1, keepdim=True)
             assert torch.equal(ids, torch.where(valid, ids, last))
+
+
+def test_padding_is_marked_in_both_lists_or_in_none():
+    for name in ("padded", "padded max_keep"):
+        assert all(mask.seen_valid is not None and mask.hidden_valid is not None for mask in draw(OPTIONS[name], batch=16))
+    assert all(mask.seen_valid is None and mask.hidden_valid is None for mask in draw(MultiBlock()) + draw(OPTIONS["padded"], batch=1))
 
 
 @pytest.mark.parametrize("truncate", ["official", "random", "padded"])
@@ -366,8 +374,8 @@ def test_an_integer_clip_gives_the_same_mask_as_its_float():
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_repr_rebuilds_an_equal_hashable_value(name):
-    again = eval(repr(ALL[name]), vars(masks))
-    assert again == ALL[name] and hash(again) == hash(ALL[name])
+    for again in (eval(repr(ALL[name]), vars(masks)), read(repr(ALL[name]))):
+        assert again == ALL[name] and hash(again) == hash(ALL[name])
 
 
 def test_reprs_are_short():

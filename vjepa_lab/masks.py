@@ -10,7 +10,7 @@ the same call gives the same mask on every machine, and no other use of random n
 """
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import prod, sqrt
 from typing import Literal, NamedTuple
 
@@ -20,22 +20,12 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import BoolTensor, LongTensor, Tensor
 
+from vjepa_lab.values import Value
+
 Grid = tuple[int, int, int]
 Range = float | tuple[float, float]
 MAX_TRIES = 1000
 STILL = 1e-6  # a clip whose motion score never exceeds this is a still image
-
-
-class _Value:
-    """Short repr: required fields by position, the others by name where they differ from their default."""
-
-    def __repr__(self) -> str:
-        shown = [
-            repr(value) if field.default is MISSING else f"{field.name}={value!r}"
-            for field in fields(self)
-            if (value := getattr(self, field.name)) != field.default
-        ]
-        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 def _bounds(value: Range) -> tuple[float, float]:
@@ -52,7 +42,7 @@ class Mask:
     """Token ids of one mask kind, ascending in every row.
 
     seen: ids given to the student, [b k].  hidden: ids that the predictor must fill in, [b m].
-    seen_valid, hidden_valid: bool, same shapes, or None when every entry counts. False marks padding, which repeats the row's last id.
+    seen_valid, hidden_valid: bool, same shapes; False marks padding, which repeats the row's last id. Both are None when nothing is padded.
     """
 
     seen: LongTensor
@@ -79,7 +69,7 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Blocks(_Value):
+class Blocks(Value):
     """One mask kind: `count` blocks of one size, each covering `scale` of the frame for `temporal_scale` of the time.
 
     scale, aspect_ratio (height / width) and temporal_scale may be a (low, high) range, drawn uniformly once per batch.
@@ -110,7 +100,7 @@ class Blocks(_Value):
 
 
 @dataclass(frozen=True, repr=False)
-class Uniform(_Value):
+class Uniform(Value):
     """Every block position equally likely: V-JEPA's choice."""
 
     def score(self, clip: Tensor | None, grid: Grid) -> None:
@@ -122,7 +112,7 @@ class Uniform(_Value):
 
 
 @dataclass(frozen=True, repr=False)
-class Motion(_Value):
+class Motion(Value):
     """Blocks where the clip moves (motion-guided masking, Eq. 4 and App. D of arXiv:2605.17165).
 
     With probability `random_rate`, block by block, the position is uniform. Otherwise, with s a token's motion score averaged over time:
@@ -187,7 +177,7 @@ class Motion(_Value):
 
 
 @dataclass(frozen=True, repr=False)
-class MultiBlock(_Value):
+class MultiBlock(Value):
     """V-JEPA's multiblock masks: the union of some blocks is hidden, the rest is seen.
 
     kinds: one mask per kind and step; the loss averages over kinds.
@@ -262,7 +252,8 @@ class MultiBlock(_Value):
         if self.inv_block:
             seen, hidden = hidden, seen
         (seen, seen_valid), (hidden, hidden_valid) = _ids(seen), _ids(hidden)
-        return Mask(seen, hidden, seen_valid, hidden_valid)
+        whole = bool(seen_valid.all() and hidden_valid.all())
+        return Mask(seen, hidden) if whole else Mask(seen, hidden, seen_valid, hidden_valid)
 
     def _outside(self, blocks: Blocks, size: Size, batch: int, grid: Grid, score: Tensor | None, generator: torch.Generator) -> BoolTensor:
         """Tokens in no block [b n]; a sample that would see nothing is drawn again."""
@@ -321,15 +312,12 @@ def _union(corners: LongTensor, size: Size, grid: Grid) -> BoolTensor:
     return torch.einsum("bjt,bjh,bjw->bthw", *inside) > 0
 
 
-def _ids(mask: BoolTensor) -> tuple[LongTensor, BoolTensor | None]:
-    """Ascending ids of the True entries [b n] -> [b k], with validity when the rows differ in length; padding repeats the row's last id."""
+def _ids(mask: BoolTensor) -> tuple[LongTensor, BoolTensor]:
+    """Ascending ids of the True entries [b n] -> [b k], k the longest row's, and which are valid; padding repeats the row's last id."""
     length = mask.sum(1, keepdim=True)
-    longest = int(length.max())
-    ids = mask.logical_not().byte().argsort(dim=1, stable=True)[:, :longest]
-    if bool((length == longest).all()):
-        return ids, None
-    place = torch.arange(longest)
-    return ids.gather(1, place.expand_as(ids).minimum(length - 1)), place < length
+    place = torch.arange(int(length.max()))
+    ids = mask.logical_not().byte().argsort(dim=1, stable=True)
+    return ids.gather(1, place.minimum(length - 1)), place < length
 
 
 def _corner_of_centre(tokens: int, block: int) -> Tensor:
