@@ -190,8 +190,9 @@ class Predictor(nn.Module):
     def forward(self, tokens: Tensor, mask: Mask, grid: Grid, kind: int = 0) -> tuple[Tensor, Tensor]:
         """Student tokens [b k d] at mask.seen -> (prediction [b m d] at mask.hidden, own state [b k p] at mask.seen)."""
         seen, hidden = mask.seen, mask.hidden
-        blank = self.mask_tokens[kind % len(self.mask_tokens)].to(tokens.dtype).expand(*hidden.shape, -1)
-        x = torch.cat([self.embed(tokens).to(blank.dtype), blank], dim=1)
+        known = self.embed(tokens)
+        blank = self.mask_tokens[kind % len(self.mask_tokens)].to(known.dtype).expand(*hidden.shape, -1)
+        x = torch.cat([known, blank], dim=1)
         # The rotary tables carry the places, so tokens need no sorting by place as upstream does.
         rope = rotary(grid, self.dim // self.heads, self.rope).to(x).at(torch.cat([seen, hidden], dim=1))
         valid = None if mask.seen_valid is None else torch.cat([mask.seen_valid, mask.hidden_valid], dim=1)
