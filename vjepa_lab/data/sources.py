@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .core import DataError, Source
+from .listing import Listing, list_folder, list_manifest
 
 
 def open(
@@ -33,7 +36,9 @@ def open(
 
         source = world(rest, split, frames=frames, size=size, seed=seed, **options)
     else:
-        raise DataError(f"no data set is called {str(spec)!r}, and no such file or folder exists")
+        from .files import Files
+
+        source = Files(_listing(str(spec), split), frames=frames, size=size, stride=stride, seed=seed, **options)
     if cache is None:
         return source
     if cache != "memory":
@@ -41,3 +46,12 @@ def open(
     from .memory import Memory
 
     return Memory(source)
+
+
+def _listing(spec: str, split: str) -> Listing:
+    """The clips of a folder or of a manifest file."""
+    if Path(spec).is_dir():
+        return list_folder(spec, split)
+    if Path(spec).is_file():
+        return list_manifest(spec, split)
+    raise DataError(f"no data set is called {spec!r}, and no such file or folder exists; use synthetic, a folder, or a manifest file")

@@ -258,3 +258,10 @@ TASKS = {
 def world(task: str = "", split: str = "train", **options) -> Source:
     """The synthetic source that `synthetic:task` names."""
     return TASKS[_known("synthetic task", task, TASKS)](split, **options)
+
+
+def export(folder, format: str = "folder", **options):
+    """Write the world out as files in a real data set's layout; see `layouts.export`, which this calls."""
+    from .layouts import export
+
+    return export(folder, format, **options)

@@ -1,0 +1,299 @@
+"""Video files: frame numbers are right through both backends, and whatever is wrong with a file is named."""
+
+import random
+import shutil
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from vjepa_lab import data
+from vjepa_lab.data.core import ClipError
+from vjepa_lab.data.crops import random_resized_crop, view_crop
+from vjepa_lab.data.encode import write_video
+from vjepa_lab.data.listing import list_folder, list_manifest
+from vjepa_lab.data.sampling import Sampling
+from vjepa_lab.data.video import BACKENDS, Video, check_seek, probe
+
+BITS = 8
+KINDS = {
+    "h264.mp4": ("h264", {}),
+    "h264_short_gop.mkv": ("h264", {"g": 10}),
+    "h264.avi": ("h264", {}),
+    "vp9.webm": ("vp9", {}),
+    "mpeg4.avi": ("mpeg4", {}),
+    "mpeg4_b_frames.avi": ("mpeg4", {"bf": 2, "g": 12}),
+    "mpeg4_b_frames.mp4": ("mpeg4", {"bf": 2, "g": 12}),
+}
+
+
+def counter_clip(frames: int, size: int = 64) -> torch.Tensor:
+    """`[c f y x]` whose frame t shows the bits of t as bright and dark blocks."""
+    bits = (torch.arange(frames)[:, None] >> torch.arange(BITS)) & 1
+    rows = bits.view(frames, 2, 4).repeat_interleave(size // 2, 1).repeat_interleave(size // 4, 2)
+    return (40 + 170 * rows).to(torch.uint8).expand(3, -1, -1, -1)
+
+
+def numbers_shown(frames: torch.Tensor) -> list[int]:
+    """The numbers that frames `[f c y x]` show."""
+    cells = torch.nn.functional.adaptive_avg_pool2d(frames.float().mean(1), (2, 4)).flatten(1)
+    return ((cells > 125).long() << torch.arange(BITS)).sum(1).tolist()
+
+
+@pytest.fixture(scope="module")
+def counters(tmp_path_factory):
+    """One video of 150 counted frames per kind of stream."""
+    folder = tmp_path_factory.mktemp("counters")
+    for name, (codec, options) in KINDS.items():
+        write_video(folder / name, counter_clip(150), 25, codec, **options)
+    return folder
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", KINDS)
+def test_frame_numbers_are_right(counters, name, backend):
+    for numbers in ([0], [149], [7, 9, 11, 13], [140, 3, 3, 77], list(range(20, 52, 2)), np.linspace(0, 149, 8).astype(int).tolist()):
+        with Video(counters / name, backend) as video:
+            assert video.frames == 150 and abs(video.fps - 25) < 0.01
+            assert numbers_shown(video.read(numbers)) == numbers
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_backends_give_the_same_pixels(counters, name):
+    frames = []
+    for backend in BACKENDS:
+        with Video(counters / name, backend) as video:
+            frames.append(video.read([5, 60, 100]).float())
+    assert (frames[0] - frames[1]).abs().max() <= 1
+
+
+def test_a_seek_check_tells_exact_streams(counters):
+    assert all(check_seek(counters / "h264.mp4", backend) for backend in BACKENDS)
+    assert probe(str(counters / "h264.mp4")).seekable and not probe(str(counters / "mpeg4_b_frames.avi")).seekable
+
+
+def test_real_clips_agree_between_backends(clips):
+    files = [*sorted((clips / "ucf101").rglob("*.avi"))[::9], *sorted((clips / "ssv2").rglob("*.webm"))[::4]]
+    files += [clips / "edge" / "rot90_3frames.mov"]
+    for path in files:
+        frames = []
+        for backend in BACKENDS:
+            with Video(path, backend) as video:
+                frames.append(video.read(np.linspace(0, video.frames - 1, 4).astype(int)).float())
+        assert frames[0].shape == frames[1].shape and (frames[0] - frames[1]).abs().mean() < 0.5, path.name
+
+
+@pytest.mark.parametrize("options, numbers", [
+    ({"stride": 2}, [42, 44, 46, 48, 50, 52, 54, 56]),
+    ({"stride": 5}, [32, 37, 42, 47, 52, 57, 62, 67]),
+    ({"fps": 12.5}, [42, 44, 46, 48, 50, 52, 54, 56]),
+    ({"fps": 10}, [40, 43, 45, 48, 50, 53, 55, 58]),
+    ({"fps": 50}, [47, 48, 48, 49, 49, 50, 50, 51]),
+    ({"whole": True}, [6, 18, 31, 43, 56, 68, 81, 93]),
+])  # fmt: skip
+def test_centre_clips(options, numbers):
+    assert Sampling(8, **options).numbers(100, 25.0).tolist() == numbers
+
+
+def test_sampling_reads_the_frames_it_says(counters):
+    for options in ({"stride": 3}, {"fps": 10}, {"whole": True}, {"segments": 3, "stride": 2}):
+        sampling = Sampling(6, **options)
+        for segment in range(sampling.segments):
+            numbers = sampling.numbers(150, 25.0, segment)
+            with Video(counters / "h264.mp4") as video:
+                assert numbers_shown(video.read(numbers)) == numbers.tolist()
+
+
+def test_random_clips_stay_inside_and_reach_everywhere():
+    rng = np.random.default_rng(0)
+    drawn = np.array([Sampling(4, 3).numbers(20, rng=rng) for _ in range(400)])
+    assert (np.diff(drawn) == 3).all() and set(drawn[:, 0]) == set(range(11))
+    parts = [Sampling(4, 2, segments=3).numbers(60, segment=s, rng=rng) for s in range(3) for _ in range(50)]
+    assert {(int(p[0]) // 20, int(p[-1]) // 20) for p in parts} == {(0, 0), (1, 1), (2, 2)}
+
+
+def test_short_videos_hold_their_last_frame_or_loop():
+    assert Sampling(8, 2).numbers(5).tolist() == [0, 2, 4, 4, 4, 4, 4, 4]
+    assert Sampling(8, 2, short="loop").numbers(5).tolist() == [0, 2, 4, 1, 3, 0, 2, 4]
+    assert Sampling(4, whole=True).numbers(1).tolist() == [0, 0, 0, 0]
+    assert Sampling(4, 2, segments=3).numbers(2, segment=2).max() <= 1
+
+
+def test_whole_video_sampling_avoids_the_last_frame():
+    assert all(Sampling(16, whole=True).numbers(n)[-1] < n - 1 for n in (48, 100, 333))
+
+
+def test_one_crop_for_all_frames_within_the_stated_area():
+    ramp = torch.arange(200, dtype=torch.uint8).expand(3, 3, 150, 200)  # [f c y x]: the value is the column
+    for seed in range(30):
+        out = random_resized_crop(ramp, 32, np.random.default_rng(seed)).float()
+        assert out.shape == (3, 3, 32, 32) and torch.equal(out[0], out[2])
+        width = (out[0, 0, 0, -1] - out[0, 0, 0, 0]) * 32 / 31
+        assert 0.3 * 0.7 * 150 * 0.85 < width**2 / 1.35 < 200 * 150 * 1.5
+    assert random_resized_crop(ramp[..., :3, :], 16, np.random.default_rng(0)).shape[-1] == 16  # no such crop fits: the centre
+
+
+def test_views_cover_the_long_side():
+    ramp = torch.arange(200, dtype=torch.uint8).expand(1, 3, 100, 200)
+    left, centre, right = (view_crop(ramp, 100, view, 3)[0, 0, 0].float() for view in range(3))
+    assert left[0] == 0 and left[-1] == 99 and centre[0] == 50 and right[-1] == 199
+    single = view_crop(ramp, 50)[0, 0, 0].float()
+    assert 56 <= single[0] <= 58 and 141 <= single[-1] <= 143  # 7/8 of the short side
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """The factor world as a folder of real videos."""
+    return data.export(tmp_path_factory.mktemp("world") / "folder", clips={"train": 24, "test": 8}, size=64, frames=12, progress=False)
+
+
+def test_exported_world_reads_back(tree):
+    train, test = (data.open(tree, split, frames=6, size=32) for split in ("train", "test"))
+    assert (len(train), len(test)) == (24, 8) and set(train.classes) == {"class", "shape", "hue", "texture", "tint", "motion", "speed"}
+    world = data.open("synthetic", frames=12, size=64)
+    order = [clip.path.rsplit("_", 1)[1] for clip in train.listing.clips]
+    for place, name in enumerate(order[:4]):
+        truth = world[int(name[:5])]
+        with Video(train.listing.clips[place].path) as video:
+            shown = video.read(range(12)).movedim(1, 0)
+        assert (shown.float() - truth.clip.float()).abs().mean() < 6
+        labels = {key: train.classes[key][value] for key, value in train[place].labels.items()}
+        assert labels == {key: world.classes[key][value] for key, value in truth.labels.items()}
+
+
+def test_augmented_clips_depend_on_seed_index_epoch_only(tree):
+    source = data.open(tree, frames=4, size=32)
+    assert torch.equal(source[(3, 2)].clip, data.open(tree, frames=4, size=32)[(3, 2)].clip)
+    assert not torch.equal(source[(3, 2)].clip, source[(3, 3)].clip)
+    assert not torch.equal(source[(3, 2)].clip, data.open(tree, frames=4, size=32, seed=1)[(3, 2)].clip)
+    batches = [list(islice(data.loader(source, 6, workers=workers), 6)) for workers in (0, 2)]
+    assert all(torch.equal(a.clip, b.clip) for a, b in zip(*batches, strict=True))
+
+
+def test_evaluation_views_share_their_files_index(tree):
+    source = data.open(tree, "test", frames=4, size=16, segments=2, views=3)
+    assert len(source) == 8 * 6 and source[7].index == 1 and source.labels["class"].shape == (48,)
+    assert torch.equal(source.labels["motion"][:6], source.labels["motion"][:1].expand(6))
+    with pytest.raises(data.DataError, match="are for evaluation"):
+        data.open(tree, views=3)
+
+
+def test_images_fill_the_frames_or_stay_still(tmp_path):
+    root = data.export(tmp_path / "images", "imagenet100", clips={"train": 12, "val": 4}, size=32, progress=False)
+    repeated, still = (data.open(root, frames=4, size=16, images=images)[0].clip for images in ("repeat", "still"))
+    assert repeated.shape == (3, 4, 16, 16) and torch.equal(repeated[:, 0], repeated[:, 3])
+    assert still.shape == (3, 1, 16, 16) and len(data.open(root, "val", size=16)) == 4
+
+
+def damage(tree, folder):
+    """A folder of 200 good clips and one of each fault; returns the faulty files' names."""
+    good = sorted(tree.rglob("*.mp4"))[0]
+    place = folder / "train" / "thing"
+    place.mkdir(parents=True)
+    for i in range(200):
+        (place / f"good_{i:02d}.mp4").symlink_to(good)
+    whole = good.read_bytes()
+    (place / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
+    (place / "empty.mp4").write_bytes(b"")
+    (place / "text.mp4").write_text("this is no video\n" * 100)
+    (place / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
+    (place / "gone.mp4").symlink_to(folder / "nowhere.mp4")
+    return {"truncated.mp4", "empty.mp4", "text.mp4", "broken.jpg"}
+
+
+def test_bad_files_are_named_counted_and_skipped(tree, tmp_path):
+    faulty = damage(tree, tmp_path)
+    source = data.open(tmp_path, frames=4, size=16)
+    for batch in islice(data.loader(source, 32, workers=2), 7):
+        assert len(batch) == 32
+    report = source.report()
+    assert {path.rsplit("/", 1)[1] for path in report["files"]} == faulty and report["unreadable"] == 4
+    why = {path.rsplit("/", 1)[1]: text for path, text in report["files"].items()}
+    assert why["empty.mp4"] == "the file is empty" and all(len(text) > 8 and "\n" not in text for text in why.values())
+
+
+def test_mostly_bad_folders_stop_the_run(tree, tmp_path):
+    (tmp_path / "thing").mkdir()
+    for i in range(6):
+        (tmp_path / "thing" / f"{i}.mp4").write_text("this is no video")
+    with pytest.raises(data.DataError, match=r"(?s)too many to go on.*\d\.mp4: "):
+        next(data.loader(data.open(tmp_path, frames=4, size=16), 4))
+
+
+def test_wrong_extension_single_frame_and_odd_sizes_load(tmp_path):
+    place = tmp_path / "thing"
+    write_video(place / "matroska.mkv", counter_clip(20), 12, "vp9")
+    shutil.move(place / "matroska.mkv", place / "really_matroska.mp4")
+    write_video(place / "single.mp4", counter_clip(1), 12)
+    write_video(place / "odd.mp4", torch.randint(0, 255, (3, 9, 37, 53), dtype=torch.uint8), 12)
+    source = data.open(tmp_path, "all", frames=4, size=16)
+    assert [source[i].clip.shape for i in range(3)] == [(3, 4, 16, 16)] * 3 and not source.report()["unreadable"]
+
+
+def test_a_hundred_damaged_videos_are_all_accounted_for(counters):
+    rng, outcomes = random.Random(0), {"read": 0, "refused": 0}
+    names = ["h264.mp4", "mpeg4.avi", "vp9.webm"]
+    for i in range(100):
+        raw = bytearray((counters / names[i % 3]).read_bytes())
+        if i % 2:
+            del raw[rng.randrange(len(raw)) :]
+        else:
+            for _ in range(40):
+                raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        bad = counters / f"bad_{i}{names[i % 3][-5:]}"
+        bad.write_bytes(raw)
+        try:
+            with Video(bad, BACKENDS[i % 4 // 2]) as video:
+                assert video.read(Sampling(8, 2).numbers(video.frames)).shape[0] == 8
+            outcomes["read"] += 1
+        except ClipError as error:
+            assert bad.name in str(error)
+            outcomes["refused"] += 1
+        bad.unlink()
+    assert sum(outcomes.values()) == 100 and min(outcomes.values()) > 5
+
+
+def test_manifest_lines(tmp_path):
+    lines = ["a.mp4 0", '"with blanks.mp4" 2', "more blanks here.mp4 1", "colons.mp4::1", "/abs/x.avi 0", "", "'single quoted.mp4' 2"]
+    (tmp_path / "list.csv").write_text("\r\n".join(lines))
+    listing = list_manifest(tmp_path / "list.csv")
+    assert [clip.path.removeprefix(f"{tmp_path}/") for clip in listing.clips] == [
+        "a.mp4", "with blanks.mp4", "more blanks here.mp4", "colons.mp4", "/abs/x.avi", "single quoted.mp4",
+    ]  # fmt: skip
+    assert [clip.labels["class"] for clip in listing.clips] == [0, 2, 1, 1, 0, 2] and listing.classes["class"] == ["0", "1", "2"]
+    (tmp_path / "names.txt").write_text("a.mp4 run\nb.mp4 jump\n")
+    assert list_manifest(tmp_path / "names.txt").classes["class"] == ["jump", "run"]
+
+
+def test_folders_without_splits_say_how_they_were_dealt(clips):
+    train, test = (list_folder(clips / "ucf101_6cls_128p", split) for split in ("train", "test"))
+    assert {clip.group for clip in test.clips} <= {f"g{i:02d}" for i in range(1, 8)} and "groups 1-7" in train.notes[0]
+    assert not {clip.path for clip in train.clips} & {clip.path for clip in test.clips} and len(train.clips) + len(test.clips) == 182
+    train, test = (list_folder(clips / "tennis7_160p", split) for split in ("train", "test"))
+    assert list(test.count().values()) == [2] * 7 and list(train.count().values()) == [4] * 7 and "both sides" in test.notes[0]
+
+
+@pytest.mark.parametrize("content, message", [
+    ("", "is empty; expected lines"),
+    ("a.mp4 1\nb.mp4\n", r"line 2: expected `path label`, found 'b.mp4'"),
+    ("path,label,split\na.mp4,1\n", r"line 2: 2 values for 3 columns"),
+    ("path,frames\na.mp4,1\n", "names no label column"),
+    ("path,label,split\na.mp4,1,train\n", "no split 'test'; it has train"),
+])  # fmt: skip
+def test_bad_manifests(tmp_path, content, message):
+    (tmp_path / "list.csv").write_text(content)
+    with pytest.raises(data.DataError, match=message):
+        data.open(tmp_path / "list.csv", "test")
+
+
+def test_bad_folders(tmp_path, tree):
+    with pytest.raises(data.DataError, match="no video or image files below"):
+        data.open(tmp_path)
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    with pytest.raises(data.DataError, match="no folder for the split 'test'; it has train"):
+        data.open(tmp_path, "test")
+    with pytest.raises(data.DataError, match="unknown video backend 'cv2'; one of decord, pyav"):
+        data.open(tree, backend="cv2")[0]
+    with pytest.raises(data.DataError, match="is not empty"):
+        data.export(tree)

@@ -1,0 +1,135 @@
+"""Clips decoded from the files of a listing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .core import DataError, Sample, Source
+from .crops import flip, random_resized_crop, view_crop
+from .listing import Clip, Listing
+from .sampling import Sampling
+from .video import Video, default_backend, is_image, read_image
+
+
+class Files(Source):
+    """The videos and images of a listing as clips `[c f y x]`.
+
+    Training (`augment`, by default the train split): a random window in time, a random resized crop and a flip, the same for all frames,
+    drawn from (seed, index, epoch). Evaluation: the centre in time and space, or `segments` x `views` clips a file, which follow one
+    another and share the file's index. Frames are chosen as `Sampling` says. An image is repeated to fill the frames (`images="repeat"`,
+    as the V-JEPA loaders do) or is a clip of one frame (`images="still"`).
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        *,
+        frames: int = 8,
+        size: int = 64,
+        stride: int = 2,
+        seed: int = 0,
+        fps: float | None = None,
+        whole: bool = False,
+        segments: int = 1,
+        views: int = 1,
+        short: str = "repeat",
+        augment: bool | None = None,
+        scale: tuple[float, float] = (0.3, 1.0),
+        ratio: tuple[float, float] = (0.75, 1.35),
+        flips: float = 0.5,
+        images: str = "repeat",
+        backend: str | None = None,
+        bad: float = 0.05,
+    ):
+        self.listing, self.name, self.split, self.classes = listing, listing.name, listing.split, listing.classes
+        self.sampling = Sampling(frames, stride, fps, whole, segments, short)
+        self.augment = listing.split == "train" if augment is None else augment
+        self.fixed = not self.augment
+        self.size, self.seed, self.views, self.images, self.bad = size, seed, views, images, bad
+        self.scale, self.ratio, self.flips = scale, ratio, flips
+        self.backend = backend or default_backend()
+        if images not in ("repeat", "still"):
+            raise DataError(f"images={images!r} is unknown; use 'repeat' or 'still'")
+        if views < 1 or size < 1:
+            raise DataError(f"views and size must be at least 1; got views={views}, size={size}")
+        if self.augment and segments * views > 1:
+            raise DataError("several segments or views are for evaluation; pass augment=False")
+
+    @property
+    def copies(self) -> int:
+        """Clips read from each file."""
+        return self.sampling.segments * self.views
+
+    def __len__(self) -> int:
+        return len(self.listing.clips) * self.copies
+
+    def read(self, index: int, epoch: int = 0) -> Sample:
+        place, copy = divmod(index, self.copies)
+        segment, view = divmod(copy, self.views)
+        clip = self.listing.clips[place]
+        rng = np.random.default_rng((self.seed, epoch, index)) if self.augment else None
+        frames = decode(clip, self.sampling, segment, rng, self.backend, self.images)
+        labels = dict(clip.labels)
+        if rng is None:
+            frames = view_crop(frames, self.size, view, self.views)
+        else:
+            frames = random_resized_crop(frames, self.size, rng, self.scale, self.ratio)
+            if rng.random() < self.flips:
+                frames = flip(frames)
+                labels["class"] = self.listing.mirrored.get(labels["class"], labels["class"]) if self.listing.mirrored else labels["class"]
+        return Sample(frames.movedim(1, 0).contiguous(), labels, place)
+
+    @property
+    def labels(self) -> dict[str, Tensor]:
+        clips = self.listing.clips
+        return {name: torch.tensor([clip.labels[name] for clip in clips]).repeat_interleave(self.copies, 0) for name in self.classes}
+
+    def __repr__(self) -> str:
+        return "\n".join([super().__repr__(), *(f"  {note}" for note in self.listing.notes)])
+
+    def subset(self, keep) -> Files:
+        """The same source with only the files at the places `keep`."""
+        twin = object.__new__(type(self))
+        twin.__dict__ = {k: v for k, v in self.__dict__.items() if k != "_faults"}
+        twin.listing = replace(self.listing, clips=[self.listing.clips[i] for i in keep])
+        return twin
+
+
+def decode(
+    clip: Clip,
+    sampling: Sampling,
+    segment: int = 0,
+    rng: np.random.Generator | None = None,
+    backend: str | None = None,
+    images: str = "repeat",
+) -> Tensor:
+    """The frames `[f c y x]` uint8 of one clip at the file's own size, cut to its box."""
+    if is_image(clip.path):
+        frames = read_image(clip.path)
+        frames = frames.expand(sampling.frames if images == "repeat" else 1, -1, -1, -1)
+    else:
+        with Video(clip.path, backend) as video:
+            first, total = _span(clip, video)
+            frames = video.read(first + sampling.numbers(total, video.fps, segment, rng))
+    return frames if clip.box is None else _cut(frames, clip.box)
+
+
+def _span(clip: Clip, video: Video) -> tuple[int, int]:
+    """First frame and number of frames of the part that `clip` names."""
+    if clip.start is None or video.fps <= 0:
+        return 0, video.frames
+    first = min(int(clip.start * video.fps), video.frames - 1)
+    last = video.frames if clip.end is None else min(round(clip.end * video.fps), video.frames)
+    return max(first, 0), max(last - first, 1)
+
+
+def _cut(frames: Tensor, box) -> Tensor:
+    height, width = frames.shape[-2:]
+    x1, y1, x2, y2 = box
+    left, top = int(max(x1, 0) * width), int(max(y1, 0) * height)
+    right, bottom = round(min(x2, 1) * width), round(min(y2, 1) * height)
+    return frames[..., top : max(bottom, top + 1), left : max(right, left + 1)]

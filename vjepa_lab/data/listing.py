@@ -1,0 +1,191 @@
+"""What a data set consists of, before any file is opened: which clips, with which labels."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+import shlex
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .core import DataError
+from .video import is_media
+
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "test", "testing"),
+    "test": ("test", "testing", "val", "valid", "validation"),
+}
+"""Split -> the folder names it goes by, in order of preference: a set with one held-out part gives it as val and as test."""
+
+NOT_LABELS = {
+    "path", "split", "group", "start", "end", "frames", "fps", "seconds", "width", "height", "bytes", "hash",
+    "container", "codec", "seekable", "fault",
+}  # fmt: skip
+"""Columns of a table manifest that are no labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A file and its labels by name; `start` and `end` (seconds) and `box` (x1 y1 x2 y2, shares of the picture) narrow it down."""
+
+    path: str
+    labels: dict
+    group: str = ""
+    start: float | None = None
+    end: float | None = None
+    box: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The clips of one split. `classes`: label name -> class names; `notes`: what a user should know about this copy;
+    `mirrored`: class -> class that a horizontal flip turns it into."""
+
+    name: str
+    split: str
+    clips: list[Clip]
+    classes: dict[str, list[str]]
+    notes: tuple[str, ...] = ()
+    mirrored: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.clips:
+            raise DataError(f"{self.name} [{self.split}] has no clips")
+
+    def count(self, label: str = "class") -> dict[str, int]:
+        """Clips per class."""
+        counts = Counter(clip.labels[label] for clip in self.clips)
+        return {name: counts[i] for i, name in enumerate(self.classes[label])}
+
+
+def list_folder(root, split: str = "train", held_out: float = 0.25) -> Listing:
+    """One folder per class, below `root` or below `root/<split>`; or what `root/manifest.csv` says.
+
+    Without split folders the clips are dealt by name: UCF-101's names by its official rule (groups 1-7 are the test set), others by a hash
+    of the name, `held_out` of them for the test. Raises DataError for a missing folder or one without media files.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"no folder {root}")
+    if (root / "manifest.csv").is_file():
+        return list_manifest(root / "manifest.csv", split)
+    parts = {name: next((root / alias for alias in aliases if (root / alias).is_dir()), None) for name, aliases in SPLITS.items()}
+    part = root if split == "all" and not any(parts.values()) else parts.get(split)
+    if any(parts.values()) and part is None:
+        raise DataError(f"{root} has no folder for the split {split!r}; it has {', '.join(sorted(p.name for p in parts.values() if p))}")
+    base = part or root
+    classes = sorted(folder.name for folder in base.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    files = [(i, path) for i, name in enumerate(classes) for path in sorted((base / name).rglob("*")) if is_media(path) and path.is_file()]
+    if not files:
+        raise DataError(f"no video or image files below {base}; expected {base.name}/<class>/<clip>.mp4 (or .avi, .webm, .jpg, ...)")
+    notes = ()
+    if part is None:
+        files, notes = _dealt(files, split, held_out)
+    empty = [name for i, name in enumerate(classes) if i not in {label for label, _ in files}]
+    if empty:
+        notes += (f"{len(empty)} of {len(classes)} class folders have no clip in this split: {', '.join(empty[:5])}",)
+    clips = [Clip(str(path), {"class": i}, _group(path.stem)) for i, path in files]
+    return Listing(root.name, split, clips, {"class": classes}, notes)
+
+
+def _group(stem: str) -> str:
+    """The recording that a UCF-101 clip was cut from, or ''."""
+    found = re.fullmatch(r"v_(.+)_g(\d+)_c(\d+)", stem)
+    return f"g{found[2]}" if found else ""
+
+
+def _dealt(files, split: str, held_out: float):
+    """Deal the files of class folders to train and test by their names."""
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}; one of train, val, test, all")
+    if all(_group(path.stem) for _, path in files):
+        tested = {path for _, path in files if int(_group(path.stem)[1:]) <= 7}
+        note = "no split folders: UCF-101's rule, groups 1-7 are the test set"
+    else:
+        tested = set()
+        for label in {label for label, _ in files}:
+            own = sorted((path for i, path in files if i == label), key=lambda path: zlib.crc32(path.stem.encode()))
+            tested.update(own[: math.ceil(held_out * len(own)) if len(own) > 1 else 0])
+        note = f"no split folders: {held_out:.0%} of each class held out by file name; clips of one recording may lie on both sides"
+    return [file for file in files if (file[1] in tested) != (split == "train")], (note,)
+
+
+def list_manifest(path, split: str = "train") -> Listing:
+    """A text file that lists clips: a table with a header that has a `path` column, or bare lines of `path label`.
+
+    Table (comma-separated): one column per label, class names or numbers in it; a `split` column selects. Bare lines: separated by the
+    last blank, or by `::`; a path with blanks may be quoted. Relative paths start at the manifest's folder. A bad line raises DataError.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the manifest {path} cannot be read as text: {error}") from error
+    rows = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise DataError(f"the manifest {path} is empty; expected lines of `path label`")
+    header = [name.strip() for name in next(csv.reader([rows[0][1]]))]
+    if "path" in header:
+        return _table(path, header, [(n, next(csv.reader([line]))) for n, line in rows[1:]], split)
+    pairs = [_pair(path, number, line) for number, line in rows]
+    names, labels = _encode([label for _, label in pairs])
+    clips = [Clip(_resolve(path, file), {"class": label}, _group(Path(file).stem)) for (file, _), label in zip(pairs, labels, strict=True)]
+    return Listing(path.stem, split, clips, {"class": names}, ("a list without splits: every split gives all of it",))
+
+
+def _pair(path: Path, number: int, line: str) -> tuple[str, str]:
+    if "::" in line:
+        file, _, label = line.rpartition("::")
+    elif line[0] in "\"'":
+        try:
+            parts = shlex.split(line)
+        except ValueError:
+            parts = []
+        file, label = parts if len(parts) == 2 else ("", "")
+    else:
+        file, _, label = line.rpartition(" ") if " " in line else line.rpartition("\t")
+    if not file.strip() or not label.strip():
+        raise DataError(f"{path}, line {number}: expected `path label`, found {line!r}")
+    return file.strip(), label.strip()
+
+
+def _table(path: Path, header: list[str], rows, split: str) -> Listing:
+    """Rows of a manifest with a header -> clips of one split."""
+    labels = [name for name in header if name not in NOT_LABELS]
+    if not labels:
+        raise DataError(f"{path}: the header names no label column; found {', '.join(header)}")
+    records = []
+    for number, row in rows:
+        if len(row) != len(header):
+            raise DataError(f"{path}, line {number}: {len(row)} values for {len(header)} columns ({', '.join(header)})")
+        records.append(dict(zip(header, row, strict=True)))
+    encoded = {name: _encode([record[name] for record in records]) for name in labels}
+    called = {name: "class" if name == "label" else name for name in labels}
+    present = {record.get("split", split) for record in records}
+    wanted = next((name for name in SPLITS.get(split, (split,)) if name in present), None)
+    if wanted is None and split != "all":
+        raise DataError(f"{path} has no split {split!r}; it has {', '.join(sorted(present))}")
+    clips = [
+        Clip(_resolve(path, record["path"]), {called[name]: encoded[name][1][i] for name in labels}, record.get("group", ""))
+        for i, record in enumerate(records)
+        if (split == "all" or record.get("split", wanted) == wanted) and not record.get("fault")
+    ]
+    return Listing(path.parent.name, split, clips, {called[name]: encoded[name][0] for name in labels})
+
+
+def _encode(values: list[str]) -> tuple[list[str], list[int]]:
+    """Class names, and each value's number among them. Whole numbers are class numbers already (0-based)."""
+    if all(value.isdecimal() for value in values):
+        numbers = [int(value) for value in values]
+        return [str(i) for i in range(max(numbers) + 1)], numbers
+    names = sorted(set(values))
+    place = {name: i for i, name in enumerate(names)}
+    return names, [place[value] for value in values]
+
+
+def _resolve(manifest: Path, file: str) -> str:
+    return str(manifest.parent / file)  # an absolute file stays as it is
