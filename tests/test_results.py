@@ -1,0 +1,228 @@
+"""The tidy table: what is read is what was written, printed or logged, and bad input is named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vjepa_lab import results
+
+PAPER = Path(__file__).parents[1] / "data" / "paper"
+PRINTED = {"d48": "D-48", "in100": "IN-100", "ssv2": "SSv2", "accuracy": "synthetic-motion"}
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return results.load(PAPER)
+
+
+def make_run(folder: Path, variant: str, seed: int, values: dict[str, float], n: int = 1000, steps: int = 5000) -> Path:
+    folder.mkdir(parents=True)
+    about = {"variant": variant, "edition": "sound", "seed": seed, "regime": "synthetic", "pretrain": "synthetic", "steps": steps}
+    (folder / "config.json").write_text(json.dumps(about))
+    results.append_rows(folder, [{"benchmark": b, "probe": "linear", "value": v, "n": n} for b, v in values.items()])
+    return folder
+
+
+# --- the paper's tables -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [3, 4, 5, 6])
+def test_tidy_tables_hold_every_printed_cell_and_no_other(number):
+    printed = pd.read_csv(PAPER / "printed" / f"table{number}.csv")
+    tidy = results.load(PAPER / f"table{number}.csv")
+    methods = pd.read_csv(PAPER / "printed" / "methods.csv")
+    regime = "mixed" if number in (4, 5) else "ucf101"
+    names = methods[methods["regime"].eq(regime)].set_index("paper_name")["variant"].to_dict()
+    names |= {"LD only": "ld", "HW + LD": "hw-ld", "FWM only": "fwm", "FWM + LD": "fwm-ld", "FWM + HW + LD": "fwm-hw-ld"}
+    names |= {"Baseline": "baseline", "Kinematic-L1 (lambda=1.0)": "kin-l1", "Kinematic-L1 (lambda=0.1)": "kin-l1-weak"}
+    cells = {
+        (names[row.iloc[0]], benchmark): row[column]
+        for _, row in printed.iterrows()
+        for column, benchmark in PRINTED.items()
+        if column in printed and pd.notna(row[column])
+    }
+    assert tidy.set_index(["variant", "benchmark"])["value"].to_dict() == cells
+    assert set(tidy["source"]) == {"paper"} and set(tidy["regime"]) == {regime}
+
+
+def test_the_accuracies_are_whole_numbers_of_test_samples(paper):
+    rows = paper[paper["source"].isin(["paper", "released", "constant"]) & paper["n"].notna()]
+    hits = rows["value"] * rows["n"] / 100
+    assert (abs(hits - hits.round()) <= 0.005 * rows["n"] / 100 + 1e-9).all()
+
+
+def test_released_numbers_equal_the_printed_ones_but_for_rows_the_paper_lacks(paper):
+    key = ["variant", "regime", "benchmark"]
+    released = paper[paper["source"].eq("released") & paper["probe"].isin(["attentive", "linear"])]
+    same_seed = released["variant"].eq("baseline") & released["regime"].eq("mixed") & released["seed"].eq(239)
+    merged = paper[paper["source"].eq("paper")].merge(released[~same_seed], on=key, how="left")
+    assert merged["value_y"].notna().all()
+    pd.testing.assert_series_equal(merged["value_x"], merged["value_y"], check_names=False)
+
+
+def test_a_number_printed_in_two_tables_is_one_measurement(paper):
+    assert len(paper[paper["source"].eq("paper")]) == 24 + 45 + 3
+
+
+def test_ema_off_rows_are_marked_as_random_init(paper):
+    rows = results.random_init(paper[paper["source"].eq("released")])
+    assert set(rows["variant"]) == {"kin-l1", "kin-l1-weak", "kin-accel", "kin-huber", "kin-split", "kin-anneal", "sigreg-no-ema"}
+    in100 = rows.loc[rows["benchmark"].eq("IN-100"), "value"]
+    assert round(in100.mean(), 2) == pytest.approx(13.66, abs=0.01)
+
+
+def test_diving48_rows_are_flagged_against_the_largest_class(paper):
+    assert results.constants(paper)["D-48"] == {"majority-train": 3.50, "majority-test": 8.27}
+    table = paper.assign(flag=results.flag_constant(paper))
+    row = table[table["source"].eq("paper") & table["benchmark"].eq("D-48")].set_index(["regime", "variant"])["flag"]
+    assert row["mixed", "fwm-hw-ld"] == "= majority-test" and row["mixed", "amg"] == "< majority-test"
+    assert (table.loc[table["benchmark"].eq("IN-100"), "flag"] == "").all()
+    assert set(table.loc[table["benchmark"].eq("SSv2") & table["flag"].ne(""), "variant"]) == {"baseline"}
+
+
+# --- run folders ------------------------------------------------------------------------------------------------------
+
+
+def test_rows_written_are_the_rows_read(tmp_path):
+    make_run(tmp_path / "runs" / "a", "ld", 3, {"motion": 40.0, "shape": 71.5})
+    (tmp_path / "runs" / "not-probed-yet").mkdir()
+    (tmp_path / "runs" / "not-probed-yet" / "config.json").write_text("{}")
+    table = results.load(tmp_path / "runs")
+    assert table["value"].tolist() == [40.0, 71.5]
+    assert (
+        set(table["run"]) == {"a"}
+        and set(table["seed"]) == {3}
+        and set(table["source"]) == {"run"}
+        and set(table["regime"]) == {"synthetic"}
+    )
+    lo, hi = results.wilson(40.0, 1000)
+    assert table.loc[0, "lo"] == pytest.approx(lo) and table.loc[0, "hi"] == pytest.approx(hi)
+
+
+def test_probing_again_replaces_and_never_duplicates(tmp_path):
+    run = make_run(tmp_path / "a", "ld", 3, {"motion": 40.0, "shape": 71.5})
+    results.append_rows(run, [{"benchmark": "motion", "probe": "linear", "value": 41.0, "n": 1000}])
+    table = results.load(run).set_index("benchmark")["value"]
+    assert table.to_dict() == {"shape": 71.5, "motion": 41.0}
+
+
+def test_small_runs_are_marked_as_no_evidence(tmp_path):
+    make_run(tmp_path / "runs" / "few-samples", "ld", 0, {"motion": 40.0}, n=40)
+    make_run(tmp_path / "runs" / "few-steps", "ld", 1, {"motion": 40.0}, steps=20)
+    make_run(tmp_path / "runs" / "real", "ld", 2, {"motion": 40.0})
+    assert results.load(tmp_path / "runs").set_index("run")["smoke"].to_dict() == {"few-samples": True, "few-steps": True, "real": False}
+
+
+def test_metrics_survive_a_kill_and_a_resume(tmp_path):
+    lines = [
+        {"step": 0, "loss": 1.0, "parts": {"jepa": 0.9}},
+        {"step": 1, "loss": 0.8, "parts": {"jepa": 0.7}},
+        {"step": 1, "loss": 0.75, "parts": {"jepa": 0.6}},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 2, "lo')
+    table = results.metrics(tmp_path)
+    assert table["step"].tolist() == [0, 1] and table["loss"].tolist() == [1.0, 0.75] and table["parts.jepa"].tolist() == [0.9, 0.6]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0\n{"step": 1}\n')
+    with pytest.raises(ValueError, match="line 1"):
+        results.metrics(tmp_path)
+
+
+def test_predictions_carry_their_run(tmp_path):
+    run = make_run(tmp_path / "a", "ld", 3, {"motion": 40.0})
+    (run / "predictions").mkdir()
+    pd.DataFrame({"benchmark": "motion", "probe": "linear", "id": [0, 1], "label": [1, 2], "top1": [1, 1]}).to_parquet(
+        run / "predictions" / "motion.parquet"
+    )
+    table = results.predictions(run)
+    assert table["variant"].tolist() == ["ld", "ld"] and table["seed"].tolist() == [3, 3]
+    assert results.predictions(tmp_path).empty
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("variant,benchmark\nld,motion\n", "lacks the column value"),
+        ("variant,benchmark,value\nld,motion,high\n", "line 2.*'high'"),
+        ("", "not a readable csv"),
+    ],
+)
+def test_a_csv_that_is_no_results_table_is_named(tmp_path, text, message):
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(ValueError, match=f"rows.csv.*{message}"):
+        results.load(tmp_path / "rows.csv")
+
+
+def test_missing_paths_and_columns_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        results.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="at least one path"):
+        results.load()
+    with pytest.raises(ValueError, match="missing here: variant"):
+        results.append_rows(tmp_path / "rows.csv", [{"benchmark": "motion", "value": 1.0}])
+
+
+def test_an_empty_folder_gives_an_empty_table(tmp_path):
+    table = results.load(tmp_path)
+    assert table.empty and list(table.columns[: len(results.COLUMNS)]) == results.COLUMNS
+
+
+# --- views ------------------------------------------------------------------------------------------------------------
+
+
+def test_wilson_matches_statsmodels():
+    from statsmodels.stats.proportion import proportion_confint
+
+    hits, n = np.array([0, 3, 165, 40]), np.array([40, 40, 1970, 40])
+    lo, hi = results.wilson(100 * hits / n, n)
+    expected = proportion_confint(hits, n, method="wilson")
+    np.testing.assert_allclose([lo / 100, hi / 100], expected, atol=1e-12)
+
+
+def test_deltas_of_the_printed_table(paper):
+    printed = pd.read_csv(PAPER / "printed" / "table4.csv").set_index("method")
+    rows = results.select(paper[paper["source"].eq("paper")], regime="mixed")
+    table = results.delta(rows).pivot(index="label", columns="benchmark", values="delta").round(2)
+    for column, benchmark in list(PRINTED.items())[:3]:
+        assert table[benchmark].to_dict() == printed[f"{column}_delta"].dropna().to_dict()
+
+
+def test_runs_are_paired_by_seed_and_fall_back_to_the_mean(tmp_path):
+    for seed, value in ((0, 30.0), (1, 40.0)):
+        make_run(tmp_path / f"base-{seed}", "baseline", seed, {"motion": value})
+    make_run(tmp_path / "ld-1", "ld", 1, {"motion": 45.0})
+    make_run(tmp_path / "ld-7", "ld", 7, {"motion": 45.0})
+    df = results.load(tmp_path)
+    table = results.delta(df).set_index("seed")
+    assert table.loc[1, "delta"] == 5.0 and table.loc[1, "paired"]
+    assert table.loc[7, "delta"] == 10.0 and not table.loc[7, "paired"]
+    assert results.delta(df, baseline_seed=0)["delta"].tolist() == [15.0, 15.0]
+    with pytest.raises(ValueError, match="seed 9"):
+        results.delta(df, baseline_seed=9)
+    with pytest.raises(ValueError, match=r"'fwm'.*baseline"):
+        results.delta(df, against="fwm")
+
+
+def test_a_term_without_edition_meets_the_baseline_of_another(tmp_path):
+    make_run(tmp_path / "base", "baseline", 0, {"motion": 30.0})
+    run = make_run(tmp_path / "mine", "mine", 0, {"motion": 33.0})
+    table = pd.read_csv(run / "rows.csv").drop(columns="edition")
+    table.to_csv(run / "rows.csv", index=False)
+    (run / "config.json").write_text("{}")
+    assert results.delta(results.load(tmp_path))["delta"].tolist() == [3.0]
+
+
+def test_select_keeps_one_probe_per_benchmark_and_says_what_there_is(paper):
+    rows = results.select(paper[paper["source"].ne("constant")], regime="ucf101")
+    assert rows.groupby("benchmark")["probe"].nunique().eq(1).all()
+    assert set(rows.loc[rows["benchmark"].eq("IN-100"), "probe"]) == {"linear"}
+    with pytest.raises(ValueError, match=r"kinetics.*mixed.*ucf101"):
+        results.select(paper, regime="kinetics")
+
+
+def test_wide_is_the_printed_layout(paper):
+    table = results.wide(paper[paper["source"].eq("paper") & paper["regime"].eq("mixed")])
+    assert list(table.columns) == ["D-48", "IN-100", "SSv2"] and len(table) == 15
+    assert table.loc[("paper", "fwm-hw-ld")].tolist() == [8.38, 30.78, 11.60]

@@ -1,0 +1,6 @@
+"""Figures and tables: one function each, a tidy table in, a figure out. Nothing here loads, trains or decides what is true."""
+
+from .bars import tradeoffs
+from .style import save
+
+__all__ = ["save", "tradeoffs"]

@@ -1,0 +1,316 @@
+"""Figure 2 and its audit: what each objective changes against the baseline, a bar per benchmark."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from .. import results, stats
+from .style import INK, PALE, RULE, WIDTH, colours, footnote, hatches, look, new_figure
+
+SOURCES = {"paper": "Paper, printed", "released": "Released results", "run": "This run"}
+DAGGER, DOUBLE_DAGGER = "†", "‡"
+
+
+def tradeoffs(
+    df: pd.DataFrame,
+    against: str = "baseline",
+    *,
+    regime: str | None = None,
+    benchmarks: Sequence[str] | None = None,
+    variants: Sequence[str] | None = None,
+    sources: Sequence[str] = ("paper", "run"),
+    baseline_seed: int | None = None,
+    interactive: bool = True,
+    paper: bool = False,
+    column: str = "double",
+):
+    """Grouped bars: each variant's difference from the baseline per benchmark, with 95 % intervals, sorted by its mean (the paper's
+    Figure 2).
+
+    df: tidy rows (`results.load`). A panel per source and regime, so printed numbers and own runs stand side by side, each labelled with
+    its seeds and with what its interval covers. Marks: † no better than a predictor that ignores its input; ‡ an untrained encoder was
+    measured; pale bars: too small a run to be evidence.
+    `paper=True` gives a print-quality matplotlib Figure of `column` width ("single", "double"), `interactive=False` the same for the
+    screen,
+    otherwise a plotly Figure. Raises ValueError naming what the table holds when nothing is left to draw.
+    """
+    panels = _panels(df, against, regime, benchmarks, variants, sources, baseline_seed)
+    if interactive and not paper:
+        return _plotly(panels, against)
+    return _matplotlib(panels, against, paper, column)
+
+
+def _panels(df, against, regime, benchmarks, variants, sources, baseline_seed) -> dict[str, pd.DataFrame]:
+    """Title -> comparisons of one source, edition and regime, in the order of `sources`."""
+    rows = df[df["source"].isin([*sources, "constant"])]
+    rows = results.select(rows, regime=regime, benchmarks=benchmarks)
+    if variants is not None:
+        rows = rows[rows["variant"].isin([against, *variants]) | rows["source"].eq("constant")]
+    table = stats.compare(rows, against, baseline_seed=baseline_seed)
+    several = table["regime"].nunique() > 1
+    panels = {}
+    for source in sources:
+        own = table[table["source"].eq(source)]
+        editions = own["edition"].nunique() > 1
+        for (edition, where), part in own.groupby(["edition", "regime"], dropna=False, sort=False):
+            about = [SOURCES.get(source, source)] + [f"edition {edition}"] * editions + [f"pretrained on {where}"] * several
+            panels[_title(about, part)] = part
+    return panels if _shared(panels) else dict(sorted(panels.items(), key=lambda item: item[1]["variant"].nunique()))
+
+
+def _title(about: list[str], part: pd.DataFrame) -> str:
+    seeds = part["seeds"].max()
+    head = f"{', '.join(about)}, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
+    if part["smoke"].all():
+        return f"{head}\ndemonstration size: not evidence"
+    if part["basis"].eq("samples").all():
+        return f"{head}\n95 % interval of test sampling only"
+    return f"{head}\n95 % interval over {'2 or more' if part['seeds'].nunique() > 1 else seeds} seed pairs"
+
+
+def _shared(panels: dict[str, pd.DataFrame]) -> bool:
+    """True when the panels have most variants in common, so that they stand side by side with one list of names; else stacked."""
+    sets = [set(part["variant"]) for part in panels.values()]
+    return min(map(len, sets)) >= 0.5 * len(set.union(*sets))
+
+
+def _order(panels: Iterable[pd.DataFrame]) -> list[str]:
+    """Variants from best to worst mean difference in the first panel that has them."""
+    means = pd.concat([part.groupby("variant")["delta"].mean() for part in panels])
+    first = means[~means.index.duplicated()]
+    return list(first.sort_values(ascending=False).index)
+
+
+def _labels(panels: dict[str, pd.DataFrame]) -> dict[str, str]:
+    table = pd.concat(panels.values())
+    printed = table.dropna(subset=["label"]).drop_duplicates("variant").set_index("variant")["label"].to_dict()
+    untrained = set(table.loc[table["random_init"], "variant"])
+    return {name: printed.get(name, name) + (f" {DOUBLE_DAGGER}" if name in untrained else "") for name in table["variant"].unique()}
+
+
+def _benchmarks(panels: Iterable[pd.DataFrame]) -> list[str]:
+    """The benchmarks of some panels, the paper's first: a benchmark keeps its colour from figure to figure."""
+    there = list(dict.fromkeys(name for part in panels for name in part["benchmark"]))
+    return [name for name in results.PROBES if name in there] + [name for name in there if name not in results.PROBES]
+
+
+def _notes(panels: dict[str, pd.DataFrame], against: str) -> list[str]:
+    table = pd.concat(panels.values())
+    bases = [
+        f"{title.splitlines()[0].split(',')[0].lower()} "
+        + ", ".join(f"{b} {v:.2f} %" for b, v in part.groupby("benchmark", sort=False)["base"].first().items())
+        for title, part in panels.items()
+    ]
+    notes = [f"Accuracy of {against}: " + "; ".join(dict.fromkeys(bases)) + "."]
+    if table["flag"].ne("").any():
+        flagged = sorted(set(table.loc[table["flag"].ne(""), "benchmark"]))
+        notes.append(f"{DAGGER} accuracy not above a predictor that always names the test set’s largest class ({', '.join(flagged)}).")
+    if table["random_init"].any():
+        notes.append(f"{DOUBLE_DAGGER} EMA off: the released evaluation measured a teacher that never left its random initialisation.")
+    return notes
+
+
+# --- print ------------------------------------------------------------------------------------------------------------
+
+
+def _matplotlib(panels: dict[str, pd.DataFrame], against: str, paper: bool, column: str):
+    benchmarks, labels = _benchmarks(panels.values()), _labels(panels)
+    shared = _shared(panels)
+    orders = [_order(panels.values() if shared else [part]) for part in panels.values()]
+    thick = 0.085 if column == "double" else 0.075
+    rows = [len(order) * (part["benchmark"].nunique() * thick + 0.09) for order, part in zip(orders, panels.values(), strict=True)]
+    side_by_side = shared and column == "double"
+    shape = (1, len(panels)) if side_by_side else (len(panels), 1)
+    height = max(rows) + 1.35 if side_by_side else sum(rows) + 0.6 + 0.75 * len(panels)
+    same_scale = len({frozenset(part["benchmark"]) for part in panels.values()}) == 1
+    with look(paper):
+        fig, axes = new_figure(WIDTH[column], height, *shape, sharex=same_scale, height_ratios=[1] if side_by_side else rows)
+        for k, (ax, order, (title, part)) in enumerate(zip(axes.flat, orders, panels.items(), strict=True)):
+            grouped_bars(ax, part, order, colours(benchmarks), hatches(benchmarks))
+            ax.set_title(title, fontsize=7.5)
+            ax.tick_params(axis="x", labelbottom=True)
+            ax.set_yticks(range(len(order)), [labels[name] for name in order] if k == 0 or not side_by_side else [""] * len(order))
+            if side_by_side or k == len(panels) - 1:
+                ax.set_xlabel(f"difference from {against} (percentage points)")
+        fig.legend(
+            handles=_handles(benchmarks),
+            loc="outside upper center",
+            ncols=min(len(benchmarks), 6 if column == "double" else 3),
+            columnspacing=1.2,
+        )
+        footnote(fig, _notes(panels, against))
+    return fig
+
+
+def grouped_bars(ax, part: pd.DataFrame, order: Sequence[str], colour: Mapping[str, str], hatch: Mapping[str, str]) -> None:
+    """Horizontal bars of one panel on `ax`, variants top down, a bar per benchmark, its interval as a thin line."""
+    benchmarks = _benchmarks([part])
+    thick = 0.8 / len(benchmarks)
+    for k, benchmark in enumerate(benchmarks):
+        rows = part[part["benchmark"].eq(benchmark)]
+        y = np.array([order.index(name) for name in rows["variant"]]) + (k - (len(benchmarks) - 1) / 2) * thick
+        alpha = np.where(rows["smoke"], 0.35, 1.0)
+        for at, low, value, high, opaque in zip(y, rows["lo"], rows["delta"], rows["hi"], alpha, strict=True):
+            ax.barh(at, value, thick * 0.92, color=colour[benchmark], hatch=hatch[benchmark], edgecolor=INK, linewidth=0.3, alpha=opaque)
+            ax.plot(
+                [low, high], [at, at], color="white", linewidth=1.7, alpha=opaque, solid_capstyle="butt"
+            )  # so that it shows on dark bars
+            ax.plot([low, high], [at, at], color=INK, linewidth=0.8, alpha=opaque, solid_capstyle="butt")
+        flagged = rows["flag"].ne("").to_numpy()
+        for at, high in zip(y[flagged], np.maximum(rows["hi"], 0)[flagged], strict=True):
+            ax.annotate(DAGGER, (high, at), xytext=(1.5, 0), textcoords="offset points", fontsize=5, va="center", ha="left")
+    ax.axvline(0, color=INK, linewidth=0.7)
+    ax.set_ylim(len(order) - 0.45, -0.55)
+    for line in np.arange(len(order) - 1) + 0.5:
+        ax.axhline(line, color=RULE, linewidth=0.4, zorder=0)
+    ax.xaxis.grid(True, zorder=0)
+    ax.set_axisbelow(True)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+
+
+def _handles(benchmarks: Sequence[str]) -> list:
+    from matplotlib.patches import Patch
+
+    colour, hatch = colours(benchmarks), hatches(benchmarks)
+    return [Patch(facecolor=colour[b], hatch=hatch[b], edgecolor=INK, linewidth=0.3, label=b) for b in benchmarks]
+
+
+# --- screen -----------------------------------------------------------------------------------------------------------
+
+
+def _plotly(panels: dict[str, pd.DataFrame], against: str):
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    benchmarks, labels = _benchmarks(panels.values()), _labels(panels)
+    colour, shared = colours(benchmarks), _shared(panels)
+    orders = [_order(panels.values() if shared else [part]) for part in panels.values()]
+    pixels = [len(order) * (15 * part["benchmark"].nunique() + 8) for order, part in zip(orders, panels.values(), strict=True)]
+    shape = {"rows": 1, "cols": len(panels), "horizontal_spacing": 0.03} if shared else {"rows": len(panels), "cols": 1}
+    if not shared:
+        shape |= {"row_heights": pixels, "vertical_spacing": 110 / (sum(pixels) + 110 * len(panels))}
+    fig = make_subplots(**shape, shared_yaxes=shared, subplot_titles=[title.replace("\n", "<br>") for title in panels])
+    fig.update_annotations(font_size=13)
+    legend: set[str] = set()
+    for k, (order, part) in enumerate(zip(orders, panels.values(), strict=True), 1):
+        at = {"row": 1, "col": k} if shared else {"row": k, "col": 1}
+        for benchmark in _benchmarks([part]):
+            rows = part[part["benchmark"].eq(benchmark)].assign(name=lambda r: r["variant"].map(labels))
+            fig.add_trace(_bars(go, rows, colour[benchmark], against, benchmark not in legend), **at)
+            fig.add_trace(_daggers(go, rows[rows["flag"].ne("")]), **at)
+            legend.add(benchmark)
+        fig.add_vline(0, line_width=1, line_color=INK, **at)
+        names = [labels[name] for name in order]
+        fig.update_yaxes(categoryorder="array", categoryarray=names, range=[len(names) - 0.5, -0.5], showgrid=False, ticks="", **at)
+        fig.update_xaxes(title_text=f"difference from {against} (pp)", **at)
+    if shared and len({frozenset(part["benchmark"]) for part in panels.values()}) == 1:
+        fig.update_xaxes(matches="x")
+    notes = "<br>".join(line for note in _notes(panels, against) for line in textwrap.wrap(note, 100))
+    fig.add_annotation(
+        text=notes,
+        xref="paper",
+        yref="paper",
+        x=0,
+        y=0,
+        yshift=-62,
+        xanchor="left",
+        yanchor="top",
+        showarrow=False,
+        align="left",
+        font_size=11,
+    )
+    fig.update_layout(
+        template="simple_white",
+        barmode="group",
+        scattermode="group",
+        bargap=0.25,
+        height=(max(pixels) if shared else sum(pixels) + 110 * (len(panels) - 1)) + 250,
+        margin={"l": 10, "r": 10, "t": 120 if shared else 90, "b": 135},
+        legend={"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "top", "yref": "container", "itemsizing": "constant"},
+        font={"family": "Helvetica, Arial, sans-serif", "size": 12, "color": INK},
+    )
+    if shared:
+        fig.update_layout(updatemenus=[_sort_menu(panels, benchmarks, labels, [labels[name] for name in orders[0]])])
+    fig.update_xaxes(showgrid=True, gridcolor=RULE, zeroline=False)
+    return fig
+
+
+def _bars(go, rows: pd.DataFrame, colour: str, against: str, showlegend: bool):
+    benchmark = rows["benchmark"].iloc[0]
+    return go.Bar(
+        x=rows["delta"],
+        y=rows["name"],
+        orientation="h",
+        name=benchmark,
+        legendgroup=benchmark,
+        offsetgroup=benchmark,
+        showlegend=showlegend,
+        marker={"color": colour, "line": {"color": INK, "width": 0.5}, "opacity": np.where(rows["smoke"], 0.35, 1)},
+        error_x={
+            "symmetric": False,
+            "array": rows["hi"] - rows["delta"],
+            "arrayminus": rows["delta"] - rows["lo"],
+            "thickness": 1.3,
+            "width": 0,
+            "color": "#7d828a",  # mid grey shows on the dark bars and on white
+        },
+        customdata=_hover(rows, against),
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+
+
+def _daggers(go, rows: pd.DataFrame):
+    benchmark = rows["benchmark"].iloc[0] if len(rows) else ""
+    return go.Scatter(
+        x=rows["hi"].clip(lower=0),
+        y=rows["name"],
+        mode="text",
+        text=DAGGER,
+        textposition="middle right",
+        textfont={"size": 9},
+        legendgroup=benchmark,
+        offsetgroup=benchmark,
+        orientation="h",
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def _hover(rows: pd.DataFrame, against: str) -> list[str]:
+    basis = {"seeds": "over seed pairs", "samples": "test sampling only"}
+    return [
+        f"<b>{r.name}</b>, {r.benchmark} ({r.probe})<br>{r.value:.2f} % against {r.base:.2f} % of {against}: <b>{r.delta:+.2f} pp</b>"
+        f"<br>95 % interval {r.lo:+.2f} to {r.hi:+.2f} ({basis[r.basis]})<br>{r.seeds} seed{'s' * (r.seeds != 1)}, n = {r.n:,.0f}"
+        + (f"<br>no better than a constant predictor ({r.flag})" if r.flag else "")
+        + ("<br>an untrained encoder was measured" if r.random_init else "")
+        + ("<br>demonstration size: not evidence" if r.smoke else "")
+        for r in rows.itertuples(index=False)
+    ]
+
+
+def _sort_menu(panels: dict[str, pd.DataFrame], benchmarks: Sequence[str], labels: Mapping[str, str], names: list[str]) -> dict:
+    """Drop-down that reorders the variants by one benchmark of the first panel that has it."""
+    orders = {"sorted by mean": names}
+    table = pd.concat(panels.values()).drop_duplicates(["variant", "benchmark"])
+    for benchmark in benchmarks:
+        ranked = list(table[table["benchmark"].eq(benchmark)].sort_values("delta", ascending=False)["variant"].map(labels))
+        orders[f"sorted by {benchmark}"] = [*ranked, *(name for name in names if name not in ranked)]
+    axes = ["yaxis", *(f"yaxis{k}" for k in range(2, len(panels) + 1))]
+    buttons = [
+        {"label": text, "method": "relayout", "args": [{f"{axis}.categoryarray": order for axis in axes}]} for text, order in orders.items()
+    ]
+    return {
+        "buttons": buttons,
+        "x": 1,
+        "xanchor": "right",
+        "y": 1,
+        "yanchor": "bottom",
+        "pad": {"b": 62},
+        "bgcolor": "white",
+        "bordercolor": PALE,
+    }

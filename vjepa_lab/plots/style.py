@@ -1,0 +1,139 @@
+"""One look for all figures: colours that survive colour blindness and grey print, fonts that embed, widths that fit a column."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from functools import cache
+from io import BytesIO
+from itertools import cycle, islice
+from pathlib import Path
+
+PALETTE = ("#1f3a5f", "#d9792b", "#8fcfbb", "#7a4f8c", "#e6c34a", "#9aa0a6")
+"Dark blue, orange, pale green, ...: neighbours differ in luminance (CIE L about 24, 60, 79, 40, 80, 65), so grey print keeps them apart."
+HATCHES = ("", "", "", "///", "\\\\\\", "...")
+INK, PALE, RULE = "#222222", "#b8bdc4", "#d9dce0"
+
+WIDTH = {"single": 3.25, "double": 6.875}
+"Column widths in inches."
+
+PRINT = {
+    "font.family": "STIXGeneral",  # Times-like and shipped with matplotlib, so no machine falls back to another face
+    "mathtext.fontset": "stix",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "grid.color": RULE,
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+    "hatch.linewidth": 0.5,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "vjepa",
+    "figure.dpi": 150,
+    "savefig.dpi": 300,
+}
+SCREEN = PRINT | {"font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"}
+
+
+@contextmanager
+def look(paper: bool = True):
+    """Matplotlib settings of this module for a `with` block."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(PRINT if paper else SCREEN):
+        yield
+
+
+@cache
+def _figure_class():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    class Picture(Figure):
+        """A figure outside pyplot's registry (nothing to close, no global backend) that still shows itself in a notebook."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            FigureCanvasAgg(self)
+
+        def _repr_png_(self) -> bytes:
+            picture = BytesIO()
+            self.savefig(picture, format="png", dpi=120)
+            return picture.getvalue()
+
+    return Picture
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs):
+    """(figure, axes[rows, columns]) of a size in inches, constrained layout."""
+    figure = _figure_class()(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour per name, in order; beyond six they repeat with another hatch."""
+    names = list(names)
+    return dict(zip(names, islice(cycle(PALETTE), len(names)), strict=True))
+
+
+def hatches(names: Iterable[str]) -> dict[str, str]:
+    names = list(names)
+    return dict(zip(names, islice(cycle(HATCHES), len(names)), strict=True))
+
+
+def footnote(figure, lines: Sequence[str], size: float = 6.2) -> None:
+    """Small notes under everything else, wrapped to the figure's width."""
+    if not lines:
+        return
+    width, height = figure.get_size_inches()
+    import matplotlib as mpl
+
+    letter = 0.43 if "STIXGeneral" in mpl.rcParams["font.family"] else 0.54  # mean width in em
+    wrapped = [part for line in lines for part in textwrap.wrap(line, int(width * 72 / (letter * size)))]
+    share = (len(wrapped) * size * 1.25 + 4) / 72 / height
+    figure.get_layout_engine().set(rect=(0, share, 1, 1 - share))
+    figure.text(0.01, 2 / 72 / height, "\n".join(wrapped), size=size, va="bottom", ha="left", color="#555555", linespacing=1.2)
+
+
+def save(figure, path: str | Path, formats: Iterable[str] | None = None) -> list[Path]:
+    """Write a figure: matplotlib as pdf and png, plotly as html that holds plotly.js (5 MB) and so needs no network.
+
+    `path` without a suffix; `formats` overrides. Files are the same bytes every time (no dates inside). Returns the paths.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if hasattr(figure, "write_html"):
+        chosen = list(formats or ["html"])
+        files = [path.with_name(f"{path.name}.{kind}") for kind in chosen]
+        for file, kind in zip(files, chosen, strict=True):
+            if kind == "html":
+                figure.write_html(file, include_plotlyjs=True, div_id=path.name)
+            else:
+                figure.write_image(file)
+        return files
+    chosen = list(formats or ["pdf", "png"])
+    files = [path.with_name(f"{path.name}.{kind}") for kind in chosen]
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
+    with look():  # font embedding is decided when the file is written, not when the figure is drawn
+        for file, kind in zip(files, chosen, strict=True):
+            figure.savefig(file, metadata=undated.get(kind))
+    return files

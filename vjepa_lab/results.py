@@ -1,0 +1,316 @@
+"""Run folders and one tidy table: a row per measurement, the same columns for the paper's numbers and for one's own.
+
+Columns (missing = NaN):
+
+| column | meaning |
+|---|---|
+| run | folder name of the run, or `paper/<regime>/<variant>` |
+| variant | objective, as in `variants.py`: `baseline`, `fwm-hw-ld`, ... |
+| edition | definition of the objective: `paper` (as printed), `released` (as coded), `sound` |
+| seed | pretraining seed; the paper prints none |
+| regime, pretrain | name of the pretraining setting (`ucf101`, `mixed`, a data set's name); its data in full |
+| benchmark, probe, metric | what was measured: `D-48`, `attentive`, `top1` |
+| value, lo, hi | the number and its 95 % sampling interval, in percent for accuracies |
+| n | test samples behind the number |
+| source | `paper` printed, `released` with the paper's code, `run` measured here, `constant` a predictor that ignores its input |
+
+Further columns are kept: `encoder` (`student`, `teacher`, `random-init`), `label` (printed name), `note`, `smoke` (too small to be
+evidence).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+COLUMNS = ["run", "variant", "edition", "seed", "regime", "pretrain", "benchmark", "probe", "metric", "value", "n", "lo", "hi", "source"]
+REQUIRED = ("variant", "benchmark", "value")
+MEASURED = ("value", "n", "lo", "hi", "note")
+"Columns that say what came out; all the others say what was measured."
+
+PROBES = {"D-48": "attentive", "IN-100": "linear", "SSv2": "attentive"}
+"The paper's probe per benchmark (Table 2)."
+PROBE_ORDER = ("attentive", "linear", "knn")
+
+SMOKE_N, SMOKE_STEPS = 100, 200
+"A run tested on fewer samples or pretrained for fewer steps shows that the code runs, not what an objective does."
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def load(*paths: str | Path) -> pd.DataFrame:
+    """One tidy table from run folders, folders of run folders, csv files and folders of csv files, in any mixture.
+
+    A measurement that occurs twice (printed in two tables, or probed again) is kept once, the last one read.
+    Raises FileNotFoundError for a path that does not exist, ValueError naming the file and column of a csv that is no such table.
+    """
+    if not paths:
+        raise ValueError('load() needs at least one path, for example results.load("runs", "data/paper")')
+    tables = [table for path in paths for table in _tables(Path(path))]
+    return tidy(pd.concat(tables, ignore_index=True)) if tables else tidy(pd.DataFrame(columns=COLUMNS))
+
+
+def _tables(path: Path) -> list[pd.DataFrame]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such run folder, csv file or folder of them")
+    if path.is_file():
+        return [_read_csv(path)]
+    if is_run(path):
+        return [read_run(path)]
+    inside = sorted(path.iterdir())
+    runs = [read_run(folder) for folder in inside if folder.is_dir() and is_run(folder)]
+    return [table for table in runs if len(table)] + [_read_csv(file) for file in inside if file.suffix == ".csv"]
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a readable csv table ({error})") from error
+    lacking = [column for column in REQUIRED if column not in table]
+    if lacking:
+        raise ValueError(f"{path}: lacks the column {', '.join(lacking)}; a results table has {', '.join(COLUMNS)}")
+    bad = pd.to_numeric(table["value"], errors="coerce").isna() & table["value"].notna()
+    if bad.any():
+        raise ValueError(f"{path}: line {bad.idxmax() + 2}: value {table['value'][bad.idxmax()]!r} is not a number")
+    return table
+
+
+def is_run(folder: str | Path) -> bool:
+    """True for a run folder: one that holds config.json, metrics.jsonl or rows.csv."""
+    return any((Path(folder) / name).is_file() for name in ("config.json", "metrics.jsonl", "rows.csv"))
+
+
+def config(run: str | Path) -> dict:
+    """config.json of a run folder; empty when it has none yet."""
+    return _json(Path(run) / "config.json")
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_run(run: str | Path) -> pd.DataFrame:
+    """The rows of one run folder; what rows.csv leaves out is filled in from config.json. Empty when nothing was probed yet."""
+    run = Path(run)
+    if not (run / "rows.csv").is_file():
+        return pd.DataFrame(columns=COLUMNS)
+    table, about = _read_csv(run / "rows.csv"), config(run)
+    defaults = {"run": run.name, "source": "run", "metric": "top1"}
+    defaults |= {key: about[key] for key in ("variant", "edition", "seed", "regime", "pretrain") if _scalar(about.get(key))}
+    for column, value in defaults.items():
+        known = table[column] if column in table else pd.Series(np.nan, index=table.index, dtype=object)
+        table[column] = known.where(known.notna(), value)
+    table["smoke"] = about.get("smoke", about.get("steps", SMOKE_STEPS) < SMOKE_STEPS)
+    return table
+
+
+def _scalar(value) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def metrics(run: str | Path) -> pd.DataFrame:
+    """metrics.jsonl of a run: a row per logged step, the terms' values as columns `parts.<term>`.
+
+    A last line cut short by a kill is left out; a broken line before it raises ValueError with its number.
+    A step logged twice (a resumed run repeats what it had not saved) counts once, the later line.
+    """
+    path = Path(run) / "metrics.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: this run has logged no step yet")
+    lines, logged = path.read_text().splitlines(), []
+    for number, line in enumerate(lines, 1):
+        try:
+            logged.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}: line {number} is not valid JSON ({error})") from error
+    table = pd.json_normalize(logged)
+    return table.drop_duplicates("step", keep="last", ignore_index=True) if "step" in table else table
+
+
+def predictions(*runs: str | Path) -> pd.DataFrame:
+    """Predictions per test sample of run folders (predictions/*.parquet), with `run`, `variant` and `seed` filled in from config.json."""
+    tables = []
+    for run in map(Path, runs):
+        about = {"run": run.name} | {key: value for key, value in config(run).items() if key in ("variant", "seed", "regime")}
+        for file in sorted((run / "predictions").glob("*.parquet")):
+            table = pd.read_parquet(file)
+            tables.append(table.assign(**{key: value for key, value in about.items() if key not in table}))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["run", "variant", "seed", "benchmark", "probe"])
+
+
+def tidy(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns in order, numbers as numbers, intervals filled in where n is known, each measurement once."""
+    table = table.reindex(columns=[*COLUMNS, *(column for column in table if column not in COLUMNS)])
+    numbers = ("seed", "value", "n", "lo", "hi")
+    for column in set(COLUMNS).union(("encoder", "label", "note")) & set(table):
+        table[column] = (
+            pd.to_numeric(table[column]) if column in numbers else table[column].astype(object)
+        )  # an empty text column reads as float
+    table["source"] = table["source"].fillna("run")
+    table["metric"] = table["metric"].fillna("top1")
+    small = (table["source"] == "run") & (table["n"] < SMOKE_N)
+    table["smoke"] = (table["smoke"].fillna(False).astype(bool) if "smoke" in table else False) | small
+    open_ended = table["lo"].isna() & table["n"].gt(0) & table["value"].between(0, 100) & table["metric"].isin(["top1", "top5"])
+    open_ended &= table["source"] != "constant"
+    if open_ended.any():
+        table.loc[open_ended, ["lo", "hi"]] = np.column_stack(wilson(table.loc[open_ended, "value"], table.loc[open_ended, "n"]))
+    key = [column for column in table if column not in MEASURED]
+    return table.drop_duplicates(key, keep="last", ignore_index=True)
+
+
+def wilson(value, n, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson score interval `(lo, hi)` of a percentage `value` measured on `n` samples, in percent (Wilson 1927). Broadcasts."""
+    from scipy.stats import norm
+
+    z = norm.ppf(0.5 + confidence / 2)
+    p, n = np.asarray(value, float) / 100, np.asarray(n, float)
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return 100 * np.clip(centre - half, 0, 1), 100 * np.clip(centre + half, 0, 1)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def append_rows(run: str | Path, rows: Iterable[Mapping] | pd.DataFrame) -> Path:
+    """Add measurements to `rows.csv` of a run folder (or to a csv file); a measurement made again replaces the old one.
+
+    Each row needs at least `benchmark` and `value`; the rest comes from config.json. The file is replaced whole, so a kill leaves the
+    old one.
+    Raises ValueError for a row without them.
+    """
+    run = Path(run)
+    path = run if run.suffix == ".csv" else run / "rows.csv"
+    new = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows))
+    about = {"run": path.parent.name, "source": "run"} | {k: v for k, v in config(path.parent).items() if k in COLUMNS and _scalar(v)}
+    for column, value in about.items():
+        new[column] = new[column].fillna(value) if column in new else value
+    lacking = [column for column in REQUIRED if column not in new or new[column].isna().any()]
+    if lacking and len(new):
+        raise ValueError(f"{path}: every row needs {', '.join(REQUIRED)}; missing here: {', '.join(lacking)}")
+    old = [_read_csv(path)] if path.is_file() else []
+    table = tidy(pd.concat([*old, new], ignore_index=True)).drop(columns="smoke")
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(part, index=False)
+    os.replace(part, path)
+    return path
+
+
+# --- views ------------------------------------------------------------------------------------------------------------
+
+
+def select(
+    df: pd.DataFrame, *, regime: str | None = None, benchmarks: Iterable[str] | None = None, probe: str | None = None, metric: str = "top1"
+) -> pd.DataFrame:
+    """The rows of one regime, some benchmarks, and one probe each: `probe`, or the paper's probe of that benchmark, or the first of
+    attentive, linear, knn, others that is there. Raises ValueError when nothing is left, naming what there is."""
+    chosen = df[df["metric"].eq(metric)]
+    if regime is not None:
+        chosen = chosen[chosen["regime"].eq(regime) | chosen["source"].eq("constant")]
+    if benchmarks is not None:
+        chosen = chosen[chosen["benchmark"].isin(list(benchmarks))]
+    constant = chosen["source"].eq("constant")
+    if not (~constant).any():
+        raise ValueError(
+            f"no rows for regime={regime!r}, benchmarks={benchmarks and list(benchmarks)!r}, metric={metric!r}; the table has regimes"
+            f" {_seen(df, 'regime')}, benchmarks {_seen(df, 'benchmark')}, metrics {_seen(df, 'metric')}"
+        )
+    kept = [constant]
+    for benchmark, rows in chosen[~constant].groupby("benchmark"):
+        wanted = probe or _main_probe(benchmark, rows["probe"].dropna().unique())
+        kept.append(chosen["benchmark"].eq(benchmark) & (chosen["probe"].eq(wanted) if wanted else True) & ~constant)
+    return chosen[np.logical_or.reduce(kept)]
+
+
+def _main_probe(benchmark: str, there: np.ndarray) -> str | None:
+    order = [PROBES.get(benchmark), *PROBE_ORDER, *sorted(there)]
+    return next((probe for probe in order if probe in there), None)
+
+
+def _seen(df: pd.DataFrame, column: str) -> list:
+    return sorted(df[column].dropna().unique())
+
+
+def wide(df: pd.DataFrame, values: str = "value", index=("source", "variant"), columns: str = "benchmark") -> pd.DataFrame:
+    """Means over seeds, a row per method and a column per benchmark, in the table's own order."""
+    index = list(index)
+    table = df.pivot_table(values=values, index=index, columns=columns, aggfunc="mean", sort=False)
+    return table.reindex(columns=list(dict.fromkeys(df.loc[df[values].notna(), columns])))
+
+
+GROUP = ["source", "regime", "benchmark", "probe", "metric"]
+"What must agree before two rows may be compared."
+
+
+def delta(df: pd.DataFrame, against: str = "baseline", baseline_seed: int | None = None) -> pd.DataFrame:
+    """Each row's difference from the baseline: columns `base`, `base_n`, `delta` and `paired` added, the baseline's own rows left out.
+
+    Runs are paired by seed (the seed fixes initialisation, data order and masks), with the baseline of the same edition where there is one.
+    A row whose seed the baseline lacks, or every row when `baseline_seed` names one baseline run, is compared with the mean of the
+    baseline's rows and has `paired` False. Rows of a benchmark on which the baseline was not measured are left out.
+    """
+    rows = df[df["source"].ne("constant")]
+    base = rows[rows["variant"].eq(against)]
+    if base.empty:
+        raise ValueError(f"no baseline {against!r} in the table; it has {_seen(rows, 'variant')}")
+    if baseline_seed is not None:
+        base = base[base["seed"].eq(baseline_seed) | base["seed"].isna()]
+        if base.empty:
+            raise ValueError(f"the baseline {against!r} was not run with seed {baseline_seed}")
+    base, out = _keyed(base), rows[rows["variant"].ne(against)].reset_index(drop=True)
+    wanted = _keyed(out)
+    out["base"], out["base_n"], out["paired"] = np.nan, np.nan, False
+    seeded = base[base["seed"].notna()] if baseline_seed is None else base[:0]
+    for pool, keys in ((seeded, [*GROUP, "edition", "seed"]), (seeded, [*GROUP, "seed"]), (base, [*GROUP, "edition"]), (base, GROUP)):
+        means = pool.groupby(keys, as_index=False).agg(_base=("value", "mean"), _n=("n", "mean"))
+        found = wanted[keys].merge(means, on=keys, how="left")
+        open_rows = out["base"].isna() & found["_base"].notna()
+        out.loc[open_rows, ["base", "base_n"]] = found.loc[open_rows, ["_base", "_n"]].to_numpy()
+        out.loc[open_rows, "paired"] = "seed" in keys
+    out["delta"] = out["value"] - out["base"]
+    return out.dropna(subset=["delta"]).reset_index(drop=True)
+
+
+def _keyed(df: pd.DataFrame) -> pd.DataFrame:
+    """Missing names as empty strings, so that they compare equal."""
+    return df.assign(**{column: df[column].astype(object).fillna("").astype(str) for column in (*GROUP, "edition")})
+
+
+def constants(df: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Accuracy of predictors that ignore their input, per benchmark: `{"D-48": {"majority-train": 3.5, "majority-test": 8.27}}`."""
+    rows = df[df["source"].eq("constant")]
+    return {benchmark: dict(zip(part["variant"], part["value"], strict=True)) for benchmark, part in rows.groupby("benchmark")}
+
+
+def flag_constant(df: pd.DataFrame) -> pd.Series:
+    """Where a number is no better than a predictor that ignores its input: `"= majority-test"` when that constant lies inside the row's
+    interval, `"< majority-test"` when the whole interval lies below it, else an empty string. The best constant of the benchmark
+    decides."""
+    best = {benchmark: max(known.items(), key=lambda item: item[1]) for benchmark, known in constants(df).items()}
+
+    def flag(benchmark: str, lo: float, hi: float) -> str:
+        name, value = best.get(benchmark, ("", -np.inf))
+        return "" if not lo <= value else f"= {name}" if value <= hi else f"< {name}"
+
+    flags = [flag(*row) for row in df[["benchmark", "lo", "hi"]].itertuples(index=False)]
+    return pd.Series(flags, index=df.index, name="flag", dtype=object).where(df["source"].ne("constant"), "")
+
+
+def random_init(df: pd.DataFrame) -> pd.DataFrame:
+    """The rows that measured an untrained encoder, whatever their variant is called."""
+    encoder = df["encoder"].eq("random-init") if "encoder" in df else False
+    return df[df["variant"].eq("random-init") | encoder]
