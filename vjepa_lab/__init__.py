@@ -16,7 +16,26 @@ _HOME = {
     "presets": "Preset preset PRESETS",
     "train": "pretrain Run load_run",
 }
-_MODULES = "objective terms variants masks model presets train data probes results plots stats claims diagnose bench widgets study notebook".split()
+_MODULES = [
+    "objective",
+    "terms",
+    "variants",
+    "masks",
+    "model",
+    "presets",
+    "train",
+    "data",
+    "probes",
+    "results",
+    "plots",
+    "stats",
+    "claims",
+    "diagnose",
+    "bench",
+    "widgets",
+    "study",
+    "notebook",
+]
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = [*_WHERE, *_MODULES]
 

@@ -7,7 +7,7 @@ checkpoints map one to one.
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 
 import torch
@@ -82,11 +82,19 @@ def initialise(module: nn.Module, blocks: Iterable[Block]) -> None:
             block.mlp.fc2.weight /= math.sqrt(2 * number)
 
 
-def run_blocks(blocks: Iterable[Block], x: Tensor, rope: Rotary, valid: Tensor | None, remember: bool) -> Iterable[Tensor]:
-    """Yield x [b n d] after every block; `remember=False` recomputes activations in the backward pass instead of keeping them."""
-    for block in blocks:
+def run_blocks(
+    blocks: nn.ModuleList, x: Tensor, rope: Rotary, valid: Tensor | None, *, after: Iterable[int] = (-1,), remember: bool = True
+) -> list[Tensor]:
+    """x [b n d] through all blocks; its value after each of the blocks numbered in `after`.
+
+    remember=False recomputes activations in the backward pass instead of keeping them.
+    """
+    wanted, outputs = {i % len(blocks) for i in after}, []
+    for i, block in enumerate(blocks):
         x = block(x, rope, valid) if remember else checkpoint(block, x, rope, valid, use_reentrant=False)
-        yield x
+        if i in wanted:
+            outputs.append(x)
+    return outputs
 
 
 def gather(tokens: Tensor, index: Tensor) -> Tensor:
@@ -121,6 +129,8 @@ class Encoder(nn.Module):
         super().__init__()
         if levels not in (1, 4):
             raise ValueError(f"levels={levels}: expected 1 (last block) or 4 (every quarter of the depth, V-JEPA 2.1)")
+        if depth < levels:
+            raise ValueError(f"{levels} levels need as many blocks; the encoder has {depth}")
         self.dim, self.depth, self.heads, self.patch, self.tubelet, self.levels = dim, depth, heads, patch, tubelet, levels
         self.rope, self.rope_base_grid, self.remember = rope, rope_base_grid, True
         self.patch_embed = nn.Linear(3 * tubelet * patch**2, dim)
@@ -157,12 +167,9 @@ class Encoder(nn.Module):
         x = self.embed(patches if keep is None else gather(patches, keep))
         tables = rotary(grid, self.dim // self.heads, self.rope, self.rope_base_grid)
         rope = tables.to(x).at(keep)
-        outputs = run_blocks(self.blocks, x, rope, valid, self.remember or not torch.is_grad_enabled())
-        if not levels or self.levels == 1:
-            for x in outputs:
-                pass
-            return self.norms[str(self.depth - 1)](x)
-        return torch.cat([self.norms[str(i)](x) for i, x in enumerate(outputs) if str(i) in self.norms], dim=-1)
+        after = [int(i) for i in self.norms] if levels else [self.depth - 1]
+        outputs = run_blocks(self.blocks, x, rope, valid, after=after, remember=self.remember or not torch.is_grad_enabled())
+        return torch.cat([self.norms[str(i)](x) for i, x in zip(after, outputs, strict=True)], dim=-1)
 
     def forward(self, clip: Tensor, keep: Tensor | None = None) -> Tensor:
         """Clip [b c f y x], normalised floats -> last-level tokens [b n d], or only those in `keep` [b k]."""
@@ -196,8 +203,7 @@ class Predictor(nn.Module):
         # The rotary tables carry the places, so tokens need no sorting by place as upstream does.
         rope = rotary(grid, self.dim // self.heads, self.rope).to(x).at(torch.cat([seen, hidden], dim=1))
         valid = None if mask.seen_valid is None else torch.cat([mask.seen_valid, mask.hidden_valid], dim=1)
-        for x in run_blocks(self.blocks, x, rope, valid, remember=True):
-            pass
+        (x,) = run_blocks(self.blocks, x, rope, valid)
         state, guess = self.norm(x).split((seen.shape[1], hidden.shape[1]), dim=1)
         return self.proj(guess), state
 
@@ -223,9 +229,8 @@ class VJEPA(nn.Module):
         self.teacher = None if teacher == "online" else copy.deepcopy(student).requires_grad_(False)
 
     @classmethod
-    def build(cls, preset: Preset, *, teacher: str = "ema", stop_grad: bool = True, levels: int = 1, bf16: bool = False, **encoder) -> "VJEPA":
+    def build(cls, p: Preset, *, teacher: str = "ema", stop_grad: bool = True, levels: int = 1, bf16: bool = False, **encoder) -> "VJEPA":
         """The model of a preset's size; further keywords go to the Encoder."""
-        p = preset
         student = Encoder(p.dim, p.depth, p.heads, p.patch, p.tubelet, levels=levels, **encoder)
         predictor = Predictor(p.dim, p.pred_dim, p.pred_depth, p.pred_heads, levels=levels, rope=student.rope)
         return cls(student, predictor, teacher=teacher, stop_grad=stop_grad, bf16=bf16)
@@ -336,6 +341,6 @@ class Latents:
         return self.scatter(torch.ones_like(index, dtype=torch.bool).unsqueeze(-1), index, valid).squeeze(-1)
 
 
-def count(module: nn.Module, where: Callable[[nn.Parameter], bool] = lambda p: True) -> int:
+def count(module: nn.Module) -> int:
     """Number of parameters."""
-    return sum(p.numel() for p in module.parameters() if where(p))
+    return sum(p.numel() for p in module.parameters())

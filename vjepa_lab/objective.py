@@ -91,13 +91,16 @@ class View:
     def mask(self) -> Mask:
         return self.latents.masks[self.kind]
 
+    def cut(self, x: Tensor) -> Tensor:
+        """The channels of x [... d] that the term works on."""
+        half = x.shape[-1] // 2
+        return {"all": x, "app": x[..., :half], "dyn": x[..., half:]}[self.on]
+
     @cached_property
     def z(self) -> Tensor:
         lat = self.latents
         z = lat.z if self.name == "full" else lat.seen[self.kind]
-        z = lat.normalise(z) if self.norm == "layer" else z
-        half = z.shape[-1] // 2
-        z = {"all": z, "app": z[..., :half], "dyn": z[..., half:]}[self.on]
+        z = self.cut(lat.normalise(z) if self.norm == "layer" else z)
         z = torch.nn.functional.layer_norm(z, z.shape[-1:]) if self.norm == "half" else z
         return z if self.name == "full" else lat.scatter(z, self.mask.seen, self.mask.seen_valid)
 
@@ -322,8 +325,7 @@ class Loss(nn.Module):
         Raises FloatingPointError or ValueError naming the term whose map is no usable error map.
         """
         parts = {
-            name: term.loss(latents, head)
-            for name, (_, term), head in zip(self.objective.names, self.objective, self.heads, strict=True)
+            name: term.loss(latents, head) for name, (_, term), head in zip(self.objective.names, self.objective, self.heads, strict=True)
         }
         weights = [w(latents.progress) if isinstance(w, Schedule) else w for w, _ in self.objective]
         return sum(w * part for w, part in zip(weights, parts.values(), strict=True)), parts

@@ -79,7 +79,7 @@ class Delta(Term):
     """Student and teacher should change alike: |(z[t+1] - z[t]) - (h[t+1] - h[t])| (Eq. 5)."""
 
     def error(self, view, head):  # [b t-1 h w]
-        return (diff(view.z) - diff(view.h)).abs().mean(-1)
+        return (diff(view.z) - diff(view.cut(view.h))).abs().mean(-1)
 
 
 class Dynamics(Term):

@@ -141,13 +141,15 @@ def build(teacher: str, stop_grad: bool, levels: int, size: Preset, seed: int, b
 
 
 def run_name(variant: str, edition: str, source: str, size: Preset, seed: int) -> str:
-    return "-".join(part for part in (variant, "" if edition == "sound" else edition, source.replace(":", "_"), size.name, f"s{seed}") if part)
+    """Such as ld-synthetic-micro-s0; an edition other than sound follows the variant's name."""
+    parts = (variant, "" if edition == "sound" else edition, source.replace(":", "_"), size.name, f"s{seed}")
+    return "-".join(part for part in parts if part)
 
 
 def pretrain(
     recipe,
     data="synthetic",
-    preset: str | Preset = "micro",  # noqa: A002
+    preset: str | Preset = "micro",
     seed: int = 0,
     *,
     edition: str = "sound",
@@ -209,8 +211,7 @@ def pretrain(
 
     bar = tqdm(total=size.steps, initial=start, desc=variant, unit="step", disable=not progress)
     batches = video.loader(source, size.batch, seed=seed, start=start, workers=workers, pin=device.type == "cuda")
-    began, clips, wall = time.perf_counter(), 0, time.time()
-    step = start
+    began, clips = time.perf_counter(), 0
     try:
         for step, batch in zip(range(start, size.steps), batches, strict=False):
             record = trainer.step(step, batch.clip, log=step % log_every == 0 or step == size.steps - 1)
@@ -227,8 +228,9 @@ def pretrain(
         raise
     finally:
         bar.close()
-    report = {"steps": size.steps, "clips_per_s": round(clips / max(time.perf_counter() - began, 1e-9), 2), "wall_s": round(time.time() - wall, 1)}
-    write_json(run.path / "report.json", report | {"resumed_at": start, "data": source.report()})
+    seconds = time.perf_counter() - began
+    report = {"steps": size.steps, "resumed_at": start, "wall_s": round(seconds, 1), "clips_per_s": round(clips / max(seconds, 1e-9), 2)}
+    write_json(run.path / "report.json", report | {"data": source.report()})
     return run
 
 
@@ -289,8 +291,9 @@ class Trainer:
         groups = param_groups_weight_decay(both, size.weight_decay)  # biases and 1-D parameters do not decay
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, lr=size.lr, betas=(0.9, 0.999), eps=1e-8, fused=device.type in ("cpu", "cuda"))
+        warmup = min(size.warmup, size.steps // 2)
         self.schedule = CosineLRScheduler(
-            self.optimizer, t_initial=max(size.steps - size.warmup, 1), lr_min=size.final_lr, warmup_t=size.warmup,
+            self.optimizer, t_initial=max(size.steps - warmup, 2), lr_min=size.final_lr, warmup_t=warmup,
             warmup_lr_init=size.start_lr, warmup_prefix=True, t_in_epochs=False,
         )  # fmt: skip
         self.done = 0
@@ -318,7 +321,7 @@ class Trainer:
         values = {name: part.item() for name, part in parts.items()}
         if bad := [name for name, value in values.items() if not math.isfinite(value)]:
             raise FloatingPointError(
-                f"{' and '.join(bad)} became {values[bad[0]]} at step {step}; a smaller lr or weight may help. The last checkpoint is intact."
+                f"{' and '.join(bad)} became {values[bad[0]]} at step {step}; try a smaller lr or weight. The last checkpoint is intact."
             )
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         return {

@@ -8,18 +8,15 @@ class Value:
     """Base of frozen dataclasses: repr is the shortest constructor call, fields at their default left out."""
 
     def __repr__(self) -> str:
-        parts, positional = [], True
+        required, changed = [], []
         for f in fields(self):
-            if not f.init:
-                continue
             here = getattr(self, f.name)
             default = f.default if f.default_factory is MISSING else f.default_factory()
-            positional = positional and not f.kw_only
-            if default is not MISSING and here == default:
-                positional = False
-            else:
-                parts.append(repr(here) if positional and default is MISSING else f"{f.name}={here!r}")
-        return f"{type(self).__name__}({', '.join(parts)})"
+            if default is MISSING:
+                required.append(repr(here))
+            elif f.init and here != default:
+                changed.append(f"{f.name}={here!r}")
+        return f"{type(self).__name__}({', '.join(required + changed)})"
 
 
 def vocabulary() -> dict[str, type]:
@@ -33,7 +30,7 @@ def vocabulary() -> dict[str, type]:
 
 
 def read(text: str, names: dict[str, type] | None = None):
-    """Rebuild a value from its repr. Only sums, products, numbers, strings, tuples and calls of known classes are read; nothing is executed.
+    """Rebuild a value from its repr: sums, products, numbers, strings, tuples and calls of known classes; nothing else is executed.
 
     Raises ValueError that names what is not understood.
     """

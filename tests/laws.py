@@ -1,0 +1,201 @@
+"""What every term, modifier and recipe must satisfy, written once. A term joins by its entry in a list, named recipes by themselves."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vjepa_lab import masks, variants
+from vjepa_lab.model import VJEPA
+from vjepa_lab.objective import ErrorMap, Loss, Objective, View, as_objective
+from vjepa_lab.presets import PRESETS
+from vjepa_lab.terms import JEPA, Delta, Dynamics, Hard, Kinematic, Orthogonal
+from vjepa_lab.values import read
+
+SIZE = PRESETS["smoke"]
+TEMPORAL = [Kinematic(), Kinematic(order=2), Kinematic(huber=0.5), Delta(), Dynamics(hidden=8)]
+AUXILIARY = [*TEMPORAL, *(Orthogonal(form=form) for form in Orthogonal.FORMS)]
+PER_TOKEN = [JEPA(), JEPA(distance="seen"), *TEMPORAL]
+MODIFIED = [
+    *(Hard(t) for t in PER_TOKEN),
+    Hard(JEPA(), standardise=True),
+    Hard(JEPA(), scope="batch"),
+    Hard(Delta(), scope="mask", tau=0.1),
+]
+TERMS = [JEPA(), JEPA(p=2.0), JEPA(distance="seen"), *AUXILIARY, *MODIFIED]
+EDITIONS = [(name, edition) for edition in variants.EDITIONS for name in variants.names()]
+
+
+class Stub:
+    """Latents with given student and teacher tokens [b t h w d], for laws that need no model."""
+
+    def __init__(self, z, h=None, masks=()):
+        self.z, self.h, self.masks = z, z.detach() if h is None else h, list(masks)
+        self.clip, self.grid, self.step, self.progress = None, z.shape[1:4], 0, 0.0
+        self.seen = [self._at(m.seen) for m in self.masks]
+
+    def _at(self, index):
+        return self.z.flatten(1, 3).gather(1, index.unsqueeze(-1).expand(-1, -1, self.z.shape[-1]))
+
+    def normalise(self, z):
+        return torch.nn.functional.layer_norm(z, z.shape[-1:])
+
+
+def tokens(b=3, t=4, h=4, w=4, d=12, scale=1.0):
+    return (torch.randn(b, t, h, w, d) * scale).requires_grad_()
+
+
+def latents(objective, *, batch=3, frames=None, teacher="ema", mask=None, size=SIZE, **model):
+    """A smoke-size model's latents of random clips; its student has moved away from its teacher."""
+    objective, net = as_objective(objective), VJEPA.build(size, teacher=teacher, **model)
+    with torch.no_grad():
+        for p in net.student.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    clip = torch.randn(batch, 3, frames or SIZE.frames, SIZE.size, SIZE.size)
+    drawn = (mask or masks.MultiBlock()).draw(batch, net.student.grid(clip), seed=0, step=0)
+    return net, net.latents(clip, drawn, full="full" in objective.views)
+
+
+def ids(values):
+    return [repr(v) for v in values]
+
+
+@pytest.mark.parametrize("term", TERMS, ids=ids(TERMS))
+class TestTerm:
+    def test_repr_rebuilds_it(self, term):
+        assert read(repr(term)) == term
+        assert hash(read(repr(term))) == hash(term)
+
+    @pytest.mark.parametrize("view", ["full", "visible"])
+    def test_is_a_finite_number_that_reaches_the_student(self, term, view):
+        objective = Objective(((1.0, term.seen_as(view)),))
+        net, lat = latents(objective)
+        total, _ = Loss(objective, net.width)(lat)
+        assert total.shape == () and total.dtype == torch.float32 and torch.isfinite(total) and total >= 0
+        total.backward()
+        grads = [p.grad for p in net.student.parameters()]
+        assert all(g is not None for g in grads)
+        assert sum(g.abs().sum() for g in grads) > 0
+        assert all(p.grad is None for p in net.teacher.parameters())
+
+    def test_heads_train(self, term):
+        objective = Objective(((1.0, term),))
+        net, lat = latents(objective)
+        loss = Loss(objective, net.width)
+        loss(lat)[0].backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())
+
+    def test_on_an_image(self, term):
+        """Finite and differentiable; what depends on time is zero."""
+        objective = Objective(((1.0, term),))
+        net, lat = latents(objective, frames=1)
+        total, _ = Loss(objective, net.width)(lat)
+        assert torch.isfinite(total)
+        total.backward()
+        if term in TEMPORAL or getattr(term, "term", None) in TEMPORAL:
+            assert total == 0
+
+    def test_padded_masks(self, term):
+        objective = Objective(((1.0, term.seen_as("visible")),))
+        blocks = masks.MultiBlock((masks.Blocks(3, 0.3), masks.Blocks(2, 0.5)), truncate="padded")
+        net, lat = latents(objective, mask=blocks)
+        total, _ = Loss(objective, net.width)(lat)
+        assert torch.isfinite(total)
+
+
+@pytest.mark.parametrize("term", AUXILIARY, ids=ids(AUXILIARY))
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("norm", ["layer", "half", "raw"])
+def test_finite_at_any_scale(term, scale, norm):
+    z = tokens(scale=scale)
+    term = replace(term, norm=norm)
+    value = term.loss(Stub(z, torch.randn_like(z)), term.head(12))
+    assert torch.isfinite(value)
+    value.backward()
+    assert torch.isfinite(z.grad).all()
+
+
+@pytest.mark.parametrize("term", AUXILIARY, ids=ids(AUXILIARY))
+def test_does_not_depend_on_the_order_of_clips(term):
+    z, order = tokens(), torch.tensor([2, 0, 1])
+    h, head = torch.randn_like(z), term.head(12)
+    torch.testing.assert_close(term.loss(Stub(z, h), head), term.loss(Stub(z[order], h[order]), head))
+
+
+@pytest.mark.parametrize("term", [Kinematic(), Kinematic(order=2), Kinematic(huber=0.5), Delta()], ids=repr)
+def test_zero_on_a_still_clip(term):
+    still = tokens(t=1).expand(-1, 4, -1, -1, -1)
+    assert term.loss(Stub(still, torch.zeros_like(still))) == 0
+
+
+@pytest.mark.parametrize("term", AUXILIARY, ids=ids(AUXILIARY))
+def test_sees_only_its_half(term):
+    z = tokens()
+    term = replace(term, on="dyn", norm="half")
+    term.loss(Stub(z, torch.randn_like(z)), term.head(12)).backward()
+    assert z.grad[..., :6].abs().sum() == 0 and z.grad[..., 6:].abs().sum() > 0
+
+
+@pytest.mark.parametrize("term", TEMPORAL, ids=ids(TEMPORAL))
+def test_visible_view_is_the_full_view_where_everything_is_seen(term):
+    z, h = tokens(), torch.randn(3, 4, 4, 4, 12)
+    every = torch.arange(64).expand(3, -1)
+    whole = masks.Mask(every, every[:, :0])
+    lat = Stub(z, h, [whole])
+    lat.scatter = lambda x, index, valid: x.unflatten(1, (4, 4, 4))
+    lat.places = lambda index, valid: torch.ones(3, 4, 4, 4, dtype=torch.bool)
+    head = term.head(12)
+    torch.testing.assert_close(term.loss(lat, head), term.seen_as("visible").loss(lat, head))
+
+
+@pytest.mark.parametrize("term", MODIFIED, ids=ids(MODIFIED))
+def test_hard_weights_average_to_one(term):
+    objective = Objective(((1.0, term),))
+    net, lat = latents(objective)
+    for weighted, plain in zip(term.maps(lat, loss := term.head(net.width)), term.term.maps(lat, loss), strict=False):
+        base = 1.0 if plain.weight is None or term.scope == "batch" else plain.weight
+        assert math.isclose(weighted.weight.mean(), torch.as_tensor(base).float().mean(), rel_tol=1e-4)
+        assert not weighted.weight.requires_grad
+
+
+@pytest.mark.parametrize(("name", "edition"), EDITIONS)
+class TestRecipe:
+    def test_repr_rebuilds_it(self, name, edition):
+        recipe = variants.recipe(name, edition)
+        assert read(repr(recipe)) == recipe
+        assert hash(read(repr(recipe))) == hash(recipe)
+
+    def test_total_is_the_weighted_sum_of_its_parts(self, name, edition):
+        recipe = variants.recipe(name, edition)
+        net, lat = latents(recipe.objective, teacher=recipe.teacher)
+        total, parts = Loss(recipe.objective, net.width)(lat)
+        by_hand = sum(w * part for (w, _), part in zip(recipe.objective, parts.values(), strict=True))
+        torch.testing.assert_close(total, by_hand)
+        assert len(parts) == len(recipe.objective.terms)
+
+    def test_every_parameter_learns(self, name, edition):
+        recipe = variants.recipe(name, edition)
+        net, lat = latents(recipe.objective, teacher=recipe.teacher)
+        loss = Loss(recipe.objective, net.width)
+        loss(lat)[0].backward()
+        idle = [n for m in (net, loss) for n, p in m.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+        assert not idle
+
+
+def test_empty_map_is_a_differentiable_zero():
+    empty = torch.zeros(3, 0, requires_grad=True)
+    mean = ErrorMap(empty).mean()
+    mean.backward()
+    assert mean == 0
+
+
+def test_view_reads_validity_off_the_shape():
+    z = tokens()
+    view = View(Stub(z), "full")
+    view.name, view.__dict__["valid"] = "visible", torch.ones(3, 4, 4, 4, dtype=torch.bool)
+    view.valid[0, 1] = False
+    assert (~view.valid_for(torch.zeros(3, 3, 4, 4))[0]).flatten(1).all(1).tolist() == [True, True, False]
+    assert (~view.valid_for(torch.zeros(3, 2, 4, 4))[0]).flatten(1).all(1).tolist() == [True, True]
+    with pytest.raises(ValueError, match="one entry per token"):
+        view.valid_for(torch.zeros(3, 7))

@@ -1,0 +1,220 @@
+"""The algebra and the terms: identities, closed forms on small tensors, clear errors."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from laws import SIZE, Stub, latents, tokens
+
+from vjepa_lab import masks, variants
+from vjepa_lab.objective import Cosine, Loss, Objective, Ramp, Recipe, Term, diff
+from vjepa_lab.terms import JEPA, Delta, Dynamics, Hard, Kinematic, Orthogonal, token_distance
+from vjepa_lab.values import read
+
+
+class Straight(Term):
+    """A term as a user would write it in a notebook cell."""
+
+    def error(self, view, head):  # [b t-2 h w]
+        v = diff(view.z)
+        return 1 - F.cosine_similarity(v[:, 1:], v[:, :-1], dim=-1)
+
+
+class Margin(Term):
+    margin: float
+    power: int = 2
+
+    def error(self, view, head):
+        return (view.z.abs().mean(-1) - self.margin).relu() ** self.power
+
+
+def test_prints_as_equation_12():
+    """The paper's Eq. 12 with plain hard weights."""
+    text = "JEPA() + Hard(JEPA()) + 0.05*Kinematic(on='app') + 0.01*Orthogonal() + Hard(Dynamics(on='dyn'))"
+    assert repr(JEPA() + Hard(JEPA()) + 0.05 * Kinematic(on="app") + 0.01 * Orthogonal() + Hard(Dynamics(on="dyn"))) == text
+    assert repr(read(text)) == text
+
+
+def test_sums_and_products():
+    a, b = JEPA(), Delta()
+    assert 0.5 * (a + 2 * b) == Objective(((0.5, a), (1.0, b)))
+    assert sum([a, b]) == a + b
+    assert a * 2 == 2 * a
+    assert (a + b) + b == a + (b + b)
+    assert Cosine(1.0, 0.0) * b == Objective(((Cosine(1.0, 0.0), b),))
+    assert 0.5 * (Cosine(1.0, 0.0) * b) == Cosine(0.5, 0.0) * b
+
+
+def test_a_user_term_is_a_value():
+    term = Margin(0.5, on="app")
+    assert repr(term) == "Margin(0.5, on='app')"
+    assert term == Margin(0.5, on="app") != Margin(0.4, on="app")
+    assert eval(repr(JEPA() + 0.1 * term)) == JEPA() + 0.1 * term
+
+
+@pytest.mark.parametrize("view", ["full", "visible"])
+def test_a_user_term_trains_through_any_view(view):
+    objective = JEPA() + 0.1 * Straight(view=view)
+    net, lat = latents(objective)
+    total, parts = Loss(objective, net.width)(lat)
+    total.backward()
+    assert set(parts) == {"JEPA", "Straight"} and parts["Straight"] > 0
+
+
+def test_names_are_distinct():
+    assert (JEPA() + JEPA() + Kinematic(on="app") + Hard(JEPA())).names == ("JEPA", "JEPA#2", "Kinematic[app]", "Hard(JEPA)")
+
+
+def test_schedules():
+    cosine, ramp = Cosine(1.0, 0.2), Ramp(0.0, 0.5, begin=0.5)
+    assert [round(cosine(p), 6) for p in (-1, 0, 0.5, 1, 2)] == [1.0, 1.0, 0.6, 0.2, 0.2]
+    assert [ramp(p) for p in (0, 0.5, 0.75, 1, 2)] == [0.0, 0.0, 0.25, 0.5, 0.5]
+
+
+def test_a_schedule_weighs_its_term():
+    objective = JEPA() + Cosine(1.0, 0.0) * Kinematic()
+    net, lat = latents(objective)
+    loss = Loss(objective, net.width)
+    lat.progress = 1.0
+    total, parts = loss(lat)
+    torch.testing.assert_close(total, parts["JEPA"])
+
+
+# ---- identities between terms
+
+
+def test_delta_is_dynamics_with_the_identity_as_head_on_changes():
+    """Eq. 5 is Eq. 6 with z[t+1] - z[t] in place of Dyn(z[t])."""
+    z, h = tokens(), torch.randn(3, 4, 4, 4, 12)
+    lat = Stub(z, h)
+
+    class Change(torch.nn.Module):
+        def forward(self, _):
+            return diff(lat.normalise(z))
+
+    torch.testing.assert_close(Delta().loss(lat), Dynamics().loss(lat, Change()))
+
+
+def test_jepa_by_hand():
+    objective = JEPA() + Delta()
+    _, lat = latents(objective)
+    by_hand = sum((p - h).abs().mean() for p, h in zip(lat.pred, lat.target, strict=True)) / 2
+    torch.testing.assert_close(JEPA().loss(lat), by_hand)
+    squared = sum((p - h).square().mean() / 2 for p, h in zip(lat.pred, lat.target, strict=True)) / 2
+    torch.testing.assert_close(JEPA(p=2.0).loss(lat), squared)
+
+
+def test_targets_are_normalised():
+    _, lat = latents(JEPA() + Delta())
+    torch.testing.assert_close(lat.h.mean(-1), torch.zeros(lat.h.shape[:-1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(lat.h.var(-1, correction=0), torch.ones(lat.h.shape[:-1]), atol=1e-3, rtol=0)
+
+
+def test_multilevel_targets_are_normalised_each():
+    _, lat = latents(JEPA() + Delta(), levels=4, size=replace(SIZE, depth=4))
+    levels = lat.h.unflatten(-1, (4, -1))
+    torch.testing.assert_close(levels.mean(-1), torch.zeros(levels.shape[:-1]), atol=1e-5, rtol=0)
+
+
+def test_hard_by_hand():
+    """Three tokens with errors 0, 1, 2: weights 3 softmax(e)."""
+    error = torch.tensor([[0.0, 1.0, 2.0]])
+    expected = 3 * torch.tensor([[0.09003057, 0.24472847, 0.66524096]])
+    torch.testing.assert_close(Hard(JEPA()).weights(error, None), expected)
+    torch.testing.assert_close(Hard(JEPA(), tau=1e9).weights(error, None), torch.ones(1, 3))
+
+
+def test_hard_clips_its_logits():
+    """Errors as L1 sums exceed 20 everywhere: the printed formula then gives weight 1 to all."""
+    torch.testing.assert_close(Hard(JEPA()).weights(torch.tensor([[100.0, 300.0, 600.0]]), None), torch.ones(1, 3))
+
+
+def test_standardised_hard_weights_ignore_scale_and_offset():
+    hard, error = Hard(JEPA(), standardise=True), torch.rand(2, 50)
+    torch.testing.assert_close(hard.weights(error, None), hard.weights(0.01 * error + 3, None), atol=1e-3, rtol=1e-3)
+
+
+def test_hard_gives_padding_no_weight():
+    base = torch.tensor([[True, True, False]])
+    weights = Hard(JEPA()).weights(torch.tensor([[1.0, 1.0, 9.0]]), base)
+    torch.testing.assert_close(weights, torch.tensor([[1.0, 1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("form", Orthogonal.FORMS)
+def test_orthogonal_by_hand(form):
+    z = tokens(d=6)
+    x = z.detach().double().reshape(-1, 6)
+    x = (x - x.mean(0)).numpy()
+    n, a, b = len(x), x[:, :3], x[:, 3:]
+    if form == "corr_mean":
+        a, b = a / a.std(0), b / b.std(0)
+    cross = a.T @ b / n
+    expected = {
+        "cov_mean": (cross**2).mean(), "cov_sum": (cross**2).sum(), "vicreg": (cross**2).sum() / 3,
+        "corr_mean": (cross**2).mean(), "paper": ((a.T @ b) ** 2).sum() / n,
+    }[form]  # fmt: skip
+    value = Orthogonal(form=form, norm="raw").loss(Stub(z))
+    torch.testing.assert_close(value.double(), torch.tensor(expected).double(), rtol=1e-4, atol=1e-7)
+
+
+def test_printed_orthogonality_has_a_floor():
+    """Read literally, Eq. 8 is d_app*d_dyn in expectation for independent features, whatever N: 384*384 = 147 456 at the paper's size."""
+    z = torch.randn(4, 8, 16, 16, 64)
+    value = Orthogonal(form="paper", norm="raw").loss(Stub(z))
+    assert abs(float(value) / (32 * 32) - 1) < 0.15
+
+
+def test_distance_to_the_nearest_token():
+    _, lat = latents(JEPA())
+    view = next(JEPA().views(lat))
+    seen, hidden = torch.tensor([[0]]), torch.tensor([[1, 4, 16, 21]])  # neighbours along column, row, time, and all three
+    torch.testing.assert_close(token_distance(view, hidden, seen), torch.tensor([[1.0, 1.0, 1.0, 3.0**0.5]]))
+
+
+def test_weights_of_kinds_are_equal():
+    """V-JEPA averages each mask kind by itself: the kind with more hidden tokens weighs no more."""
+    _, lat = latents(JEPA())
+    sizes = [m.hidden.shape[1] for m in lat.masks]
+    assert sizes[0] != sizes[1]
+    joint = torch.cat([m.value.flatten() for m in JEPA().maps(lat, None)]).mean()
+    assert not torch.isclose(joint, JEPA().loss(lat))
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Kinematic(on="left"), "on='left'"),
+        (lambda: Delta(view="half"), "view='half'"),
+        (lambda: JEPA() + 3, "cannot add 3"),
+        (lambda: Orthogonal(form="cov"), "cov_mean"),
+        (lambda: Hard(JEPA(), scope="clips"), "scope='clips'"),
+        (lambda: Recipe(JEPA(), teacher="emma"), "teacher='emma'"),
+        (lambda: variants.recipe("fwm-hw"), "fwm-hw-ld"),
+        (lambda: variants.recipe("baseline", "sounds"), "sound"),
+        (lambda: variants.recipe("JEPA() + Kin()"), "Kin"),
+        (lambda: variants.recipe("__import__('os').system('true')"), "cannot read"),
+        (lambda: variants.recipe("JEPA() +"), "not an expression"),
+    ],
+)
+def test_bad_values_are_refused_by_name(make, message):
+    with pytest.raises((ValueError, TypeError), match=message.replace("(", r"\(").replace("+", r"\+")):
+        make()
+
+
+def test_a_term_without_an_error_is_refused_by_name():
+    class Empty(Term):
+        pass
+
+    net, lat = latents(JEPA() + Empty())
+    with pytest.raises(NotImplementedError, match="Empty must define error"):
+        Loss(JEPA() + Empty(), net.width)(lat)
+
+
+def test_seen_as_leaves_jepa_alone():
+    objective = (JEPA() + Hard(JEPA()) + Delta() + Hard(Delta())).seen_as("visible")
+    assert repr(objective) == "JEPA() + Hard(JEPA()) + Delta(view='visible') + Hard(Delta(view='visible'))"
+    assert isinstance(Recipe(objective).masks, masks.MultiBlock)
