@@ -68,6 +68,14 @@ def test_backends_give_the_same_pixels(counters, name):
     assert (frames[0] - frames[1]).abs().max() <= 1
 
 
+def test_what_decord_cannot_read_pyav_is_asked_for(tmp_path):
+    path = write_video(tmp_path / "narrow.mp4", counter_clip(30, 48), 25)
+    with pytest.raises(ClipError, match="size must exactly match"), Video(path, "decord") as video:
+        video.read([3, 7])
+    with Video(path) as video:
+        assert numbers_shown(video.read([3, 7, 29])) == [3, 7, 29]
+
+
 def test_a_seek_check_tells_exact_streams(counters):
     assert all(check_seek(counters / "h264.mp4", backend) for backend in BACKENDS)
     assert probe(str(counters / "h264.mp4")).seekable and not probe(str(counters / "mpeg4_b_frames.avi")).seekable

@@ -5,8 +5,10 @@ Axes: b batch, c colour (RGB), f y x frames/rows/columns of pixels.
 
 from __future__ import annotations
 
+import inspect
 import random
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
@@ -42,18 +44,33 @@ class DataError(ValueError):
     """A data set cannot be used as asked; the message says what was found, what was expected and what to do."""
 
 
+def check_options(function, options: dict, what: str, also=()) -> None:
+    """Raise DataError if `function` takes no argument of some option's name; says which it does take, nearest first."""
+    known = [*inspect.signature(function).parameters, *also]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known)
+            hint = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"it takes {', '.join(k for k in known if k not in ('self', 'split', 'root', 'listing'))}"
+            )
+            raise DataError(f"{what} has no option {name!r}; {hint}")
+
+
 @dataclass(frozen=True)
 class Sample:
     """One clip `[c f y x]` uint8, its labels by name, and its index in the source."""
 
     clip: Tensor
-    labels: dict[str, int]
+    labels: dict[str, int | Tensor]
     index: int
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips `[b c f y x]` uint8, labels by name `[b]` (-1: none), indices in the source `[b]`, and what could not be read."""
+    """Clips `[b c f y x]` uint8, labels by name `[b]` (-1: none; multi-label: `[b classes]`), indices in the source `[b]`, and the
+    clips that could not be read."""
 
     clip: Tensor
     labels: dict[str, Tensor]
@@ -73,7 +90,7 @@ class Batch:
 
 def stack(samples: list[Sample], names, faults=()) -> Batch:
     """Samples of one shape -> Batch with the labels `names`."""
-    labels = {name: torch.tensor([s.labels.get(name, NO_LABEL) for s in samples]) for name in names}
+    labels = {name: torch.stack([torch.as_tensor(s.labels.get(name, NO_LABEL)) for s in samples]) for name in names}
     return Batch(torch.stack([s.clip for s in samples]), labels, torch.tensor([s.index for s in samples]), tuple(faults))
 
 

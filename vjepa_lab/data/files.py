@@ -12,7 +12,7 @@ from .core import DataError, Sample, Source
 from .crops import flip, random_resized_crop, view_crop
 from .listing import Clip, Listing
 from .sampling import Sampling
-from .video import Video, default_backend, is_image, read_image
+from .video import Video, check_backend, is_image, read_image
 
 
 class Files(Source):
@@ -51,7 +51,8 @@ class Files(Source):
         self.fixed = not self.augment
         self.size, self.seed, self.views, self.images, self.bad = size, seed, views, images, bad
         self.scale, self.ratio, self.flips = scale, ratio, flips
-        self.backend = backend or default_backend()
+        check_backend(backend)
+        self.backend = backend
         if images not in ("repeat", "still"):
             raise DataError(f"images={images!r} is unknown; use 'repeat' or 'still'")
         if views < 1 or size < 1:
@@ -73,20 +74,31 @@ class Files(Source):
         clip = self.listing.clips[place]
         rng = np.random.default_rng((self.seed, epoch, index)) if self.augment else None
         frames = decode(clip, self.sampling, segment, rng, self.backend, self.images)
-        labels = dict(clip.labels)
+        labels = {name: self._label(name, value) for name, value in clip.labels.items()}
         if rng is None:
             frames = view_crop(frames, self.size, view, self.views)
         else:
             frames = random_resized_crop(frames, self.size, rng, self.scale, self.ratio)
             if rng.random() < self.flips:
                 frames = flip(frames)
-                labels["class"] = self.listing.mirrored.get(labels["class"], labels["class"]) if self.listing.mirrored else labels["class"]
+                if self.listing.mirrored:
+                    labels["class"] = self.listing.mirrored.get(labels["class"], labels["class"])
         return Sample(frames.movedim(1, 0).contiguous(), labels, place)
 
     @property
     def labels(self) -> dict[str, Tensor]:
-        clips = self.listing.clips
-        return {name: torch.tensor([clip.labels[name] for clip in clips]).repeat_interleave(self.copies, 0) for name in self.classes}
+        def every(name):
+            return torch.stack([torch.as_tensor(self._label(name, clip.labels[name])) for clip in self.listing.clips])
+
+        return {name: every(name).repeat_interleave(self.copies, 0) for name in self.classes}
+
+    def _label(self, name: str, value):
+        """A class number, or the 0/1 vector `[classes]` of a multi-label set."""
+        if not self.listing.multi:
+            return value
+        hot = torch.zeros(len(self.classes[name]), dtype=torch.long)
+        hot[list(value)] = 1
+        return hot
 
     def __repr__(self) -> str:
         return "\n".join([super().__repr__(), *(f"  {note}" for note in self.listing.notes)])

@@ -9,6 +9,7 @@ import shlex
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from .core import DataError
@@ -43,7 +44,8 @@ class Clip:
 @dataclass(frozen=True)
 class Listing:
     """The clips of one split. `classes`: label name -> class names; `notes`: what a user should know about this copy;
-    `mirrored`: class -> class that a horizontal flip turns it into."""
+    `mirrored`: class -> class that a horizontal flip turns it into; `multi`: a label is a tuple of classes, read as a 0/1 vector;
+    `missing`: how many listed files (or films) this copy lacks."""
 
     name: str
     split: str
@@ -51,6 +53,8 @@ class Listing:
     classes: dict[str, list[str]]
     notes: tuple[str, ...] = ()
     mirrored: dict[int, int] = field(default_factory=dict)
+    multi: bool = False
+    missing: int = 0
 
     def __post_init__(self):
         if not self.clips:
@@ -58,7 +62,8 @@ class Listing:
 
     def count(self, label: str = "class") -> dict[str, int]:
         """Clips per class."""
-        counts = Counter(clip.labels[label] for clip in self.clips)
+        labels = (clip.labels[label] for clip in self.clips)
+        counts = Counter(chain.from_iterable(labels) if self.multi else labels)
         return {name: counts[i] for i, name in enumerate(self.classes[label])}
 
 
@@ -88,11 +93,11 @@ def list_folder(root, split: str = "train", held_out: float = 0.25) -> Listing:
     empty = [name for i, name in enumerate(classes) if i not in {label for label, _ in files}]
     if empty:
         notes += (f"{len(empty)} of {len(classes)} class folders have no clip in this split: {', '.join(empty[:5])}",)
-    clips = [Clip(str(path), {"class": i}, _group(path.stem)) for i, path in files]
+    clips = [Clip(str(path), {"class": i}, group_of(path.stem)) for i, path in files]
     return Listing(root.name, split, clips, {"class": classes}, notes)
 
 
-def _group(stem: str) -> str:
+def group_of(stem: str) -> str:
     """The recording that a UCF-101 clip was cut from, or ''."""
     found = re.fullmatch(r"v_(.+)_g(\d+)_c(\d+)", stem)
     return f"g{found[2]}" if found else ""
@@ -102,8 +107,8 @@ def _dealt(files, split: str, held_out: float):
     """Deal the files of class folders to train and test by their names."""
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}; one of train, val, test, all")
-    if all(_group(path.stem) for _, path in files):
-        tested = {path for _, path in files if int(_group(path.stem)[1:]) <= 7}
+    if all(group_of(path.stem) for _, path in files):
+        tested = {path for _, path in files if int(group_of(path.stem)[1:]) <= 7}
         note = "no split folders: UCF-101's rule, groups 1-7 are the test set"
     else:
         tested = set()
@@ -133,7 +138,9 @@ def list_manifest(path, split: str = "train") -> Listing:
         return _table(path, header, [(n, next(csv.reader([line]))) for n, line in rows[1:]], split)
     pairs = [_pair(path, number, line) for number, line in rows]
     names, labels = _encode([label for _, label in pairs])
-    clips = [Clip(_resolve(path, file), {"class": label}, _group(Path(file).stem)) for (file, _), label in zip(pairs, labels, strict=True)]
+    clips = [
+        Clip(_resolve(path, file), {"class": label}, group_of(Path(file).stem)) for (file, _), label in zip(pairs, labels, strict=True)
+    ]
     return Listing(path.stem, split, clips, {"class": names}, ("a list without splits: every split gives all of it",))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from difflib import get_close_matches
 from pathlib import Path
 
-from .core import DataError, Source
-from .listing import Listing, list_folder, list_manifest
+from .core import DataError, Source, check_options
+from .listing import list_folder, list_manifest
 
 
 def open(
@@ -23,22 +25,23 @@ def open(
 
     synthetic            the factor world; also synthetic:trs8, synthetic:dirs8, synthetic:compositional, synthetic:spurious
     FOLDER               one folder per class, with videos, images or both
-    FILE.csv, FILE.txt   lines of `path label`
+    FILE.csv, FILE.txt   lines of `path label`, or a table with a header
+    NAME:ROOT            a data set as it is distributed: ucf101, ssv2, diving48, imagenet100, hmdb51, moments, ava, kinetics
 
     `frames` a clip (1: images), `size` pixels square, every `stride`-th frame of a video (a synthetic clip fills its frames exactly).
-    `cache="memory"` keeps the clips of a fixed source in memory. Raises DataError when there is nothing to open under that name.
+    `options` go to the set's listing, to `Files` or to the synthetic world. `cache="memory"` keeps the clips of a fixed source in memory.
+    Raises DataError when there is nothing to open under that name, or an option is unknown.
     """
     if isinstance(spec, Source):
         return spec
     name, _, rest = str(spec).partition(":")
+    options |= {"frames": frames, "size": size, "seed": seed}
     if name == "synthetic":
         from .synthetic import world
 
-        source = world(rest, split, frames=frames, size=size, seed=seed, **options)
+        source = world(rest, split, **options)
     else:
-        from .files import Files
-
-        source = Files(_listing(str(spec), split), frames=frames, size=size, stride=stride, seed=seed, **options)
+        source = _files(str(spec), split, {**options, "stride": stride})
     if cache is None:
         return source
     if cache != "memory":
@@ -48,10 +51,31 @@ def open(
     return Memory(source)
 
 
-def _listing(spec: str, split: str) -> Listing:
-    """The clips of a folder or of a manifest file."""
+def _files(spec: str, split: str, options: dict) -> Source:
+    """A source of files; options that its listing takes go there, the rest to `Files`."""
+    from .files import Files
+
+    lister, root = lister_of(spec)
+    check_options(Files, options, spec, also=inspect.signature(lister).parameters)
+    own = {name: options.pop(name) for name in inspect.signature(lister).parameters if name in options}
+    return Files(lister(root, split, **own), **options)
+
+
+def lister_of(spec: str):
+    """The function that lists what `spec` names, and the path to give it."""
+    name, _, root = spec.partition(":")
     if Path(spec).is_dir():
-        return list_folder(spec, split)
+        return list_folder, spec
     if Path(spec).is_file():
-        return list_manifest(spec, split)
-    raise DataError(f"no data set is called {spec!r}, and no such file or folder exists; use synthetic, a folder, or a manifest file")
+        return list_manifest, spec
+    from .sets import SETS
+
+    if name in SETS and root:
+        return SETS[name].listing, root
+    near = get_close_matches(name, SETS) if root else []
+    hint = (
+        f"did you mean {near[0]}:{root}?"
+        if near
+        else f"use synthetic, a folder, a manifest file, or NAME:ROOT with NAME one of {', '.join(SETS)}"
+    )
+    raise DataError(f"no data set is called {spec!r}, and no such file or folder exists; {hint}")

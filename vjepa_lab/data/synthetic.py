@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import DataError, Sample, Source
+from .core import DataError, Sample, Source, check_options
 from .shapes import SHAPES, TEXTURES, distance, pattern, rgb
 
 MOTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 1), "up": (1, -1), "cw": (2, 1), "ccw": (2, -1), "grow": (3, 1), "shrink": (3, -1)}
@@ -71,12 +71,14 @@ class FactorMotion(Source):
         self, split: str = "train", *, frames: int = 8, size: int = 64, seed: int = 0, n: int | None = None, law: str = "iid",
         factors: tuple[str, ...] = APPEARANCE + DYNAMICS,
     ):  # fmt: skip
-        self.split, self.name = _known("split", split, CLIPS), "synthetic" if law == "iid" else f"synthetic:{law}"
+        self.split, self.name = _known("split", split, CLIPS), "synthetic"
         self.law, self.frames, self.size, self.seed = _known("law", law, LAWS), frames, size, seed
         self.n = CLIPS[split] if n is None else n
         if frames < 1 or size < 8 or self.n < 1:
             raise DataError(f"synthetic clips need frames >= 1, size >= 8 and n >= 1; got frames={frames}, size={size}, n={self.n}")
         names = [name for name in factors if frames > 1 or name in APPEARANCE]
+        if not names:
+            raise DataError(f"{', '.join(factors)} cannot be seen in one frame; it needs frames >= 2")
         main = "motion" if frames > 1 else "shape"
         self.classes = {"class": FACTORS[main], **{name: FACTORS[name] for name in names}}
         self._main = main
@@ -170,19 +172,6 @@ def background(seed: int, size: int, side: int = 32) -> np.ndarray:
     return np.clip(np.float32(90) + np.float32(32) / (field.std() + np.float32(1e-12)) * field, 20, 170).astype(np.float32)
 
 
-class Trs8(FactorMotion):
-    """Eight motions as a text would list them: translation along +-x and +-y, rotation both ways, growing and shrinking.
-
-    The factor world with the motion as its only label; appearance is nuisance.
-    """
-
-    def __init__(self, split: str = "train", **options):
-        super().__init__(split, factors=("motion",), **options)
-        self.name = "synthetic:trs8"
-        if self.frames < 2:
-            raise DataError("synthetic:trs8 is a motion task; it needs frames >= 2")
-
-
 DIRECTIONS = {"N": (0, -4), "NE": (3, -3), "E": (4, 0), "SE": (3, 3), "S": (0, 4), "SW": (-3, 3), "W": (-4, 0), "NW": (-3, -3)}
 """Compass direction -> (dx, dy) in pixels per frame at 160 x 160; diagonals are 6 % faster."""
 
@@ -245,19 +234,22 @@ def _known(what: str, value, allowed):
 
 
 TASKS = {
-    "": FactorMotion,
-    "factors": FactorMotion,
-    "trs8": Trs8,
-    "dirs8": Dirs8,
-    "compositional": lambda split, **options: FactorMotion(split, law="compositional", **options),
-    "spurious": lambda split, **options: FactorMotion(split, law="spurious", **options),
+    "": (FactorMotion, {}),
+    "trs8": (FactorMotion, {"factors": ("motion",)}),
+    "dirs8": (Dirs8, {}),
+    "compositional": (FactorMotion, {"law": "compositional"}),
+    "spurious": (FactorMotion, {"law": "spurious"}),
 }
-"""What "synthetic:NAME" opens."""
+"""What "synthetic:NAME" opens: trs8 is the factor world with the motion (translation, rotation, scaling) as its only label."""
 
 
 def world(task: str = "", split: str = "train", **options) -> Source:
     """The synthetic source that `synthetic:task` names."""
-    return TASKS[_known("synthetic task", task, TASKS)](split, **options)
+    make, preset = TASKS[_known("synthetic task", task, TASKS)]
+    check_options(make, options, f"synthetic:{task}" if task else "synthetic")
+    source = make(split, **preset, **options)
+    source.name = f"synthetic:{task}" if task else "synthetic"
+    return source
 
 
 def export(folder, format: str = "folder", **options):

@@ -28,11 +28,6 @@ _SEEKABLE_CODECS = {"h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "libvpx", "
 _SEEKABLE_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 
 
-def default_backend() -> str:
-    """decord where it is installed (Linux on x86-64), else PyAV."""
-    return "decord" if find_spec("decord") else "pyav"
-
-
 @dataclass(frozen=True)
 class Stream:
     """What a file's header says about its first video stream."""
@@ -89,22 +84,30 @@ def _reason(error: Exception) -> str:
 
 
 class Video:
-    """An open video file: `frames`, `fps`, `read(indices)`. A context manager, opened for each clip: readers that are kept leak."""
+    """An open video file: `frames`, `fps`, `read(indices)`. A context manager, opened for each clip: readers that are kept leak.
+
+    Without a named `backend`, decord reads where it is installed, and PyAV is asked for what decord fails on (damaged files, but also sound
+    ones of 16 or 48 pixels' width).
+    """
 
     def __init__(self, path, backend: str | None = None):
         self.path, self.stream = str(path), probe(str(path))
-        name = backend or default_backend()
-        if name not in BACKENDS:
-            raise DataError(f"unknown video backend {name!r}; one of {', '.join(BACKENDS)}")
-        try:
-            self._reader = (_Decord if name == "decord" else _PyAV)(self.path)
-        except ImportError as error:
-            raise DataError(f"the video backend {name!r} is not installed ({error}); use {default_backend()!r}") from error
-        except Exception as error:
-            raise ClipError(self.path, _reason(error)) from error
-        self.frames, self.fps = self._reader.frames, self._reader.fps
+        self._left = check_backend(backend)
+        self._advance()
         if self.frames < 1:
             raise ClipError(self.path, "has no frames")
+
+    def _advance(self) -> None:
+        """Open the file with the next backend that can; raises ClipError with the first one's reason."""
+        reason = None
+        while self._left:
+            try:
+                self._reader = self._left.pop(0)(self.path)
+                self.frames, self.fps = self._reader.frames, self._reader.fps
+                return
+            except Exception as error:
+                reason = reason or _reason(error)
+        raise ClipError(self.path, reason)
 
     def read(self, indices: Sequence[int], exact: bool | None = None) -> Tensor:
         """Frames `[f c y x]` uint8 by number; a number may repeat and come in any order. `exact` overrides the rule for seeking."""
@@ -113,10 +116,16 @@ class Video:
             raise IndexError(f"frames {indices.min()}..{indices.max()} of a video with {self.frames}: {self.path}")
         wanted, back = np.unique(indices, return_inverse=True)
         seek = self.stream.seekable if exact is None else exact
-        try:
-            frames = self._reader.seek(wanted.tolist()) if seek else self._reader.scan(wanted.tolist())
-        except Exception as error:
-            raise ClipError(self.path, _reason(error)) from error
+        while True:
+            try:
+                frames = self._reader.seek(wanted.tolist()) if seek else self._reader.scan(wanted.tolist())
+                break
+            except Exception as error:
+                if not self._left:
+                    raise ClipError(self.path, _reason(error)) from error
+                self._reader.close()
+                self._advance()
+                wanted = np.minimum(wanted, self.frames - 1)
         if not len(frames):
             raise ClipError(self.path, "no frame can be decoded")
         back = np.minimum(back, len(frames) - 1)  # a stream that ends early holds its last frame
@@ -127,6 +136,17 @@ class Video:
 
     def __exit__(self, *_) -> None:
         self._reader.close()
+
+
+def check_backend(name: str | None) -> list[type]:
+    """The readers to try, in order; raises DataError for a name that is unknown or not installed."""
+    if name is None:
+        return [_Decord, _PyAV] if find_spec("decord") else [_PyAV]
+    if name not in BACKENDS:
+        raise DataError(f"unknown video backend {name!r}; one of {', '.join(BACKENDS)}")
+    if name == "decord" and not find_spec("decord"):
+        raise DataError("the video backend 'decord' is not installed (it has no wheel for every platform); use 'pyav'")
+    return [_Decord if name == "decord" else _PyAV]
 
 
 class _Decord:
@@ -148,6 +168,8 @@ class _Decord:
             frame = self.reader.next()
             if number in keep:
                 found.append(frame.asnumpy())
+        if found[0].shape[-1] != 3:  # at widths of 16 and 48 decord hands out RGBA, and get_batch fails on it
+            raise ValueError(f"decord gives {found[0].shape[-1]} channels")
         return np.stack(found)
 
     def close(self) -> None:

@@ -1,0 +1,244 @@
+"""Data sets in their distributed form, on miniature trees in the genuine formats, and the traps that each is known for."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from vjepa_lab import data
+from vjepa_lab.data.encode import write_video
+from vjepa_lab.data.sets import SETS
+from vjepa_lab.data.sets.ssv2 import mirrored
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """One short real video file, to be linked to under many names."""
+    moving = torch.arange(24 * 32, dtype=torch.uint8).view(1, 24, 1, 32).expand(3, 24, 32, 32)
+    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", moving, 12)
+
+
+def put(source, *paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(source)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+
+
+def load(spec, split="train", **options):
+    """Open a set and decode all of it once."""
+    source = data.open(spec, split, frames=4, size=16, **options)
+    shapes = {tuple(source[i].clip.shape) for i in range(len(source))}
+    assert shapes == {(3, 4, 16, 16)} and not source.report()["unreadable"]
+    return source
+
+
+@pytest.fixture
+def ucf101(tmp_path, clip):
+    lists = tmp_path / "ucfTrainTestlist"
+    train = ["Archery/v_Archery_g08_c01.avi 1", "HandstandPushups/v_HandStandPushups_g09_c01.avi 2"]
+    test = ["Archery/v_Archery_g01_c01.avi", "HandstandPushups/v_HandStandPushups_g02_c01.avi", "Archery/v_Archery_g07_c03.avi"]
+    write(lists / "classInd.txt", "1 Archery\r\n2 HandstandPushups\r\n")
+    write(lists / "trainlist01.txt", "\r\n".join(train) + "\r\n")
+    write(lists / "testlist01.txt", "\r\n".join(test) + "\r\n\r\n")
+    put(clip, *(tmp_path / "UCF-101" / row.split()[0] for row in train + test))
+    return tmp_path
+
+
+def test_ucf101(ucf101):
+    train, test = load(f"ucf101:{ucf101}"), load(f"ucf101:{ucf101}", "test")
+    assert train.classes["class"] == ["Archery", "HandstandPushups"]
+    assert train.labels["class"].tolist() == [0, 1] and test.labels["class"].tolist() == [0, 1, 0]
+    assert [c.group for c in test.listing.clips] == ["g01", "g02", "g07"]
+    assert "no validation part" in repr(data.open(f"ucf101:{ucf101}", "val"))
+
+
+def test_ucf101_refuses_lists_that_leak_groups(ucf101):
+    with (ucf101 / "ucfTrainTestlist" / "trainlist01.txt").open("a") as file:
+        file.write("Archery/v_Archery_g07_c01.avi 1\n")
+    with pytest.raises(data.DataError, match="1 groups lie in both lists"):
+        data.open(f"ucf101:{ucf101}")
+
+
+def test_ucf101_says_what_is_missing(ucf101):
+    (ucf101 / "UCF-101" / "Archery" / "v_Archery_g07_c03.avi").unlink()
+    test = data.open(f"ucf101:{ucf101}", "test")
+    assert len(test) == 2 and test.listing.missing == 1 and "1 of 3 listed files are missing" in repr(test)
+    shutil.rmtree(ucf101 / "UCF-101" / "Archery")
+    shutil.rmtree(ucf101 / "UCF-101" / "HandstandPushups")
+    with pytest.raises(data.DataError, match=r"(?s)none of the 2 listed files is here.*UCF-101/<Class>/v_<Class>"):
+        data.open(f"ucf101:{ucf101}")
+
+
+def test_genuine_ucf101_lists(clips):
+    train, test = (data.open(f"ucf101:{clips / 'ucf101'}", split, frames=4, size=32) for split in ("train", "test"))
+    assert len(train) + train.listing.missing == 9537 and len(test) + test.listing.missing == 3783 and len(train.classes["class"]) == 101
+    assert train.classes["class"][train[0].labels["class"]] == "Archery" and train[0].clip.shape == (3, 4, 32, 32)
+
+
+def ssv2_tree(root, clip):
+    templates = ["Pulling [something] from left to right", "Pulling [something] from right to left", "Throwing [something]"]
+    names = [name.replace("[", "").replace("]", "") for name in templates]
+    write(root / "labels" / "labels.json", {name: str(i) for i, name in enumerate(names)})
+    rows = [{"id": str(70 + i), "label": "x", "template": templates[i % 3], "placeholders": ["cup"]} for i in range(6)]
+    write(root / "labels" / "train.json", rows[:4])
+    write(root / "labels" / "validation.json", rows[4:])
+    write(root / "labels" / "test.json", [{"id": "90"}])
+    write(root / "labels" / "test-answers.csv", "90;Throwing something\n")
+    put(clip, *(root / "20bn-something-something-v2" / f"{number}.webm" for number in [*range(70, 76), 90]))
+
+
+def test_ssv2(tmp_path, clip):
+    ssv2_tree(tmp_path, clip)
+    train = load(f"ssv2:{tmp_path}")
+    assert train.labels["class"].tolist() == [0, 1, 2, 0]
+    assert load(f"ssv2:{tmp_path}", "val").labels["class"].tolist() == [1, 2]
+    assert load(f"ssv2:{tmp_path}", "test").labels["class"].tolist() == [2]
+    assert train.listing.mirrored == {0: 1, 1: 0}
+
+
+def test_ssv2_flips_swap_left_and_right(tmp_path, clip):
+    ssv2_tree(tmp_path, clip)
+    always, never = (data.open(f"ssv2:{tmp_path}", frames=4, size=16, flips=p, scale=(0.99, 1.0)) for p in (1.0, 0.0))
+    assert [always[i].labels["class"] for i in range(3)] == [1, 0, 2] and [never[i].labels["class"] for i in range(3)] == [0, 1, 2]
+    assert torch.equal(always[0].clip.flip(-1), never[0].clip)
+
+
+def test_ssv2_official_flip_pairs(clips):
+    names = json.loads((clips / "ssv2" / "labels" / "labels.json").read_text())
+    pairs = mirrored(sorted(names, key=lambda name: int(names[name])))
+    assert pairs == {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
+    source = data.open(f"ssv2:{clips / 'ssv2'}", "val", frames=16, size=32)  # 16 x stride 2 is longer than some of these clips
+    assert len(source) == 3 and len(source.classes["class"]) == 174 and source[0].clip.shape == (3, 16, 32, 32)
+
+
+def test_diving48(tmp_path, clip):
+    rows = [{"vid_name": f"-m_q_{i:05d}", "label": label, "start_frame": 0, "end_frame": 24} for i, label in enumerate([0, 2, 2])]
+    write(tmp_path / "Diving48_train.json", rows)
+    with pytest.raises(data.DataError, match="V1 labels, which are wrong"):
+        data.open(f"diving48:{tmp_path}")
+    write(tmp_path / "Diving48_V2_train.json", rows)
+    write(tmp_path / "Diving48_V2_test.json", rows[:1])
+    write(
+        tmp_path / "Diving48_vocab.json",
+        [["Back", "15som", "05Twis", "FREE"], ["Forward", "Dive", "NoTwis", "STR"], ["Inward", "x", "y", "z"]],
+    )
+    put(clip, *(tmp_path / "rgb" / f"{row['vid_name']}.mp4" for row in rows))
+    train = load(f"diving48:{tmp_path}")
+    assert train.labels["class"].tolist() == [0, 2, 2] and train.classes["class"][0] == "Back+15som+05Twis+FREE"
+    assert train.listing.count() == {"Back+15som+05Twis+FREE": 1, "Forward+Dive+NoTwis+STR": 0, "Inward+x+y+z": 2}
+    assert "classes without a clip in this part: 1" in repr(train) and train.listing.clips[0].group == "-m_q"
+
+
+def test_genuine_diving48_labels(tmp_path, clips, clip):
+    for path in (clips / "diving48").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    names = [row["vid_name"] for row in json.loads((tmp_path / "Diving48_V2_test.json").read_text())[:3]]
+    put(clip, *(tmp_path / "rgb" / f"{name}.mp4" for name in names))
+    test = load(f"diving48:{tmp_path}", "test")
+    assert len(test) + test.listing.missing == SETS["diving48"].OFFICIAL["test"] == 1970 and "part: 30" in repr(test)
+
+
+def test_hmdb51(tmp_path, clip):
+    for name in ("brush_hair", "wave"):
+        lines = "".join(f"{name}_{i}.avi {flag} \n" for i, flag in enumerate((1, 1, 2, 0)))
+        write(tmp_path / "testTrainMulti_7030_splits" / f"{name}_test_split1.txt", lines)
+        put(clip, *(tmp_path / "hmdb51_org" / name / f"{name}_{i}.avi" for i in range(4)))
+    assert load(f"hmdb51:{tmp_path}").labels["class"].tolist() == [0, 0, 1, 1]
+    assert len(load(f"hmdb51:{tmp_path}", "test")) == 2
+    with pytest.raises(data.DataError, match=r"has no \*_test_split2.txt"):
+        data.open(f"hmdb51:{tmp_path}", number=2)
+
+
+def test_imagenet100_finds_its_classes_in_every_layout(tmp_path, clips):
+    image = next((clips / "imagenet100_1perclass").rglob("*.JPEG"))
+    for name in ("n01440764", "n01558993", "n01692333"):  # the first is no class of the list
+        put(image, tmp_path / "1k" / "train" / name / f"{name}_1.JPEG", tmp_path / "1k" / "val" / name / "ILSVRC2012_val_00000001.JPEG")
+    full = load(f"imagenet100:{tmp_path / '1k'}")
+    assert full.classes["class"][:2] == ["n01558993", "n01692333"] and len(full.classes["class"]) == 100
+    assert full.labels["class"].tolist() == [0, 1] and "98 of 100 classes are not in this copy" in repr(full)
+    write(tmp_path / "list.txt", "n01440764\nn01558993\n")
+    assert load(f"imagenet100:{tmp_path / '1k'}", "val", classes=tmp_path / "list.txt").classes["class"] == ["n01440764", "n01558993"]
+    put(image, *(tmp_path / "numbered" / "train" / str(i) / "a.JPEG" for i in range(12)))
+    assert load(f"imagenet100:{tmp_path / 'numbered'}").classes["class"][10] == "10"
+    put(image, tmp_path / "flat" / "val" / "ILSVRC2012_val_00000001.JPEG")
+    with pytest.raises(data.DataError, match="has no class folders; sort the images"):
+        data.open(f"imagenet100:{tmp_path / 'flat'}", "val")
+
+
+def test_moments(tmp_path, clip):
+    for part, files in (("training", ["adult+female+singing/a.mp4", "clapping/b.mp4"]), ("validation", ["clapping/c.mp4"])):
+        write(tmp_path / f"{part}Set.csv", "".join(f"{file},{file.split('/')[0]},3,1\n" for file in files))
+        put(clip, *(tmp_path / part / file for file in files))
+    write(tmp_path / "moments_categories.txt", "clapping,0\nadult+female+singing,1\n")
+    assert load(f"moments:{tmp_path}").labels["class"].tolist() == [1, 0] and load(f"moments:{tmp_path}", "val").labels[
+        "class"
+    ].tolist() == [0]
+    (tmp_path / "trainingSet.csv").unlink()
+    assert load(f"moments:{tmp_path}").classes["class"] == ["adult+female+singing", "clapping"]
+
+
+def test_ava(tmp_path, clip):
+    rows = [
+        "-5KQ66BBWC4,0902,0.077,0.151,0.283,0.811,80,1",
+        "-5KQ66BBWC4,0902,0.077,0.151,0.283,0.811,9,1",
+        "-5KQ66BBWC4,0902,0.332,0.194,0.481,0.891,12,2",
+        "-5KQ66BBWC4,0903,0.332,0.194,0.481,0.891,2,2",  # not evaluated
+        "-5KQ66BBWC4,0904,0.332,0.194,0.481,0.891,9,2",  # excluded
+        "gone,0904,0.332,0.194,0.481,0.891,9,2",
+    ]
+    write(tmp_path / "ava_train_v2.2.csv", "\n".join(rows))
+    write(tmp_path / "ava_train_excluded_timestamps_v2.2.csv", "-5KQ66BBWC4,0904\n")
+    actions = ((9, "martial art"), (12, "stand"), (80, "watch (a person)"))
+    write(
+        tmp_path / "ava_action_list_v2.2_for_activitynet_2019.pbtxt",
+        "".join(f'item {{\n  name: "{n}"\n  id: {i}\n}}\n' for i, n in actions),
+    )
+    put(clip, tmp_path / "videos_15min" / "-5KQ66BBWC4.mp4")
+    source = load(f"ava:{tmp_path}", offset=902.0)
+    assert source.labels["class"].tolist() == [[1, 0, 1], [0, 1, 0]] and "1 listed films are missing" in repr(source)
+    x1, _, x2, _ = source.listing.clips[0].box
+    assert abs((x2 - x1) / (0.283 - 0.077) - 1.2) < 1e-6 and source.listing.clips[0].end - source.listing.clips[0].start == 2
+    batch = next(data.loader(source, 2, train=False))
+    assert batch.labels["class"].shape == (2, 3) and source.listing.count() == {"martial art": 1, "stand": 1, "watch (a person)": 1}
+
+
+def test_kinetics(tmp_path, clip):
+    write(tmp_path / "train.csv", "label,youtube_id,time_start,time_end,split\nair drumming,abc-_x,1,11,train\nyoga,gone,0,10,train\n")
+    put(clip, tmp_path / "train" / "air_drumming" / "abc-_x_000001_000011.mp4")
+    source = load(f"kinetics:{tmp_path}")
+    assert len(source) == 1 and source.classes["class"] == ["air drumming", "yoga"] and source.listing.missing == 1
+    write(tmp_path / "train.csv", "name,label\na,b\n")
+    with pytest.raises(data.DataError, match="expected the columns label,youtube_id"):
+        data.open(f"kinetics:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_wrong_layouts_say_what_was_expected_and_found(name, tmp_path):
+    (tmp_path / "something_else").mkdir()
+    with pytest.raises(data.DataError, match=r"(?s)expected\n.*found something_else/"):
+        data.open(f"{name}:{tmp_path}")
+    with pytest.raises(data.DataError, match="no folder"):
+        data.open(f"{name}:{tmp_path / 'nowhere'}")
+
+
+@pytest.mark.parametrize("name", ["ucf101", "ssv2", "imagenet100"])
+def test_the_exported_world_is_read_by_the_real_sets_code(name, tmp_path):
+    root = data.export(tmp_path / name, name, clips={"train": 24, "test": 8}, size=48, frames=8, progress=False)
+    train, test = load(f"{name}:{root}"), load(f"{name}:{root}", "val")
+    assert (len(train), len(test)) == (24, 8) and len(train.classes["class"]) == {"imagenet100": 20}.get(name, 8)
+    assert len(set(train.labels["class"].tolist())) > 4
+
+
+def test_unknown_names_and_options_suggest_near_ones(ucf101):
+    with pytest.raises(data.DataError, match=f"did you mean ucf101:{ucf101}"):
+        data.open(f"ufc101:{ucf101}")
+    with pytest.raises(data.DataError, match="did you mean 'segments'"):
+        data.open(f"ucf101:{ucf101}", segment=2)
+    with pytest.raises(data.DataError, match="did you mean 'frames'"):
+        data.open("synthetic", frame=2)

@@ -1,0 +1,42 @@
+"""Kinetics-400/600/700 by their csv lists (Kay et al., 2017); copies always lack videos that have left the web."""
+
+from __future__ import annotations
+
+import csv
+
+from ..core import DataError
+from ..listing import Clip, Listing, list_folder
+from .common import choose, need, present
+
+LAYOUT = """  train/<class>/<youtube_id>_<start>_<end>.mp4 (or train/<file>.mp4), val/..., with
+  train.csv, val.csv (label,youtube_id,time_start,time_end,split), start and end in six digits"""
+OFFICIAL: dict[str, int] = {}
+CLASSES = (400, 600, 700)
+
+
+def listing(root, split: str = "train") -> Listing:
+    """The csv lists where they are there, else the class folders. Class folders may write blanks as underscores."""
+    part = choose("Kinetics", split, {"train": "train", "val": "val", "test": "test"})
+    videos = need("Kinetics", root, part, {"val": "validate"}.get(part, part), layout=LAYOUT)
+    table = next(
+        (file for file in (videos.parent / f"{videos.name}.csv", videos.parent / "annotations" / f"{videos.name}.csv") if file.is_file()),
+        None,
+    )
+    if table is None:
+        return list_folder(root, split)
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"label", "youtube_id", "time_start", "time_end"} <= set(rows[0]):
+        raise DataError(
+            f"{table}: expected the columns label,youtube_id,time_start,time_end; found {', '.join(rows[0]) if rows else 'nothing'}"
+        )
+    names = sorted({row["label"] for row in rows})
+    place = {name: i for i, name in enumerate(names)}
+    folders = {path.name for path in videos.iterdir() if path.is_dir()}
+    clips = []
+    for row in rows:
+        name = f"{row['youtube_id']}_{int(float(row['time_start'])):06d}_{int(float(row['time_end'])):06d}.mp4"
+        own = next((folder for folder in (row["label"], row["label"].replace(" ", "_")) if folder in folders), "")
+        clips.append(Clip(str(videos / own / name), {"class": place[row["label"]]}, row["youtube_id"]))
+    notes = () if len(names) in CLASSES else (f"{len(names)} classes; Kinetics has 400, 600 or 700",)
+    return present(Listing("kinetics", split, clips, {"class": names}, notes), LAYOUT)
