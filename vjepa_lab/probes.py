@@ -1,0 +1,622 @@
+"""Probes on frozen features: what a linear map, one attention block or a nearest neighbour can read from an encoder that no longer learns.
+
+Axes: b batch, c colour, f y x frames, rows, columns, n clips, t h w token grid, d channels, g heads trained side by side, k classes.
+
+    train, test = (extract(encoder, data.open("synthetic", split), tokens=True) for split in ("train", "test"))
+    linear(train, test, "hue").table()
+    attentive(train, test, "motion").save("runs/micro-0")
+
+Hyperparameters are chosen on a held-out fifth of *train*; the test labels are used for nothing but the final count. Every probe returns a
+`ProbeResult`. A number means something beside its `controls` (chance, majority class), the same probe on a random-init encoder, and
+`mean_frame_nn`, `frame_difference_nn`, which need no encoder at all.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from vjepa_lab import data, results
+from vjepa_lab.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, pick, positions, stack
+
+Grid = tuple[int, int, int]
+
+# ------------------------------------------------------------------------------------------------------------------- features
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Features:
+    """What a frozen encoder makes of every clip of a source.
+
+    pooled: mean over tokens, float32 [n d].  tokens: float16 [n t*h*w d], or None.  grid: tokens (t, h, w).
+    labels: by name, long [n], -1 where a clip has none.  classes: class names by label name.  index: each clip's place in the source [n].
+    name, split, encoder: where they come from.
+    """
+
+    pooled: Tensor
+    labels: dict[str, Tensor]
+    classes: dict[str, list[str]]
+    index: Tensor
+    tokens: Tensor | None = None
+    grid: Grid | None = None
+    name: str = ""
+    split: str = ""
+    encoder: str = ""
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def __repr__(self) -> str:
+        tokens = "" if self.tokens is None else f", tokens {self.grid}"
+        return f"Features({self.name} [{self.split}], {len(self)} clips, {self.pooled.shape[1]} channels{tokens}, encoder {self.encoder!r})"
+
+    def subset(self, rows: Tensor) -> "Features":
+        """The clips `rows` (indices or a bool mask)."""
+        labels = {name: values[rows] for name, values in self.labels.items()}
+        tokens = None if self.tokens is None else self.tokens[rows]
+        return replace(self, pooled=self.pooled[rows], labels=labels, index=self.index[rows], tokens=tokens)
+
+    def labelled(self, label: str) -> "Features":
+        """The clips that have this label. Raises ValueError when there is no such label, or no clip with it."""
+        if label not in self.labels:
+            raise ValueError(f"{self.name or 'these features'} have no label {label!r}; they have {', '.join(self.labels)}")
+        known = self.labels[label] >= 0
+        if not known.any():
+            raise ValueError(f"no clip of {self.name} [{self.split}] has the label {label!r}")
+        return self if known.all() else self.subset(known)
+
+
+def extract(
+    encoder: nn.Module,
+    source: data.Source,
+    *,
+    tokens: bool = False,
+    batch: int = 64,
+    bf16: bool = False,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    cache: str | Path | None = None,
+    encoder_name: str = "",
+    progress: bool = True,
+) -> Features:
+    """Features of every readable clip of `source`, in order, by one pass of the frozen `encoder`.
+
+    encoder: any module clip [b c f y x] (normalised floats) -> tokens [b n d], with `.grid(clip) -> (t, h, w)`; in eval mode meanwhile.
+    tokens: keep all tokens (the attentive probe needs them), not only their mean.  bf16: run the encoder under autocast.
+    cache: a folder; features of the same weights and clips are read from there the next time.
+    encoder_name: "student", "teacher", "random-init" ..., written into every row.
+    """
+    device = _device(device)
+    if cache is not None:
+        path = Path(cache) / f"{source.name.replace('/', '-')}-{source.split}-{_fingerprint(encoder, source, tokens, bf16)}.pt"
+        if path.is_file():
+            return replace(Features(**torch.load(path)), encoder=encoder_name)
+    features = _extract(encoder, source, tokens, batch, bf16, workers, device, encoder_name, progress)
+    if cache is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        torch.save(vars(features), part)
+        os.replace(part, path)
+    return features
+
+
+@torch.no_grad()
+def _extract(encoder, source, tokens, batch, bf16, workers, device, encoder_name, progress) -> Features:
+    pooled = kept = grid = None
+    labels, index, done = [], [], 0
+    training = encoder.training
+    encoder.eval().to(device)
+    try:
+        with _clip_bar(source, "features", progress) as bar:
+            for part in data.loader(source, batch, train=False, workers=workers, pin=device.type == "cuda"):
+                clip = data.normalize(part.clip.to(device, non_blocking=True))
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    z = encoder(clip).float()
+                if pooled is None:
+                    grid = tuple(encoder.grid(clip))
+                    pooled = torch.empty(len(source), z.shape[-1])
+                    kept = torch.empty(len(source), *z.shape[1:], dtype=torch.float16) if tokens else None
+                rows = slice(done, done := done + len(z))
+                pooled[rows] = z.mean(1)
+                if tokens:
+                    kept[rows] = z
+                labels.append(part.labels)
+                index.append(part.index)
+                bar.update(len(z))
+    finally:
+        encoder.train(training)
+    if pooled is None:
+        raise ValueError(f"no clip of {source.name} [{source.split}] could be read")
+    return Features(
+        pooled=pooled[:done],
+        labels={name: torch.cat([part[name] for part in labels]) for name in source.classes},
+        classes=dict(source.classes),
+        index=torch.cat(index),
+        tokens=kept[:done] if tokens else None,
+        grid=grid,
+        name=source.name,
+        split=source.split,
+        encoder=encoder_name,
+    )
+
+
+def _clip_bar(source: data.Source, what: str, progress: bool) -> tqdm:
+    return tqdm(total=len(source), desc=f"{source.name} [{source.split}] {what}", unit="clip", disable=not progress, leave=False)
+
+
+def _fingerprint(encoder: nn.Module, source: data.Source, *options) -> str:
+    """Of the weights, of the source's first and last clip and of the options: what decides the features."""
+    digest = hashlib.sha256(repr((repr(source), len(source), options)).encode())
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for place in (0, len(source) - 1):
+        digest.update(source[place].clip.contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def few_shot(features: Features, shots: int, label: str = "class", seed: int = 0) -> Features:
+    """`shots` random clips of each class; nested, so that more shots with the same seed contain the fewer.
+
+    Raises ValueError naming the first class that has fewer clips.
+    """
+    features = features.labelled(label)
+    y, names = features.labels[label], features.classes[label]
+    count = torch.bincount(y, minlength=len(names))
+    short = [f"{names[i]} ({int(count[i])})" for i in range(len(names)) if 0 < count[i] < shots]
+    if short:
+        raise ValueError(f"{shots} shots of {label!r} are not there for: {', '.join(short[:5])}")
+    return features.subset(_rank_in_class(y, seed) < shots)
+
+
+def _rank_in_class(y: Tensor, seed: int) -> Tensor:
+    """Each sample's place in a random order of its class [n]."""
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    order = order[y[order].argsort(stable=True)]  # grouped by class, random inside
+    first = torch.bincount(y).cumsum(0) - torch.bincount(y)
+    return torch.empty_like(y).scatter_(0, order, torch.arange(len(y)) - first[y[order]])
+
+
+# -------------------------------------------------------------------------------------------------------------------- results
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbeResult:
+    """What a probe found.
+
+    rows: one dict per metric: benchmark, probe, metric, value, n, lo, hi, encoder, label, probe_seed. Accuracies in percent with their 95 %
+      Wilson interval; balanced accuracy is the mean over the classes that occur in the test set, its interval Wilson's at the effective
+      n = k^2 / sum_k(1 / n_k), which is n for equal classes.
+    per_class: a row per class of the test set.  predictions: id (index in the source), label, top1, and margin: the probability of the
+      label minus the largest other one, positive where the prediction is right (0: a tie).
+    selected: the hyperparameters chosen, and by what.  search: every candidate.  controls: rows of predictors that ignore their input.
+    """
+
+    rows: list[dict]
+    per_class: pd.DataFrame
+    predictions: pd.DataFrame
+    selected: dict
+    search: pd.DataFrame = field(default_factory=pd.DataFrame)
+    controls: list[dict] = field(default_factory=list)
+
+    def value(self, metric: str = "top1") -> float:
+        return next(row["value"] for row in self.rows if row["metric"] == metric)
+
+    def table(self) -> pd.DataFrame:
+        """Rows and controls with the column `flag`: which constant predictor a number cannot be told from, if any."""
+        table = pd.DataFrame([{"source": "run"} | row for row in self.rows] + self.controls)
+        table["flag"] = ""
+        top1 = table["metric"].eq("top1")
+        table.loc[top1, "flag"] = results.flag_constant(table[top1])
+        return table
+
+    def save(self, run: str | Path) -> None:
+        """Add the rows (with the controls) to the run folder's rows.csv and the predictions to its predictions/."""
+        results.append_rows(run, self.rows + self.controls)
+        name = "-".join(str(self.rows[0][key]) for key in ("benchmark", "probe", "encoder") if self.rows[0][key])
+        path = Path(run) / "predictions" / f"{name.replace('/', '-').replace(' ', '-')}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.predictions.to_parquet(part := path.with_suffix(".part"))
+        os.replace(part, path)
+
+    def __repr__(self) -> str:
+        columns = ["benchmark", "probe", "variant", "metric", "value", "lo", "hi", "n", "flag"]
+        return self.table()[columns].to_string(index=False, na_rep="", float_format="{:.1f}".format)
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html(index=False, float_format="{:.1f}".format)
+
+
+def controls(train_labels: Tensor, test_labels: Tensor, classes: int | None = None, benchmark: str = "class") -> list[dict]:
+    """Rows (source "constant") of predictors that ignore the clip: chance, the largest class of train, the largest class of test.
+
+    Labels: long [n], no -1.  Values in percent of the test set; chance is 1 / classes.
+    """
+    classes = classes or int(torch.cat([train_labels, test_labels]).max()) + 1
+    n, seen = len(test_labels), torch.bincount(test_labels, minlength=classes)
+    common = int(torch.bincount(train_labels, minlength=classes).argmax())
+    shares = {"chance": 1 / classes, "majority-train": int(seen[common]) / n, "majority-test": int(seen.max()) / n}
+    same = {"source": "constant", "benchmark": benchmark, "probe": "constant", "metric": "top1", "n": n}
+    return [same | {"variant": name, "value": 100 * share} for name, share in shares.items()]
+
+
+def _result(
+    probability: Tensor, train: Features, test: Features, label: str, probe: str, benchmark: str | None, seed: int, selected: dict,
+    search: Sequence[dict] = (),
+) -> ProbeResult:  # fmt: skip
+    """Score class probabilities [n k] of the test clips: the only place where a probe meets test labels."""
+    y, names = test.labels[label], test.classes[label]
+    benchmark = benchmark or (test.name if label == "class" else f"{test.name}/{label}")
+    probability = probability.cpu().double()
+    top1 = probability.argmax(1)
+    right = top1 == y
+
+    count = torch.bincount(y, minlength=len(names))
+    hits = torch.bincount(y[right], minlength=len(names))
+    there = count > 0
+    share = 100 * hits[there] / count[there]
+    lo, hi = results.wilson(share, count[there])
+    per_class = pd.DataFrame({"class": there.nonzero()[:, 0], "n": count[there], "top1": share, "lo": lo, "hi": hi})
+    per_class.insert(1, "name", [names[i] for i in per_class["class"]])
+
+    effective = int(there.sum()) ** 2 / float((1 / count[there]).sum())
+    measured = [("top1", 100 * right.double().mean(), len(y)), ("balanced_accuracy", share.mean(), effective)]
+    if len(names) > 5:
+        top5 = (probability.topk(5).indices == y[:, None]).any(1)
+        measured.insert(1, ("top5", 100 * top5.double().mean(), len(y)))
+    about = {"benchmark": benchmark, "probe": probe}
+    rows = []
+    for metric, value, size in measured:
+        lo, hi = map(float, results.wilson(float(value), size))
+        row = {"metric": metric, "value": float(value), "n": len(y), "lo": lo, "hi": hi}
+        rows.append(about | row | {"encoder": test.encoder, "label": label, "probe_seed": seed})
+
+    others = probability.scatter(1, y[:, None], -torch.inf).amax(1)
+    margin = probability.gather(1, y[:, None])[:, 0] - others
+    columns = {"id": test.index, "label": y, "top1": top1, "margin": margin.float()}
+    predictions = pd.DataFrame({name: values.numpy() for name, values in columns.items()}).assign(**about, encoder=test.encoder)
+    beside = controls(train.labels[label], y, len(names), benchmark)
+    return ProbeResult(rows, per_class, predictions, selected, pd.DataFrame(search), beside)
+
+
+def _pair(train: Features, test: Features, label: str) -> tuple[Features, Features]:
+    train, test = train.labelled(label), test.labelled(label)
+    if train.classes[label] != test.classes[label]:
+        raise ValueError(f"train and test number the classes of {label!r} differently; open both from the same class list")
+    if train.pooled.shape[1] != test.pooled.shape[1] or train.grid != test.grid:
+        shapes = [f"{part.pooled.shape[1]} channels on {part.grid}" for part in (train, test)]
+        raise ValueError(f"train and test features differ in shape ({' and '.join(shapes)}); extract both with one encoder and clip size")
+    if train.encoder != test.encoder:
+        raise ValueError(f"train features are of {train.encoder!r}, test features of {test.encoder!r}; extract both with one encoder")
+    return train, test
+
+
+# ------------------------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a probe's heads are made and trained. candidates: (lr, wd) pairs; `together` of them are trained side by side."""
+
+    probe: str
+    make: type[nn.Module]
+    classes: int
+    candidates: Sequence[tuple[float, float]]
+    epochs: int
+    batch: int
+    options: dict = field(default_factory=dict)
+    together: int = 64
+    warmup: float = 0.0
+    constant: bool = False
+
+    def factor(self, done: float) -> float:
+        """Learning rate relative to its peak when `done` (0 to 1) of the training is over."""
+        if done < self.warmup:
+            return (done + 1e-3) / (self.warmup + 1e-3)
+        return 1.0 if self.constant else 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Inputs:
+    """What a head reads of the clips, [n d] or [n tokens d], moved and converted batch by batch."""
+
+    x: Tensor
+    device: torch.device
+    add: Tensor | None = None
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        part = self.x[rows].to(self.device).float()
+        return part if self.add is None else part + self.add
+
+
+def _train(recipe: _Recipe, candidates: Sequence[tuple[float, float]], x: _Inputs, y: Tensor, rows: Tensor, seed: int, bar) -> nn.Module:
+    """One head per (lr, wd), trained on the clips `rows` in an order that the seed alone decides; y holds all labels."""
+    generator = torch.Generator().manual_seed(seed)
+    head = recipe.make(1, x.x.shape[-1], recipe.classes, generator, **recipe.options)
+    head = stack(head, len(candidates)).to(x.device)
+    lr, wd = torch.tensor(candidates, device=x.device).T
+    optimiser = StackedAdamW(head.parameters(), lr, wd)
+    steps = math.ceil(len(rows) / recipe.batch)
+    for epoch in range(recipe.epochs):
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        for i, part in enumerate(order.split(recipe.batch)):
+            logits, target = head(x[part]), y[part].to(x.device)
+            loss = F.cross_entropy(logits.flatten(0, 1), target.repeat(len(logits)), reduction="sum") / len(part)
+            loss.backward()
+            optimiser.step(recipe.factor((epoch + i / steps) / recipe.epochs))
+        bar.update()
+    return head
+
+
+@torch.no_grad()
+def _logits(head: nn.Module, x: _Inputs, rows: Tensor) -> Tensor:
+    """Logits [g n k] of the clips `rows`, on the CPU."""
+    return torch.cat([head(x[part]).cpu() for part in rows.split(256)], 1)
+
+
+def _held_out(y: Tensor, share: float, seed: int) -> Tensor:
+    """A stratified `share` of the samples, as a bool mask; a class too small to give one away gives none."""
+    return _rank_in_class(y, seed) < (share * torch.bincount(y)).floor()[y]
+
+
+def _validate(heads: nn.Module, group: Sequence[tuple[float, float]], x: _Inputs, y: Tensor, rows: Tensor) -> list[dict]:
+    logits = _logits(heads, x, rows)
+    top1 = 100 * (logits.argmax(-1) == y[rows]).double().mean(1)
+    loss = torch.stack([F.cross_entropy(each, y[rows]) for each in logits])
+    top1 = top1.masked_fill(~loss.isfinite(), 0.0)  # a head that diverged must not win
+    return [
+        {"lr": lr, "wd": wd, "val_top1": float(a), "val_loss": float(b)}
+        for (lr, wd), a, b in zip(group, top1, loss.nan_to_num(math.inf), strict=True)
+    ]
+
+
+def _choose(recipe: _Recipe, x: _Inputs, y: Tensor, val: float, seed: int, bar) -> tuple[nn.Module, dict, list[dict]]:
+    """Train every candidate on a part of train, score it on the rest -> the best head, its hyperparameters, all scores."""
+    held = _held_out(y, val, seed)
+    if not held.any():
+        raise ValueError(
+            f"{len(y)} training clips of {len(y.unique())} classes leave none to choose among {len(recipe.candidates)} candidates on "
+            f"(val={val}); pass a single learning rate and decay, or more clips"
+        )
+    fit, held = (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+    best, scores, chosen = None, [], {}
+    for start in range(0, len(recipe.candidates), recipe.together):
+        group = recipe.candidates[start : start + recipe.together]
+        heads = _train(recipe, group, x, y, fit, seed, bar)
+        scores += (fresh := _validate(heads, group, x, y, held))
+        i = max(range(len(fresh)), key=lambda i: _merit(fresh[i]))
+        if best is None or _merit(fresh[i]) > _merit(chosen):
+            best, chosen = pick(heads, i), fresh[i]
+    return best, chosen | {"val_n": len(held)}, scores
+
+
+def _merit(score: dict) -> tuple[float, float]:
+    return score["val_top1"], -score["val_loss"]
+
+
+def _probe(
+    recipe: _Recipe, train: Features, test: Features, label: str, x: tuple[Tensor, Tensor], add: Tensor | None = None, *,
+    val: float, refit: bool, seed: int, benchmark: str | None, device, progress: bool,
+) -> ProbeResult:  # fmt: skip
+    """Choose (lr, wd) on a held-out part of train, train the chosen head on all of train (or keep it), score it on test."""
+    device = _device(device)
+    seen, unseen = (_Inputs(part, device, None if add is None else add.to(device)) for part in x)
+    y, choose = train.labels[label], len(recipe.candidates) > 1
+    refit = refit or not choose
+    passes = refit + choose * math.ceil(len(recipe.candidates) / recipe.together)
+    with tqdm(total=passes * recipe.epochs, desc=f"{recipe.probe} probe: {label}", unit="epoch", disable=not progress, leave=False) as bar:
+        selected, search = dict(zip(("lr", "wd"), recipe.candidates[0], strict=True)), []
+        if choose:
+            head, selected, search = _choose(recipe, seen, y, val, seed, bar)
+        if refit:
+            head = _train(recipe, [(selected["lr"], selected["wd"])], seen, y, torch.arange(len(y)), seed, bar)
+    probability = _logits(head, unseen, torch.arange(len(test)))[0].softmax(-1)
+    selected |= {"refit": refit, "epochs": recipe.epochs}
+    return _result(probability, train, test, label, recipe.probe, benchmark, seed, selected, search)
+
+
+def _device(device) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+# --------------------------------------------------------------------------------------------------------------------- probes
+
+
+def linear(
+    train: Features,
+    test: Features,
+    label: str = "class",
+    *,
+    lrs: Sequence[float] = (1e-3, 3e-3, 1e-2, 3e-2),
+    wds: Sequence[float] = (0.0, 0.1, 1.0),
+    epochs: int = 100,
+    batch: int = 256,
+    val: float = 0.2,
+    refit: bool = True,
+    seed: int = 0,
+    benchmark: str | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> ProbeResult:
+    """Softmax regression on mean-pooled features, standardised with the training set's mean and deviation.
+
+    All lr x wd heads are trained at once by AdamW with a cosine; the best on a held-out, stratified part `val` of train wins (ties: lower
+    loss) and is trained again on all of train (`refit`), or kept as it is.
+    """
+    train, test = _pair(train, test, label)
+    x = _standardise(train.pooled, test.pooled)
+    recipe = _Recipe("linear", LinearHead, len(train.classes[label]), list(product(lrs, wds)), epochs, batch)
+    return _probe(recipe, train, test, label, x, val=val, refit=refit, seed=seed, benchmark=benchmark, device=device, progress=progress)
+
+
+VJEPA = {"lrs": (3e-4, 1e-3, 3e-3), "wds": (0.01,), "epochs": 20, "warmup": 0.1}
+ATTENTIVE = {  # form: name in the rows, head, attention heads (None: of 64 channels each), training
+    "vjepa": ("attentive", AttentiveHead, None, VJEPA),
+    "vjepa2": ("attentive-vjepa2", AttentiveHead, 16, VJEPA | {"options": {"depth": 4}, "together": 1}),
+    "released": ("attentive-released", ReleasedHead, 8, {"lrs": (1e-3,), "wds": (0.01,), "epochs": 50, "constant": True}),
+}
+
+
+def attentive(
+    train: Features,
+    test: Features,
+    label: str = "class",
+    *,
+    form: Literal["vjepa", "vjepa2", "released"] = "vjepa",
+    lrs: Sequence[float] | None = None,
+    wds: Sequence[float] | None = None,
+    epochs: int | None = None,
+    batch: int = 64,
+    with_positions: bool = False,
+    val: float = 0.2,
+    refit: bool = True,
+    seed: int = 0,
+    benchmark: str | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> ProbeResult:
+    """Attention over all tokens; needs features extracted with tokens=True.
+
+    form:
+      vjepa     one cross-attention block with a learned query (V-JEPA); heads of 64 channels.
+      vjepa2    three self-attention blocks before it (V-JEPA 2), 16 heads or the next smaller number that divides d. Some 1000 times
+                the work of `vjepa` per token: for a GPU, or for few clips.
+      released  class token, one 8-head attention, residual, LN, linear; lr 1e-3, decay .01, no schedule, 50 epochs, nothing selected:
+                the published code of arXiv:2605.17165.
+    with_positions: add a fixed 3-D sine-cosine embedding to the tokens. An encoder's tokens usually carry their place already; without
+      either, `vjepa` and `released` cannot see the order of tokens.
+    Selection and refit as in `linear`.
+    """
+    train, test = _pair(train, test, label)
+    if train.tokens is None or test.tokens is None:
+        raise ValueError("the attentive probe reads all tokens, these features hold their mean only; extract(..., tokens=True)")
+    if form not in ATTENTIVE:
+        raise ValueError(f"form={form!r}, expected one of {', '.join(map(repr, ATTENTIVE))}")
+    probe, make, heads, how = ATTENTIVE[form]
+    how = how | {name: value for name, value in {"lrs": lrs, "wds": wds, "epochs": epochs}.items() if value is not None}
+    candidates, dim = list(product(how.pop("lrs"), how.pop("wds"))), train.tokens.shape[-1]
+    options = how.pop("options", {}) | {"heads": _heads(dim, heads or max(1, dim // 64))}
+    recipe = _Recipe(probe, make, len(train.classes[label]), candidates, batch=batch, options=options, **how)
+    add = positions(train.grid, dim) if with_positions else None
+    x = (train.tokens, test.tokens)
+    return _probe(
+        recipe, train, test, label, x, add, val=val, refit=refit, seed=seed, benchmark=benchmark, device=device, progress=progress
+    )
+
+
+def _heads(dim: int, most: int) -> int:
+    return next(heads for heads in range(min(most, dim), 0, -1) if dim % heads == 0)
+
+
+def knn(
+    train: Features,
+    test: Features,
+    label: str = "class",
+    *,
+    ks: Sequence[int] = (1, 5, 10, 20),
+    temperature: float = 0.07,
+    benchmark: str | None = None,
+) -> ProbeResult:
+    """Weighted k nearest neighbours by cosine on standardised mean-pooled features, votes exp(cosine / temperature) (Wu et al. 2018, DINO).
+
+    k is chosen by leaving one out of train.
+    """
+    train, test = _pair(train, test, label)
+    x, z = (F.normalize(part) for part in _standardise(train.pooled, test.pooled))
+    y, classes, most = train.labels[label], len(train.classes[label]), min(max(ks), len(x) - 1)
+    ks = [k for k in ks if k <= most] or [most]
+
+    def vote(near: Tensor, k: int) -> Tensor:
+        closeness, place = near.topk(k)
+        weight = ((closeness - 1) / temperature).exp()
+        return torch.zeros(len(near), classes).scatter_add_(1, y[place], weight) / weight.sum(1, keepdim=True)
+
+    among = (x @ x.T).fill_diagonal_(-torch.inf)
+    search = [{"k": k, "val_top1": 100 * float((vote(among, k).argmax(1) == y).double().mean())} for k in ks]
+    selected = max(search, key=lambda row: row["val_top1"]) | {"val_n": len(x)}
+    return _result(vote(z @ x.T, selected["k"]), train, test, label, "knn", benchmark, 0, selected, search)
+
+
+ALPHAS = tuple(10.0**i for i in range(-2, 6))
+
+
+def ridge(train: Features, test: Features, targets: tuple[Tensor, Tensor], *, name: str, alphas: Sequence[float] = ALPHAS) -> dict:
+    """R^2 of a ridge regression on standardised mean-pooled features, for a factor with values `targets` ([n] of train, [n] of test).
+
+    alpha is chosen by the leave-one-out error of train, in closed form. Returns one row; R^2 is 1 minus the error relative to the test
+    targets' variance, and negative for a regression worse than their mean.
+    """
+    x, z = (part.double() for part in _standardise(train.pooled, test.pooled))
+    y, y_test = (part.double() for part in targets)
+    if len(y) != len(x) or len(y_test) != len(z):
+        raise ValueError(f"ridge of {name!r}: {len(y)} and {len(y_test)} targets for {len(x)} and {len(z)} clips")
+    mean = y.mean()
+    u, s, vt = torch.linalg.svd(x, full_matrices=False)
+    uy = u.T @ (y - mean)
+
+    def left_out(alpha: float) -> float:
+        shrink = s**2 / (s**2 + alpha)
+        leverage = (u**2 * shrink).sum(1) + 1 / len(y)  # the mean is fitted as well
+        return float((((y - mean - u @ (shrink * uy)) / (1 - leverage).clamp_min(1e-9)) ** 2).mean())
+
+    alpha = min(alphas, key=left_out)
+    guess = z @ (vt.T @ (s / (s**2 + alpha) * uy)) + mean
+    r2 = 1 - float(((y_test - guess) ** 2).mean() / y_test.var(correction=0))
+    about = {"benchmark": f"{test.name}/{name}", "probe": "ridge", "metric": "r2", "encoder": test.encoder}
+    return about | {"value": r2, "n": len(z), "alpha": alpha}
+
+
+def _standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with the training set's mean and deviation per channel; a channel that is constant there becomes zero."""
+    std, mean = torch.std_mean(train, dim=0, correction=0)
+    scale = torch.where(std > 1e-6 * std.max().clamp_min(1e-12), 1 / std, 0.0)
+    return (train - mean) * scale, (test - mean) * scale
+
+
+# ----------------------------------------------------------------------------------------------------------- controls on pixels
+
+
+def mean_frame_nn(
+    train: data.Source, test: data.Source, label: str = "class", *, benchmark: str | None = None, progress: bool = True
+) -> ProbeResult:
+    """Nearest neighbour on the mean frame, 24 x 32 pixels, by Euclidean distance: what appearance alone gives, with no encoder."""
+    return _pixel_nn("mean-frame-1nn", lambda clip: clip.mean(2), train, test, label, benchmark, progress)
+
+
+def frame_difference_nn(
+    train: data.Source, test: data.Source, label: str = "class", *, benchmark: str | None = None, progress: bool = True
+) -> ProbeResult:
+    """Nearest neighbour on the mean absolute difference of successive frames, 24 x 32 pixels: where things move, with no encoder."""
+    return _pixel_nn("frame-difference-1nn", lambda clip: clip.diff(dim=2).abs().mean(2), train, test, label, benchmark, progress)
+
+
+def _pixel_nn(probe, view, train_source, test_source, label, benchmark, progress) -> ProbeResult:
+    train, test = _pair(*(_pixels(view, source, probe, progress) for source in (train_source, test_source)), label)
+    near = torch.cdist(test.pooled, train.pooled).argmin(1)
+    vote = F.one_hot(train.labels[label][near], len(train.classes[label]))
+    return _result(vote, train, test, label, probe, benchmark, 0, {"k": 1})
+
+
+def _pixels(view, source: data.Source, probe: str, progress: bool) -> Features:
+    """Small frames [n c*24*32] of every clip, in [0, 1]."""
+    rows, labels, index = [], [], []
+    with _clip_bar(source, probe, progress) as bar:
+        for part in data.loader(source, 64, train=False):
+            rows.append(F.interpolate(view(part.clip.float() / 255), (24, 32), mode="area").flatten(1))
+            labels.append(part.labels)
+            index.append(part.index)
+            bar.update(len(part))
+    gathered = {name: torch.cat([each[name] for each in labels]) for name in source.classes}
+    return Features(
+        torch.cat(rows), gathered, dict(source.classes), torch.cat(index), name=source.name, split=source.split, encoder="pixels"
+    )
