@@ -116,6 +116,22 @@ def test_small_runs_are_marked_as_no_evidence(tmp_path):
     assert results.load(tmp_path / "runs").set_index("run")["smoke"].to_dict() == {"few-samples": True, "few-steps": True, "real": False}
 
 
+def test_a_run_of_the_trainer_is_read(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"variant": "ld", "data": "synthetic", "seed": 2, "preset": {"name": "smoke", "steps": 4}})
+    )
+    results.append_rows(
+        tmp_path, [{"benchmark": "b", "probe": "linear", "value": 50.0, "n": 500, "encoder": name} for name in ("student", "random-init")]
+    )
+    results.append_rows(tmp_path, [{"source": "constant", "variant": "majority-test", "benchmark": "b", "value": 20.0, "n": 500}])
+    table = results.load(tmp_path)
+    row = table[table["encoder"].eq("student")].iloc[0]
+    assert (row["variant"], row["regime"], row["pretrain"], row["seed"], row["smoke"]) == ("ld", "synthetic", "synthetic", 2, True)
+    assert results.constants(table) == {"b": {"majority-test": 20.0}}
+    assert results.select(table, regime="synthetic")["encoder"].dropna().tolist() == ["student"]
+    assert results.select(table, encoder="random-init")["encoder"].dropna().tolist() == ["random-init"]
+
+
 def test_metrics_survive_a_kill_and_a_resume(tmp_path):
     lines = [
         {"step": 0, "loss": 1.0, "parts": {"jepa": 0.9}},
@@ -184,7 +200,7 @@ def test_wilson_matches_statsmodels():
 def test_deltas_of_the_printed_table(paper):
     printed = pd.read_csv(PAPER / "printed" / "table4.csv").set_index("method")
     rows = results.select(paper[paper["source"].eq("paper")], regime="mixed")
-    table = results.delta(rows).pivot(index="label", columns="benchmark", values="delta").round(2)
+    table = results.delta(rows).pivot(index="printed", columns="benchmark", values="delta").round(2)
     for column, benchmark in list(PRINTED.items())[:3]:
         assert table[benchmark].to_dict() == printed[f"{column}_delta"].dropna().to_dict()
 

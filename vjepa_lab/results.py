@@ -14,7 +14,8 @@ Columns (missing = NaN):
 | n | test samples behind the number |
 | source | `paper` printed, `released` with the paper's code, `run` measured here, `constant` a predictor that ignores its input |
 
-Further columns are kept: `encoder` (`student`, `teacher`, `random-init`), `label` (printed name), `note`, `smoke` (too small to be
+Further columns are kept: `encoder` (`student`, `teacher`, `random-init`), `printed` (the paper's name of the variant), `note`, `smoke`
+(too small to be
 evidence).
 """
 
@@ -106,18 +107,31 @@ def read_run(run: str | Path) -> pd.DataFrame:
     run = Path(run)
     if not (run / "rows.csv").is_file():
         return pd.DataFrame(columns=COLUMNS)
-    table, about = _read_csv(run / "rows.csv"), config(run)
-    defaults = {"run": run.name, "source": "run", "metric": "top1"}
-    defaults |= {key: about[key] for key in ("variant", "edition", "seed", "regime", "pretrain") if _scalar(about.get(key))}
-    for column, value in defaults.items():
-        known = table[column] if column in table else pd.Series(np.nan, index=table.index, dtype=object)
+    return _fill(_read_csv(run / "rows.csv"), _about(run)).assign(smoke=_steps(config(run)) < SMOKE_STEPS)
+
+
+def _fill(table: pd.DataFrame, facts: Mapping) -> pd.DataFrame:
+    """The table with each fact where its column has none."""
+    for column, value in facts.items():
+        known = table[column].astype(object) if column in table else pd.Series(np.nan, index=table.index, dtype=object)
         table[column] = known.where(known.notna(), value)
-    table["smoke"] = about.get("smoke", about.get("steps", SMOKE_STEPS) < SMOKE_STEPS)
     return table
 
 
-def _scalar(value) -> bool:
-    return isinstance(value, str | int | float)
+def _about(run: Path) -> dict:
+    """What config.json says of every row of a run. The regime is named after the pretraining data unless config.json names it."""
+    known = config(run)
+    known = {"regime": known.get("data"), "pretrain": known.get("data")} | known
+    facts = {key: known.get(key) for key in ("variant", "edition", "seed", "regime", "pretrain")}
+    return {"run": run.name, "source": "run", "metric": "top1"} | {key: v for key, v in facts.items() if isinstance(v, str | int | float)}
+
+
+def _steps(about: dict) -> float:
+    """Pretraining steps by config.json; unknown counts as enough."""
+    if about.get("probe") == "initial":  # evaluated as it was before training: no number of steps is too small
+        return np.inf
+    preset = about.get("preset")
+    return about.get("steps", preset.get("steps", np.inf) if isinstance(preset, dict) else np.inf)
 
 
 def metrics(run: str | Path) -> pd.DataFrame:
@@ -144,7 +158,7 @@ def predictions(*runs: str | Path) -> pd.DataFrame:
     """Predictions per test sample of run folders (predictions/*.parquet), with `run`, `variant` and `seed` filled in from config.json."""
     tables = []
     for run in map(Path, runs):
-        about = {"run": run.name} | {key: value for key, value in config(run).items() if key in ("variant", "seed", "regime")}
+        about = {key: value for key, value in _about(run).items() if key in ("run", "variant", "seed", "regime")}
         for file in sorted((run / "predictions").glob("*.parquet")):
             table = pd.read_parquet(file)
             tables.append(table.assign(**{key: value for key, value in about.items() if key not in table}))
@@ -155,7 +169,7 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
     """Columns in order, numbers as numbers, intervals filled in where n is known, each measurement once."""
     table = table.reindex(columns=[*COLUMNS, *(column for column in table if column not in COLUMNS)])
     numbers = ("seed", "value", "n", "lo", "hi")
-    for column in set(COLUMNS).union(("encoder", "label", "note")) & set(table):
+    for column in set(COLUMNS).union(("encoder", "printed", "note")) & set(table):
         table[column] = (
             pd.to_numeric(table[column]) if column in numbers else table[column].astype(object)
         )  # an empty text column reads as float
@@ -194,10 +208,7 @@ def append_rows(run: str | Path, rows: Iterable[Mapping] | pd.DataFrame) -> Path
     """
     run = Path(run)
     path = run if run.suffix == ".csv" else run / "rows.csv"
-    new = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows))
-    about = {"run": path.parent.name, "source": "run"} | {k: v for k, v in config(path.parent).items() if k in COLUMNS and _scalar(v)}
-    for column, value in about.items():
-        new[column] = new[column].fillna(value) if column in new else value
+    new = _fill(pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows)), _about(path.parent))
     lacking = [column for column in REQUIRED if column not in new or new[column].isna().any()]
     if lacking and len(new):
         raise ValueError(f"{path}: every row needs {', '.join(REQUIRED)}; missing here: {', '.join(lacking)}")
@@ -214,11 +225,21 @@ def append_rows(run: str | Path, rows: Iterable[Mapping] | pd.DataFrame) -> Path
 
 
 def select(
-    df: pd.DataFrame, *, regime: str | None = None, benchmarks: Iterable[str] | None = None, probe: str | None = None, metric: str = "top1"
+    df: pd.DataFrame,
+    *,
+    regime: str | None = None,
+    benchmarks: Iterable[str] | None = None,
+    probe: str | None = None,
+    encoder: str | None = None,
+    metric: str = "top1",
 ) -> pd.DataFrame:
-    """The rows of one regime, some benchmarks, and one probe each: `probe`, or the paper's probe of that benchmark, or the first of
-    attentive, linear, knn, others that is there. Raises ValueError when nothing is left, naming what there is."""
-    chosen = df[df["metric"].eq(metric)]
+    """The rows of one regime, some benchmarks, and per benchmark one probe and one encoder: what may stand in one table.
+
+    probe: by default the paper's probe of that benchmark, else the first of attentive, linear, knn, others that is there.
+    encoder: by default the student where own runs measured several; a random-init encoder probed beside a trained one is left out.
+    Constant predictors are kept. Raises ValueError when nothing is left, naming what there is.
+    """
+    chosen = df[df["metric"].eq(metric)].reset_index(drop=True)
     if regime is not None:
         chosen = chosen[chosen["regime"].eq(regime) | chosen["source"].eq("constant")]
     if benchmarks is not None:
@@ -229,11 +250,22 @@ def select(
             f"no rows for regime={regime!r}, benchmarks={benchmarks and list(benchmarks)!r}, metric={metric!r}; the table has regimes"
             f" {_seen(df, 'regime')}, benchmarks {_seen(df, 'benchmark')}, metrics {_seen(df, 'metric')}"
         )
-    kept = [constant]
+    kept = constant.copy()
     for benchmark, rows in chosen[~constant].groupby("benchmark"):
         wanted = probe or _main_probe(benchmark, rows["probe"].dropna().unique())
-        kept.append(chosen["benchmark"].eq(benchmark) & (chosen["probe"].eq(wanted) if wanted else True) & ~constant)
-    return chosen[np.logical_or.reduce(kept)]
+        kept[rows.index] = rows["probe"].eq(wanted) if wanted else True
+    return chosen[kept & ~_other_encoder(chosen, encoder)]
+
+
+def _other_encoder(df: pd.DataFrame, wanted: str | None) -> pd.Series:
+    """True for own rows of another encoder than the wanted one (default: student, teacher, others, in this order, per benchmark)."""
+    other = pd.Series(False, index=df.index)
+    own = df[df["source"].eq("run") & df["variant"].ne("random-init")] if "encoder" in df else df[:0]
+    for _, rows in own.groupby("benchmark"):
+        there = [name for name in ("student", "teacher", *sorted(rows["encoder"].dropna().unique())) if rows["encoder"].eq(name).any()]
+        if there:
+            other[rows.index] = rows["encoder"].notna() & rows["encoder"].ne(wanted or there[0])
+    return other
 
 
 def _main_probe(benchmark: str, there: np.ndarray) -> str | None:

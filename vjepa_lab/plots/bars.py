@@ -87,7 +87,7 @@ def _order(panels: Iterable[pd.DataFrame]) -> list[str]:
 
 def _labels(panels: dict[str, pd.DataFrame]) -> dict[str, str]:
     table = pd.concat(panels.values())
-    printed = table.dropna(subset=["label"]).drop_duplicates("variant").set_index("variant")["label"].to_dict()
+    printed = table.dropna(subset=["printed"]).drop_duplicates("variant").set_index("variant")["printed"].to_dict()
     untrained = set(table.loc[table["random_init"], "variant"])
     return {name: printed.get(name, name) + (f" {DOUBLE_DAGGER}" if name in untrained else "") for name in table["variant"].unique()}
 

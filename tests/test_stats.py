@@ -1,0 +1,350 @@
+"""Statistics: known answers, then simulation: the stated error rates are the real ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as sps
+
+from vjepa_lab import results, stats
+
+PAPER = Path(__file__).parents[1] / "data" / "paper"
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return results.load(PAPER)
+
+
+def arms(rng, studies: int, seeds: int, samples: int, effect=0.0, seed_sd=0.01, sample_sd=0.3):
+    """Correctness `[study s i]` of two arms that answer the same samples of varied difficulty: each arm has its own noise per seed and,
+    because objectives find different samples hard, per sample. `effect` is the difference of the means in the population."""
+    difficulty = rng.beta(4, 8, (studies, 1, samples))
+
+    def arm(shift):
+        seed, sample = rng.normal(0, seed_sd, (studies, seeds, 1)), rng.normal(0, sample_sd, (studies, 1, samples))
+        return rng.random((studies, seeds, samples)) < difficulty * (1 + np.clip(sample, -1, 1)) + seed + shift
+
+    return arm(effect), arm(0.0)
+
+
+def within(rate: float, nominal: float, studies: int) -> bool:
+    """A simulated rate agrees with the nominal one within the simulation's own 99.9 % interval."""
+    return sps.binomtest(round(rate * studies), studies, nominal).pvalue > 0.001
+
+
+def table(values: dict[str, list[float]], benchmark="motion", n=1000, **columns) -> pd.DataFrame:
+    rows = [{"variant": v, "seed": s, "value": x} for v, xs in values.items() for s, x in enumerate(xs)]
+    about = {
+        "benchmark": benchmark,
+        "probe": "linear",
+        "metric": "top1",
+        "n": n,
+        "source": "run",
+        "regime": "synthetic",
+        "edition": "sound",
+    }
+    return results.tidy(pd.DataFrame(rows).assign(**about | columns))
+
+
+# --- known answers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seeds", "family", "expected"),
+    [
+        (3, 1, 2.48), (3, 14, 9.6),
+        (5, 1, 1.24), (5, 5, 2.06), (5, 14, 2.75), (5, 27, 3.27),
+        (8, 1, 0.84), (8, 5, 1.24), (8, 27, 1.72),
+        (10, 1, 0.72), (10, 5, 1.03), (10, 27, 1.38),
+    ],
+)  # fmt: skip
+def test_detectable_differences(seeds, family, expected):
+    assert stats.detectable(seeds, family) == pytest.approx(expected, abs=0.05 if expected > 9 else 0.0055)
+
+
+def test_detectable_with_power_is_statsmodels_answer():
+    from statsmodels.stats.power import TTestPower
+
+    expected = TTestPower().solve_power(nobs=5, alpha=0.05, power=0.8)
+    assert stats.detectable(5, power=0.8) == pytest.approx(expected, abs=1e-3)
+    assert stats.detectable(5, 15, power=0.8) > stats.detectable(5, 15)
+    with pytest.raises(ValueError, match="one seed"):
+        stats.detectable(1)
+
+
+def test_sampling_floor_of_the_benchmarks():
+    assert stats.sampling_floor(8.4, 1970) == pytest.approx(1.7, abs=0.05)
+    assert stats.sampling_floor([9, 25], 5000) == pytest.approx([1.1, 1.7], abs=0.05)
+    assert stats.sampling_floor(8.39, 24777) == pytest.approx(0.5, abs=0.05)
+
+
+def test_newcombe_covers_the_printed_differences():
+    # Newcombe (1998), table II, method 10: 56/70 - 48/80 -> (0.0524, 0.3339)
+    interval = stats.newcombe(100 * 56 / 70, 70, 100 * 48 / 80, 80)
+    assert (interval.lo, interval.hi) == pytest.approx((5.24, 33.39), abs=0.01)
+    motion_guided = stats.newcombe([8.68, 12.16, 3.45], [1970, 5000, 24777], [8.38, 12.02, 2.07], [1970, 5000, 24777])
+    z = sps.norm.isf(motion_guided.p / 2)
+    assert z == pytest.approx([0.34, 0.21, 9.4], abs=0.05)
+
+
+def test_one_seed_of_predictions_is_the_paired_sampling_interval():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((1, 500)) < 0.4, rng.random((1, 500)) < 0.3
+    expected = sps.ttest_1samp(100.0 * a[0] - 100.0 * b[0], 0)
+    interval = stats.paired_interval(a, b)
+    assert interval.p == pytest.approx(expected.pvalue)
+    assert (interval.lo, interval.hi) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+def test_paired_interval_is_the_seed_t_interval_when_samples_do_not_interact():
+    d = np.array([1.0, -0.5, 2.0, 0.3])[:, None] * np.ones((1, 50))
+    crossed, simple = stats.paired_interval(d / 100, 0 * d), stats.t_interval(d[:, 0])
+    assert crossed[:3] == pytest.approx(simple[:3]) and crossed.p == pytest.approx(simple.p)
+
+
+def test_the_bootstrap_draws_patterns_as_it_would_draw_samples():
+    rng = np.random.default_rng(3)
+    a, b = rng.random((4, 300)) < 0.45, rng.random((4, 300)) < 0.35
+    fast = stats.hierarchical_bootstrap(a, b, draws=20_000)
+    d = 100.0 * a - 100.0 * b
+    slow = np.array([d[rng.integers(0, 4, 4)][:, rng.integers(0, 300, 300)].mean() for _ in range(4000)])
+    assert fast.value == pytest.approx(d.mean())
+    assert (fast.lo, fast.hi) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=0.5)
+
+
+def test_arms_of_different_shape_are_refused():
+    with pytest.raises(ValueError, match=r"\(2, 5\) and \(2, 6\)"):
+        stats.paired_interval(np.zeros((2, 5)), np.zeros((2, 6)))
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    rng = np.random.default_rng(0)
+    a, b = rng.random(200) < 0.5, rng.random(200) < 0.4
+    counts = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
+    assert stats.mcnemar(a, b) == pytest.approx(mcnemar(counts, exact=True).pvalue)
+    assert stats.mcnemar(a, a) == 1.0
+
+
+def test_tost_agrees_with_statsmodels_and_with_its_interval():
+    from statsmodels.stats.weightstats import DescrStatsW
+
+    x = np.array([0.3, -0.2, 0.5, 0.1, -0.4])
+    result = stats.tost(x, 1.0)
+    assert result.p == pytest.approx(DescrStatsW(x).ttost_mean(-1.0, 1.0)[0])
+    assert (result.p < 0.05) == (result.lo > -1 and result.hi < 1)
+    assert stats.tost(x + 3, 1.0).p > 0.9
+    with pytest.raises(ValueError, match="margin"):
+        stats.tost(x, 0)
+
+
+def test_adjustments_are_statsmodels_answers():
+    from statsmodels.stats.multitest import multipletests
+
+    p = np.random.default_rng(0).uniform(0, 0.2, 15)
+    np.testing.assert_allclose(stats.holm(p), multipletests(p, method="holm")[1])
+    np.testing.assert_allclose(stats.benjamini_hochberg(p), multipletests(p, method="fdr_bh")[1])
+
+
+def test_adjustments_keep_missing_values():
+    p = np.array([0.01, np.nan, 0.04, 0.03])
+    np.testing.assert_allclose(stats.holm(p), [0.03, np.nan, 0.06, 0.06])
+    np.testing.assert_allclose(stats.benjamini_hochberg(p), [0.03, np.nan, 0.04, 0.04])
+
+
+# --- comparing objectives ---------------------------------------------------------------------------------------------
+
+
+def test_the_printed_table_under_its_sampling_noise(paper):
+    rows = results.select(paper[paper["source"].isin(["paper", "constant"])], regime="mixed")
+    out = stats.compare(rows).set_index(["variant", "benchmark"])
+    assert set(out["basis"]) == {"samples"} and set(out["seeds"]) == {1}
+    assert out.loc[("ld", "D-48"), "p"] == pytest.approx(0.043, abs=0.001) and out.loc[("ld", "IN-100"), "p"] == pytest.approx(
+        0.016, abs=0.001
+    )
+    assert not out.loc[("ld", "D-48"), "significant"] and out.loc[("fwm-hw-ld", "IN-100"), "significant"]
+    assert set(out[out["family"].eq("primary")].index.get_level_values(0)) == set(stats.FAMILY)
+    assert (out.xs("D-48", level=1)["flag"] != "").all()
+    assert not out["random_init"].any()
+
+
+def test_seed_pairs_give_the_t_interval_and_cancel_what_seeds_share():
+    shared = np.array([0.0, 8.0, -5.0, 3.0])
+    gain = np.array([1.0, 1.4, 0.8, 1.2])
+    out = stats.compare(table({"baseline": list(30 + shared), "ld": list(30 + shared + gain)})).iloc[0]
+    expected = sps.ttest_1samp(gain, 0)
+    assert (out["basis"], out["seeds"]) == ("seeds", 4)
+    assert out["p"] == pytest.approx(expected.pvalue) and (out["lo"], out["hi"]) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+def test_probe_seeds_are_no_seeds():
+    rows = table({"baseline": [30.0, 32.0], "ld": [31.0, 34.0]}).assign(probe_seed=0)
+    again = rows.assign(probe_seed=1, value=rows["value"] + np.where(rows["variant"].eq("ld"), 1.0, 0.0))
+    out = stats.compare(results.tidy(pd.concat([rows, again]))).iloc[0]
+    assert out["seeds"] == 2 and out["delta"] == pytest.approx(2.0)
+
+
+def test_predictions_are_compared_over_seeds_and_samples():
+    rng = np.random.default_rng(0)
+    a, b = arms(rng, 1, 4, 300, effect=0.15)
+    frames = [
+        pd.DataFrame(
+            {"variant": v, "seed": s, "benchmark": "motion", "probe": "linear", "id": range(300), "label": 1, "top1": arm[0, s].astype(int)}
+        )
+        for v, arm in (("fwm", a), ("baseline", b))
+        for s in range(4)
+    ]
+    out = stats.compare_predictions(pd.concat(frames).sample(frac=1, random_state=0), draws=2000).iloc[0]
+    direct = stats.paired_interval(a[0], b[0])
+    assert (out["delta"], out["lo"], out["hi"], out["seeds"], out["n"]) == pytest.approx((direct.value, direct.lo, direct.hi, 4, 300))
+    assert out["boot_lo"] < out["delta"] < out["boot_hi"] and out["family"] == "primary" and out["p_adj"] == pytest.approx(out["p"])
+    with pytest.raises(ValueError, match=r"fwm on motion.*lack"):
+        stats.compare_predictions(pd.concat(frames)[7:])
+    with pytest.raises(ValueError, match="'other'"):
+        stats.compare_predictions(pd.concat(frames), against="other")
+
+
+# --- factorial --------------------------------------------------------------------------------------------------------
+
+CELLS = ["baseline", "fwm", "ld", "hw", "fwm-ld", "fwm-hw", "hw-ld", "fwm-hw-ld"]
+
+
+def factorial_table(seeds=4, noise=0.0, leave_out=(), effects=(2.0, -3.0, 0.0, 1.5, 0.0, 0.0, 4.0)):
+    """Accuracies made from Yates effects (fwm, ld, hw, fwm x ld, fwm x hw, ld x hw, all), with seed effects and noise."""
+    rng = np.random.default_rng(0)
+    levels = stats.cells(CELLS)
+    seed = rng.normal(0, 5, seeds)
+    values = {}
+    for variant, level in levels.items():
+        f, l, h = (2 * x - 1 for x in level)
+        mean = 30 + np.dot(effects, [f, l, h, f * l, f * h, l * h, f * l * h]) / 2
+        values[variant] = list(mean + seed + rng.normal(0, noise, seeds))
+    return table({v: x for v, x in values.items() if v not in leave_out})
+
+
+def test_factorial_recovers_planted_effects():
+    out = stats.factorial(factorial_table(noise=1e-6)).set_index("term")["effect"]
+    expected = {"fwm": 2.0, "ld": -3.0, "hw": 0.0, "fwm x ld": 1.5, "fwm x hw": 0.0, "ld x hw": 0.0, "fwm x ld x hw": 4.0}
+    assert out.to_dict() == pytest.approx(expected, abs=1e-5)
+
+
+def test_factorial_block_and_mixed_model_agree():
+    rows = factorial_table(seeds=6, noise=1.0)
+    block, mixed = stats.factorial(rows), stats.factorial(rows, method="mixed")
+    np.testing.assert_allclose(block["effect"], mixed["effect"], atol=1e-6)
+    np.testing.assert_allclose(
+        (block["hi"] - block["lo"]) / (mixed["hi"] - mixed["lo"]), sps.t.ppf(0.975, 35) / sps.norm.ppf(0.975), rtol=1e-3
+    )
+
+
+def test_a_missing_cell_is_named_and_costs_the_top_interaction(paper):
+    rows = results.select(paper[paper["source"].eq("paper")], regime="mixed", benchmarks=["IN-100"])
+    out = stats.factorial(rows)
+    assert out.attrs["missing"] == ["fwm-hw"] and "fwm x ld x hw" not in set(out["term"]) and set(out["basis"]) == {"samples"}
+    planted = stats.factorial(factorial_table(noise=1e-6, leave_out=["fwm-hw"], effects=(2.0, -3.0, 0.0, 1.5, 0.0, 0.0, 0.0)))
+    assert planted.set_index("term").loc["ld", "effect"] == pytest.approx(-3.0, abs=1e-5)
+    with pytest.raises(ValueError, match="too few cells"):
+        stats.factorial(factorial_table(leave_out=["fwm-hw", "hw", "ld"]))
+
+
+# --- trade-offs -------------------------------------------------------------------------------------------------------
+
+
+def test_printed_deltas_rise_and_fall_together(paper):
+    rows = results.select(paper[paper["source"].eq("paper")], regime="mixed")
+    d = results.delta(rows).pivot(index="variant", columns="benchmark", values="delta")
+    rho = stats.correlation(d["IN-100"], d["SSv2"])
+    assert rho.value == pytest.approx(0.807, abs=5e-4) and rho.p == pytest.approx(0.0005, abs=5e-5) and 0.3 < rho.lo < rho.hi <= 1
+    assert stats.correlation(d["IN-100"], d["D-48"]).value == pytest.approx(-0.14, abs=0.005)
+    front = stats.pareto(d[["D-48", "IN-100", "SSv2"]])
+    assert set(front[front].index) == {"fwm-hw-ld", "ld", "ac-hw", "hw"}
+    with pytest.raises(ValueError, match="at least 4"):
+        stats.correlation([1, 2, 3], [1, 2, 3])
+
+
+def test_rank_stability_is_kendalls_w():
+    same = stats.rank_stability(table({"a": [3.0, 4.0, 5.0], "b": [2.0, 3.0, 4.0], "c": [1.0, 2.0, 3.0]}))
+    assert same.attrs["kendall_w"] == 1.0 and same.loc["a"].tolist() == [1, 1, 1]
+    turned = stats.rank_stability(table({"a": [3.0, 1.0, 2.0], "b": [2.0, 3.0, 1.0], "c": [1.0, 2.0, 3.0]}))
+    assert turned.attrs["kendall_w"] == pytest.approx(0.0)
+    with pytest.raises(ValueError, match="two seeds"):
+        stats.rank_stability(table({"a": [1.0], "b": [2.0]}))
+
+
+# --- planning ---------------------------------------------------------------------------------------------------------
+
+
+def test_plan_counts_runs_hours_and_what_they_resolve():
+    plan = stats.plan(["baseline", "ld", "fwm", "hw", "delta"], seeds=5, sd=2.0, hours_per_run=28)
+    assert (plan.runs, plan.gpu_hours) == (25, 700)
+    resolves = plan.table.set_index("tests")["resolves_pp"]
+    assert resolves[1] == pytest.approx(2.48, abs=0.01) and resolves[9] == pytest.approx(2 * stats.detectable(5, 9))
+    assert "25 runs" in str(plan) and "700 GPU-h" in str(plan)
+    with pytest.raises(ValueError, match="at least one variant"):
+        stats.plan(["baseline"], 3)
+
+
+# --- the stated error rates are the real ones -------------------------------------------------------------------------
+
+STUDIES = 500
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 8])
+@pytest.mark.parametrize(("seed_sd", "sample_sd"), [(0.03, 0.3), (0.01, 0.0), (0.0, 0.5)])
+def test_null_studies_reject_at_five_percent(seeds, seed_sd, sample_sd):
+    a, b = arms(np.random.default_rng(seeds), STUDIES, seeds, 400, seed_sd=seed_sd, sample_sd=sample_sd)
+    assert within(np.mean(stats.paired_interval(a, b).p < 0.05), 0.05, STUDIES)
+
+
+def test_ignoring_shared_samples_would_reject_too_often():
+    a, b = arms(np.random.default_rng(0), 2000, 8, 400, seed_sd=0.0, sample_sd=0.5)
+    assert np.mean(stats.t_interval(100 * (a.mean(-1) - b.mean(-1))).p < 0.05) > 0.1
+    assert within(np.mean(stats.paired_interval(a, b).p < 0.05), 0.05, 2000)
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.04])
+def test_intervals_cover_the_true_difference(effect):
+    a, b = arms(np.random.default_rng(1), STUDIES, 5, 400, effect=effect, seed_sd=0.02, sample_sd=0.0)
+    truth = 100 * effect
+    interval = stats.paired_interval(a, b)
+    assert within(np.mean((interval.lo <= truth) & (truth <= interval.hi)), 0.95, STUDIES)
+
+
+def test_family_of_null_comparisons_errs_in_one_study_of_twenty():
+    rng = np.random.default_rng(2)
+    p = stats.t_interval(rng.normal(0, 2, (STUDIES, 15, 5))).p
+    assert (
+        within(np.mean([(stats.holm(row) < 0.05).any() for row in p]), 0.05, STUDIES)
+        or np.mean([(stats.holm(row) < 0.05).any() for row in p]) < 0.05
+    )
+
+
+@pytest.mark.parametrize("power", [0.5, 0.8])
+def test_power_is_what_the_planner_says(power):
+    size = stats.detectable(5, family=5, power=None if power == 0.5 else power)
+    rng = np.random.default_rng(3)
+    found = stats.t_interval(rng.normal(size, 1.0, (4000, 5))).p < 0.05 / 5
+    expected = sps.nct.sf(sps.t.ppf(1 - 0.005, 4), 4, size * np.sqrt(5))
+    assert within(found.mean(), expected, 4000)
+    assert expected == pytest.approx(power, abs=0.08 if power == 0.5 else 1e-3)  # the half-width's power is one half only for many seeds
+
+
+def test_bootstrap_is_not_calibrated_at_few_seeds():
+    """Why it does not decide: at 3 seeds it rejects true nulls far more often than it says."""
+    a, b = arms(np.random.default_rng(4), 200, 3, 1000, seed_sd=0.05, sample_sd=0.0)
+    intervals = [stats.hierarchical_bootstrap(x, y, draws=500) for x, y in zip(a, b, strict=True)]
+    assert np.mean([i.lo > 0 or i.hi < 0 for i in intervals]) > 0.1
+
+
+def test_the_whole_pipeline_errs_at_its_rate():
+    """Null studies through select and compare: the family errs in about 5 % of studies, not 10 x 5 %."""
+    rng = np.random.default_rng(5)
+    rejected = []
+    for _ in range(60):
+        values = {v: list(30 + rng.normal(0, 2, 5)) for v in ("baseline", *stats.FAMILY)}
+        rows = pd.concat([table(values), table({v: list(20 + rng.normal(0, 2, 5)) for v in values}, benchmark="shape")])
+        rejected.append(stats.compare(results.select(rows))["significant"].any())
+    assert sps.binomtest(int(np.sum(rejected)), 60, 0.05, alternative="greater").pvalue > 0.001
