@@ -1,5 +1,9 @@
 """Loaders: the order of batches, resuming, workers and ranks, caches, and what happens to clips that cannot be read."""
 
+import multiprocessing as mp
+import os
+import signal
+import time
 from itertools import chain, islice
 
 import pytest
@@ -24,7 +28,7 @@ class Toy(Source):
     def read(self, index, epoch=0):
         if index in self.broken:
             raise ClipError(f"{index}.mp4", "no such stream")
-        return Sample(torch.full((3, 2, 4, 4), index + 100 * (epoch % 2), dtype=torch.uint8), {"class": index % 2}, index)
+        return Sample(torch.full((3, 2, 4, 4), (index + 100 * epoch) % 256, dtype=torch.uint8), {"class": index % 2}, index)
 
     @property
     def labels(self):
@@ -101,6 +105,102 @@ def test_too_many_unreadable_clips_stop_the_run(n, broken):
     with pytest.raises(data.DataError, match=r"too many to go on|in a row cannot be read") as error:
         list(islice(data.loader(Toy(n, broken), 4), 40))
     assert ".mp4: no such stream" in str(error.value)
+
+
+class Deadly(Toy):
+    """Reading clip 5 kills the process; reading clip 11 never ends."""
+
+    def read(self, index, epoch=0):
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index == 11:
+            time.sleep(60)
+        return super().read(index, epoch)
+
+
+def test_a_decoder_that_dies_or_hangs_costs_one_clip():
+    source = Deadly(200)
+    batches = list(islice(data.loader(source, 8, workers=2, patience=1.0), 60))
+    assert len(batches) == 60 and not {5, 11} & set(torch.cat([batch.index for batch in batches]).tolist())
+    files = source.report()["files"]
+    assert "SIGKILL" in files["toy[5]"] and "longer than 1 s" in files["toy[11]"] and len(files) == 2
+    tame = Toy(200, broken={5, 11})
+    for a, b in zip(batches, islice(data.loader(tame, 8), 60), strict=True):
+        assert torch.equal(a.index, b.index) and torch.equal(a.clip, b.clip)
+    left = torch.cat([batch.index for batch in data.loader(Deadly(40), 4, workers=2, patience=1.0, train=False)])
+    assert sorted(left.tolist()) == [i for i in range(40) if i not in (5, 11)]
+
+
+def test_an_error_in_a_worker_is_the_error_in_the_run():
+    class Wrong(Toy):
+        def read(self, index, epoch=0):
+            raise KeyError("a bug, not a fault")
+
+    with pytest.raises(KeyError, match="a bug"):
+        next(data.loader(Wrong(), 4, workers=1))
+
+
+def test_workers_end_with_the_loader():
+    loader = data.loader(Toy(), 4, workers=2)
+    next(loader)
+    assert len(mp.active_children()) == 2
+    loader.close()
+    assert not mp.active_children()
+
+
+def mixture():
+    return data.Mixture([Toy(50), Toy(7), Toy(1000)], [2, 6, 2])
+
+
+def test_mixture_draws_by_weight():
+    keys = chain(*islice(mixture().training_keys(100, seed=0), 200))  # 20,000 draws
+    places = torch.tensor([mixture().place(index)[0] for index, _ in keys])
+    counts, expected = torch.bincount(places).double(), torch.tensor([4000.0, 12000.0, 4000.0])
+    assert ((counts - expected) ** 2 / expected).sum() < 13.8  # chi-square, 2 degrees of freedom, p = .001
+    assert counts[1] != 12000 or counts[0] != 4000  # drawn, not dealt
+
+
+def test_mixture_goes_through_each_source_in_epochs():
+    source = mixture()
+    keys = [source.place(index) for index, _ in chain(*islice(source.training_keys(10, seed=3), 300))]
+    for which, length in enumerate((50, 7)):
+        own = [inner for place, inner in keys if place == which]
+        assert all(sorted(own[at : at + length]) == list(range(length)) for at in range(0, len(own) - length, length))
+
+
+def test_mixture_is_the_same_resumed_on_ranks_and_workers():
+    source = data.Mixture([Toy(50), data.open("synthetic", frames=2, size=8, n=20)], [1, 3])
+    source.sources[0].read = lambda index, epoch=0: Sample(torch.zeros(3, 2, 8, 8, dtype=torch.uint8), {"class": 0}, index)
+    whole = [torch.tensor([i for i, _ in keys]) for keys in islice(source.training_keys(8, seed=0), 2100)]  # past the first block of draws
+    for rank in (0, 1):
+        part = [b.index for b in islice(data.loader(source, 4, start=2080, rank=rank, world=2, workers=2), 20)]
+        assert all(torch.equal(a[4 * rank : 4 * rank + 4], b) for a, b in zip(whole[2080:], part, strict=True))
+    other = [b.index for b in islice(data.loader(source, 8, seed=1), 3)]
+    assert not any(torch.equal(a, b) for a, b in zip(whole, other, strict=False))
+
+
+def test_mixture_labels_replacements_and_text():
+    source = data.Mixture([Toy(30, broken={0, 1}), data.open("synthetic", frames=2, size=4 * 2, n=20)], [1, 1])
+    assert source.names == ["toy", "synthetic"] and {"source", "toy.class", "synthetic.motion"} <= set(source.classes)
+    sample = source[0]
+    assert sample.labels["source"] == 0 and source.place(sample.index)[1] not in (0, 1)  # replaced from the same source
+    assert source.labels["toy.class"][30:].eq(-1).all() and len(source.labels["synthetic.motion"]) == 50
+    named = data.open("0.3*synthetic + 0.7*synthetic:trs8", size=16, frames=4)
+    assert named.weights == (0.3, 0.7) and next(data.loader(named, 6)).clip.shape == (6, 3, 4, 16, 16)
+    with pytest.raises(data.DataError, match="'x' in the mixture"):
+        data.open("x*synthetic + 1*synthetic")
+    with pytest.raises(data.DataError, match="one positive weight per source"):
+        data.Mixture([Toy()], [1, 2])
+
+
+def test_videos_and_still_images_come_as_parts():
+    videos, images = (data.open("synthetic", frames=frames, size=16, n=40) for frames in (4, 1))
+    batch = next(data.loader(data.Mixture([videos, images], [1, 1]), 16))
+    assert isinstance(batch, data.Mixed) and len(batch) == 16 and {part.clip.shape[2] for part in batch.parts} == {4, 1}
+    for part in batch.parts:
+        assert part.still.all() == (part.clip.shape[2] == 1) and part.parts == (part,)
+        own, other = ("synthetic2.shape", "synthetic1.shape") if part.still.all() else ("synthetic1.shape", "synthetic2.shape")
+        assert part.labels[own].ge(0).all() and part.labels[other].eq(-1).all()
 
 
 def test_memory_gives_the_same_batches():

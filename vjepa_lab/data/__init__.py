@@ -1,8 +1,23 @@
 """Clips from video files, images and a synthetic world, in batches whose order the seed alone decides."""
 
-from .core import Batch, ClipError, DataError, Fault, Sample, Source, denormalize, normalize
+from .core import Batch, ClipError, DataError, Fault, Mixed, Sample, Source, denormalize, normalize
 from .layouts import export
 from .loader import loader
+from .mixture import Mixture
 from .sources import open
 
-__all__ = ["Batch", "ClipError", "DataError", "Fault", "Sample", "Source", "denormalize", "export", "loader", "normalize", "open"]
+__all__ = [
+    "Batch",
+    "ClipError",
+    "DataError",
+    "Fault",
+    "Mixed",
+    "Mixture",
+    "Sample",
+    "Source",
+    "denormalize",
+    "export",
+    "loader",
+    "normalize",
+    "open",
+]

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import inspect
 import random
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,38 +62,83 @@ def check_options(function, options: dict, what: str, also=()) -> None:
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip `[c f y x]` uint8, its labels by name, and its index in the source."""
+    """One clip `[c f y x]` uint8, its labels by name, its index in the source, and whether it is an image (perhaps repeated)."""
 
     clip: Tensor
     labels: dict[str, int | Tensor]
     index: int
+    still: bool = False
 
 
 @dataclass(frozen=True)
 class Batch:
     """Clips `[b c f y x]` uint8, labels by name `[b]` (-1: none; multi-label: `[b classes]`), indices in the source `[b]`, and the
-    clips that could not be read."""
+    clips that could not be read. `still` `[b]`: which clips are images, repeated to fill the frames."""
 
     clip: Tensor
     labels: dict[str, Tensor]
     index: Tensor
     faults: tuple[Fault, ...] = ()
+    still: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.clip)
 
+    @property
+    def parts(self) -> tuple[Batch, ...]:
+        """The batch as batches of one clip shape each: itself."""
+        return (self,)
+
+    def _each(self, move) -> Batch:
+        labels = {name: move(values) for name, values in self.labels.items()}
+        still = None if self.still is None else move(self.still)
+        return replace(self, clip=move(self.clip), labels=labels, still=still)
+
     def to(self, device, non_blocking: bool = True) -> Batch:
-        labels = {k: v.to(device, non_blocking=non_blocking) for k, v in self.labels.items()}
-        return Batch(self.clip.to(device, non_blocking=non_blocking), labels, self.index, self.faults)
+        """Clips and labels on another device; the indices stay."""
+        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        return Batch(self.clip.pin_memory(), {k: v.pin_memory() for k, v in self.labels.items()}, self.index, self.faults)
+        return self._each(Tensor.pin_memory)
 
 
-def stack(samples: list[Sample], names, faults=()) -> Batch:
-    """Samples of one shape -> Batch with the labels `names`."""
-    labels = {name: torch.stack([torch.as_tensor(s.labels.get(name, NO_LABEL)) for s in samples]) for name in names}
-    return Batch(torch.stack([s.clip for s in samples]), labels, torch.tensor([s.index for s in samples]), tuple(faults))
+@dataclass(frozen=True)
+class Mixed:
+    """A batch whose clips differ in shape (videos, and images of one frame): batches of one shape each, together the samples drawn."""
+
+    parts: tuple[Batch, ...]
+    faults: tuple[Fault, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def to(self, device, non_blocking: bool = True) -> Mixed:
+        return replace(self, parts=tuple(part.to(device, non_blocking) for part in self.parts))
+
+    def pin_memory(self) -> Mixed:
+        return replace(self, parts=tuple(part.pin_memory() for part in self.parts))
+
+
+def stack(samples: list[Sample], names, faults=()) -> Batch | Mixed:
+    """Samples -> one Batch with the labels `names`, or Mixed where their shapes differ."""
+    shapes = list(dict.fromkeys(sample.clip.shape for sample in samples))
+    if len(shapes) > 1:
+        parts = (stack([sample for sample in samples if sample.clip.shape == shape], names) for shape in shapes)
+        return Mixed(tuple(parts), tuple(faults))
+    return Batch(
+        torch.stack([sample.clip for sample in samples]),
+        {name: _column(samples, name) for name in names},
+        torch.tensor([sample.index for sample in samples]),
+        tuple(faults),
+        torch.tensor([sample.still for sample in samples]),
+    )
+
+
+def _column(samples: list[Sample], name: str) -> Tensor:
+    """One label of all samples, -1 where a sample lacks it."""
+    known = [torch.as_tensor(sample.labels[name]) for sample in samples if name in sample.labels]
+    blank = torch.full_like(known[0], NO_LABEL) if known else torch.tensor(NO_LABEL)
+    return torch.stack([torch.as_tensor(sample.labels.get(name, blank)) for sample in samples])
 
 
 def normalize(clip: Tensor) -> Tensor:
@@ -151,6 +198,7 @@ class Source(Dataset):
     classes: dict[str, list[str]]
     fixed: bool = False
     bad: float = 0.05
+    watch = None  # in a worker process: shared memory that holds the number of the clip being read
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -164,15 +212,37 @@ class Source(Dataset):
         """Every label of every clip, `[n]` each, without reading a clip."""
         raise NotImplementedError
 
+    def where(self, index: int) -> str:
+        """What a report calls clip `index`: its path, if it has one."""
+        return f"{self.name}[{index}]"
+
+    def training_keys(self, batch: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[list[tuple[int, int]]]:
+        """The endless batches of (index, epoch) that training reads, from batch `start` on."""
+        from .loader import training_keys
+
+        return training_keys(len(self), batch, seed, start, rank, world)
+
+    def attempt(self, index: int, epoch: int) -> Sample:
+        """`read`, except for clips that are known to kill the decoder; notes which clip is being read."""
+        if index in self.avoid:
+            raise ClipError(self.avoid[index].path, self.avoid[index].why)
+        if self.watch is not None:
+            self.watch.value = index
+        return self.read(index, epoch)
+
+    def spares(self, index: int, most: int) -> list[int]:
+        """Which clips stand in for an unreadable one: always the same for the same index."""
+        return random.Random(index).sample(range(len(self)), min(most, len(self)))
+
     def read_or_replace(self, index: int, epoch: int, attempts: int = 16) -> tuple[Sample, list[Fault]]:
         """Read a clip, or the first readable of its stand-ins; always the same one for the same index."""
         faults, places = [], [index]
         while places:
             try:
-                return self.read(places.pop(), epoch), faults
+                return self.attempt(places.pop(), epoch), faults
             except ClipError as error:
                 if not faults:
-                    places = random.Random(index).sample(range(len(self)), min(attempts, len(self)))
+                    places = self.spares(index, attempts)
                 faults.append(error.fault)
         raise DataError(f"{len(faults)} clips in a row cannot be read, too many to go on:\n" + listed(faults))
 
@@ -182,7 +252,7 @@ class Source(Dataset):
             raise IndexError(f"clip {index} of {len(self)}")
         return self.read_or_replace(index % len(self), epoch)[0]
 
-    def batch(self, keys, replace: bool = True) -> Batch:
+    def batch(self, keys, replace: bool = True) -> Batch | Mixed:
         """Clips of the (index, epoch) pairs `keys`; an unreadable one is replaced, or left out (`replace=False`)."""
         samples, faults = [], []
         for index, epoch in keys:
@@ -192,12 +262,17 @@ class Source(Dataset):
                 faults += bad
                 continue
             try:
-                samples.append(self.read(index, epoch))
+                samples.append(self.attempt(index, epoch))
             except ClipError as error:
                 faults.append(error.fault)
         if not samples:
             return Batch(torch.empty(0), {}, torch.empty(0, dtype=torch.long), tuple(faults))
         return stack(samples, self.classes, faults)
+
+    @cached_property
+    def avoid(self) -> dict[int, Fault]:
+        """Clips that killed or stalled a decoder, by index."""
+        return {}
 
     @property
     def faults(self) -> Faults:

@@ -83,7 +83,10 @@ class Files(Source):
                 frames = flip(frames)
                 if self.listing.mirrored:
                     labels["class"] = self.listing.mirrored.get(labels["class"], labels["class"])
-        return Sample(frames.movedim(1, 0).contiguous(), labels, place)
+        return Sample(frames.movedim(1, 0).contiguous(), labels, place, is_image(clip.path))
+
+    def where(self, index: int) -> str:
+        return self.listing.clips[index // self.copies].path
 
     @property
     def labels(self) -> dict[str, Tensor]:

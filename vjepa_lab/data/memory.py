@@ -23,35 +23,43 @@ class Memory(Source):
         if not source.fixed:
             raise DataError(f"{source.name} draws new views every epoch; a memory cache would freeze them (open it with augment=False)")
         self.source, self.name, self.split, self.classes, self.bad = source, source.name, source.split, source.classes, source.bad
-        first, faults = source.read_or_replace(0, 0)
+        first, _ = source.read_or_replace(0, 0)
         need = first.clip.numel() * len(source)
         if need > limit:
             gib = [f"{x / 2**30:.1f} GiB" for x in (need, limit)]
             raise DataError(f"{source.name} needs {gib[0]} in memory, more than the {gib[1]} allowed (limit=BYTES)")
-        self.clips = torch.empty((len(source), *first.clip.shape), dtype=torch.uint8)
-        self._index, rows = torch.arange(len(source)), []
+        self.clips = torch.zeros((len(source), *first.clip.shape), dtype=torch.uint8)
+        self._index, self._still = torch.zeros(len(source), dtype=torch.long), torch.zeros(len(source), dtype=torch.bool)
         for index in tqdm(range(len(source)), desc=f"{source.name} [{source.split}] into memory", disable=not progress, leave=False):
-            sample, bad = source.read_or_replace(index, 0)
-            self.clips[index], self._index[index] = sample.clip, sample.index
-            rows.append(sample.labels)
-            faults += bad
-        self._labels = {name: torch.tensor([row[name] for row in rows]) for name in self.classes}
-        self._bad = {int(i) for i in (self._index != torch.arange(len(source))).nonzero()}
-        self.faults.record(faults)
+            try:
+                self._keep(index, source.attempt(index, 0))
+            except ClipError as error:
+                self.avoid[index] = error.fault
+        self.faults.record(self.avoid.values())
+
+    def _keep(self, index: int, sample: Sample) -> None:
+        if sample.clip.shape != self.clips.shape[1:]:
+            shapes = f"{tuple(self.clips.shape[1:])} and {tuple(sample.clip.shape)}"
+            raise DataError(f"{self.name} has clips of different shapes ({shapes}); a memory cache needs one (images='repeat')")
+        self.clips[index], self._index[index], self._still[index] = sample.clip, sample.index, sample.still
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def read(self, index: int, epoch: int = 0) -> Sample:
-        if index in self._bad:
-            raise ClipError(f"{self.name}[{index}]", "unreadable when cached")
-        return Sample(self.clips[index], {name: int(values[index]) for name, values in self._labels.items()}, int(self._index[index]))
-
-    def batch(self, keys, replace: bool = True) -> Batch:
-        at = [index for index, _ in keys]
-        at = torch.tensor(at if replace else [index for index in at if index not in self._bad], dtype=torch.long)
-        return Batch(self.clips[at], {name: values[at] for name, values in self._labels.items()}, self._index[at])
-
     @cached_property
     def labels(self) -> dict[str, Tensor]:
         return self.source.labels
+
+    def where(self, index: int) -> str:
+        return self.source.where(index)
+
+    def read(self, index: int, epoch: int = 0) -> Sample:
+        labels = {name: values[index] for name, values in self.labels.items()}
+        return Sample(self.clips[index], labels, int(self._index[index]), bool(self._still[index]))
+
+    def batch(self, keys, replace: bool = True) -> Batch:
+        if any(index in self.avoid for index, _ in keys):
+            return super().batch(keys, replace)
+        at = torch.tensor([index for index, _ in keys])
+        labels = {name: values[at] for name, values in self.labels.items()}
+        return Batch(self.clips[at], labels, self._index[at], (), self._still[at])

@@ -26,6 +26,7 @@ def open(
     synthetic            the factor world; also synthetic:trs8, synthetic:dirs8, synthetic:compositional, synthetic:spurious
     FOLDER               one folder per class, with videos, images or both
     FILE.csv, FILE.txt   lines of `path label`, or a table with a header
+    WEIGHT*SPEC + ...    a mixture of any of these, every sample drawn by weight: "0.2*ucf101:A + 0.6*ssv2:B + 0.2*imagenet100:C"
     NAME:ROOT            a data set as it is distributed: ucf101, ssv2, diving48, imagenet100, hmdb51, moments, ava, kinetics
 
     `frames` a clip (1: images), `size` pixels square, every `stride`-th frame of a video (a synthetic clip fills its frames exactly).
@@ -36,7 +37,9 @@ def open(
         return spec
     name, _, rest = str(spec).partition(":")
     options |= {"frames": frames, "size": size, "seed": seed}
-    if name == "synthetic":
+    if " + " in str(spec):
+        source = _mixture(str(spec), split, stride=stride, **options)
+    elif name == "synthetic":
         from .synthetic import world
 
         source = world(rest, split, **options)
@@ -49,6 +52,21 @@ def open(
     from .memory import Memory
 
     return Memory(source)
+
+
+def _mixture(spec: str, split: str, **options) -> Source:
+    """A mixture from its written form; a part without a weight has 1. Options go to every part."""
+    from .mixture import Mixture
+
+    sources, weights = [], []
+    for part in spec.split(" + "):
+        weight, star, rest = part.partition("*")
+        try:
+            weights.append(float(weight) if star else 1.0)
+        except ValueError as error:
+            raise DataError(f"{weight!r} in the mixture {spec!r} is no weight; write WEIGHT*SPEC + WEIGHT*SPEC") from error
+        sources.append(open((rest if star else part).strip(), split, **options))
+    return Mixture(sources, weights, split)
 
 
 def _files(spec: str, split: str, options: dict) -> Source:

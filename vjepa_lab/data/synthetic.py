@@ -120,7 +120,7 @@ class FactorMotion(Source):
 
     def read(self, index: int, epoch: int = 0) -> Sample:
         scene = self.scene(index)
-        return Sample(torch.from_numpy(render(scene, self.frames, self.size)), self._labels(scene), index)
+        return Sample(torch.from_numpy(render(scene, self.frames, self.size)), self._labels(scene), index, self.frames == 1)
 
     @cached_property
     def labels(self) -> dict[str, Tensor]:

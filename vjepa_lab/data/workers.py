@@ -1,0 +1,116 @@
+"""Worker processes that read batches in order, and survive a decoder that dies or hangs.
+
+A worker notes which clip it is reading. If it dies or falls silent, that clip is put on the source's `avoid` list (a named fault, replaced
+like any other unreadable clip), a new worker takes over, and the sequence of batches goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import cycle
+
+import torch
+import torch.multiprocessing as mp
+
+from .core import Batch, DataError, Fault, Source
+
+AHEAD = 2
+"""Batches that wait for each worker."""
+
+
+@dataclass
+class _Worker:
+    """One process, its pipe, the clip that it is reading, and the batches that it owes, oldest first."""
+
+    source: Source
+    replace: bool
+    owed: deque = field(default_factory=deque)
+
+    def start(self) -> None:
+        context = mp.get_context("fork" if sys.platform == "linux" else "spawn")
+        self.at = context.Value("q", -1, lock=False)
+        self.known = set(self.source.avoid)  # what this process leaves alone; others may have learnt of more
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(self.source, self.replace, theirs, self.at, os.getpid()), daemon=True)
+        self.process.start()
+        theirs.close()
+        for keys in self.owed:
+            self.pipe.send(keys)
+
+    def order(self, keys) -> None:
+        self.owed.append(keys)
+        self.pipe.send(keys)
+
+    def deliver(self, patience: float) -> Batch:
+        """The oldest batch owed. A clip that kills or stalls the process is avoided from then on."""
+        while True:
+            try:
+                if self.pipe.poll(patience):
+                    made = self.pipe.recv()
+                    self.owed.popleft()
+                    return made
+                why = f"reading it took longer than {patience:g} s"
+            except (EOFError, OSError):
+                self.process.join(5)
+                code = self.process.exitcode
+                why = f"reading it killed the decoder ({signal.Signals(-code).name if code and code < 0 else f'exit code {code}'})"
+            index = self.at.value
+            self.stop()
+            if index < 0 or index in self.known:
+                raise DataError(f"a worker process failed while it read no clip of {self.source.name}: {why}")
+            self.source.avoid[index] = Fault(self.source.where(index), why)
+            self.source.faults.record([self.source.avoid[index]])
+            self.start()
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _serve(source: Source, replace: bool, pipe, at, parent: int) -> None:
+    """A worker's life: keys in, batches out, until the pipe closes or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    torch.set_num_threads(1)
+    source.watch = at
+    try:
+        while True:
+            while not pipe.poll(5):
+                if os.getppid() != parent:
+                    return
+            keys = pipe.recv()
+            at.value = -1
+            try:
+                pipe.send(source.batch(keys, replace))
+            except Exception as error:
+                pipe.send(error)
+    except (EOFError, OSError):
+        return
+
+
+def batches(source: Source, keys: Iterable, workers: int, replace: bool, patience: float) -> Iterator[Batch]:
+    """Batches of `keys` in their order, read ahead by `workers` processes that take turns."""
+    keys, pool = iter(keys), [_Worker(source, replace) for _ in range(workers)]
+    try:
+        for worker in pool:
+            worker.start()
+        for worker, wanted in zip(pool * AHEAD, keys, strict=False):
+            worker.order(wanted)
+        for worker in cycle(pool):
+            if not worker.owed:
+                return
+            made = worker.deliver(patience)
+            if isinstance(made, Exception):
+                raise made
+            wanted = next(keys, None)
+            if wanted is not None:
+                worker.order(wanted)
+            yield made
+    finally:
+        for worker in pool:
+            worker.stop()
