@@ -43,7 +43,7 @@ class Client(PapermillNotebookClient):
         super().handle_comm_msg(outs, msg, cell_index)
         text = msg["content"].get("data", {}).get("state", {}).get("value")
         if self.relay and isinstance(text, str):
-            text = unescape(text).strip()
+            text = " ".join(unescape(text).split())  # tqdm's spaces are of a kind that browsers keep
             if name := re.fullmatch(r"(.*?):? *\d+%", text):  # left of a tqdm widget's bar
                 self.inner = name[1]
             elif re.match(r"[\d.]+[kMG]?/[\d.]+[kMG]? \[", text):  # right of it
