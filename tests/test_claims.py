@@ -1,0 +1,254 @@
+"""Claims: the printed tables give the known truth values, other evidence verdicts that follow its noise, and predicates can do no harm."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vjepa_lab import claims, results
+from vjepa_lab.claims import claim
+
+PAPER = Path(__file__).parents[1] / "data" / "paper"
+
+
+@pytest.fixture(scope="module")
+def released():
+    return {seed: {item["id"]: item for item in claims.evaluate(f"released@{seed}")} for seed in (42, 239)}
+
+
+def runs(
+    means: dict[str, dict[str, float]], seeds: int = 5, noise: float = 0.5, regime: str = "mixed", shared: float = 0.0
+) -> pd.DataFrame:
+    """Rows of own runs around `means[variant][benchmark]`, with noise per run and noise that all variants of a seed share."""
+    rng = np.random.default_rng(0)
+    common = rng.normal(0, shared, seeds) if shared else np.zeros(seeds)
+    rows = [
+        {
+            "variant": v,
+            "benchmark": b,
+            "seed": s,
+            "value": mean + common[s] + rng.normal(0, noise),
+            "probe": results.PROBES.get(b, "linear"),
+        }
+        for v, benches in means.items()
+        for b, mean in benches.items()
+        for s in range(seeds)
+    ]
+    return results.tidy(pd.DataFrame(rows).assign(n=5000, regime=regime, source="run"))
+
+
+def verdict(df, predicate: str, **kwargs) -> dict:
+    (item,) = claims.evaluate(df, [claim("x", "x", predicate)], **kwargs)
+    return item
+
+
+# --- the paper's claims -----------------------------------------------------------------------------------------------
+
+
+def test_printed_tables_give_exactly_the_expected_values():
+    expected = {item.id: item.expected for item in claims.load()}
+    judged = {item["id"]: item["predicates"] for item in claims.evaluate("paper")}
+    assert judged == expected
+    assert len(judged) == 35 and sum(map(len, judged.values())) == 76
+
+
+@pytest.mark.parametrize(
+    ("id", "expected"),
+    [
+        ("S01", "supported"),
+        ("S02", "partly"),
+        ("S05", "partly"),
+        ("S10", "not testable"),
+        ("S12", "partly"),
+        ("F1a", "partly"),
+        ("P01", "contradicted"),
+        ("P09", "contradicted"),
+        ("P14", "supported"),
+        ("P16", "contradicted"),
+    ],
+)
+def test_verdicts_on_the_printed_tables(id, expected):
+    (item,) = [item for item in claims.evaluate("paper") if item["id"] == id]
+    assert item["verdict"] == expected
+
+
+def test_the_released_numbers_agree_with_the_printed_ones_within_their_noise(released):
+    by_id = released[42]
+    assert by_id["S04"]["verdict"] == "supported" and by_id["S01"]["verdict"] == "undecided" and by_id["S02"]["verdict"] == "contradicted"
+    assert by_id["P01"]["verdict"] == "not applicable" and by_id["P01"]["predicates"] == dict.fromkeys(by_id["P01"]["predicates"])
+    assert "one seed" in by_id["S04"]["basis"]
+    assert all(by_id["S05"]["point"][name] for name in ("count", "range_13_16"))
+
+
+def test_the_same_seed_baseline_changes_what_holds(released):
+    same_seed = released[239]
+    assert same_seed["S05"]["predicates"]["count"] is False  # 5, not 10, of 14 lose more than 5 points
+    assert same_seed["S06"]["verdict"] == "contradicted" and same_seed["S07"]["verdict"] == "contradicted"
+    assert "Baseline on D-48" in " ".join(same_seed["F2"]["missing"].values()) and same_seed["F2"]["verdict"] == "undecided"
+
+
+def test_printed_rows_with_intervals_are_the_released_ones():
+    table = results.load(PAPER)
+    judged = {item["id"]: item["verdict"] for item in claims.evaluate(table[table["source"].eq("paper")])}
+    assert judged["S04"] == "supported" and judged["S06"] == "undecided"
+
+
+def test_main_prints_json_and_text(capsys):
+    assert claims.main("paper", as_json=True) == 0
+    items = json.loads(capsys.readouterr().out)
+    assert {"id", "predicates", "verdict"} <= set(items[0]) and len(items) == 35
+    assert claims.main("paper") == 0
+    assert "supported" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_table_of_verdicts_has_a_row_per_claim():
+    table = claims.table(claims.evaluate("paper"))
+    assert len(table) == 35 and list(table.columns) == ["id", "where", "claim", "verdict", "predicates", "lacks", "basis"]
+
+
+# --- own runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_clear_effect_a_null_and_a_loss_get_their_verdicts():
+    df = runs({"baseline": {"SSv2": 10.0}, "ld": {"SSv2": 14.0}, "fwm": {"SSv2": 10.0}, "hw": {"SSv2": 6.0}})
+    assert verdict(df, 'delta("SSv2", "ld") > 2')["verdict"] == "supported"
+    assert verdict(df, 'delta("SSv2", "LD-JEPA") > 2')["verdict"] == "supported"
+    assert verdict(df, 'delta("SSv2", "fwm") > 0')["verdict"] == "undecided"
+    assert verdict(df, 'delta("SSv2", "hw") > 0')["verdict"] == "contradicted"
+    item = verdict(df, 'delta("SSv2", "ld") == 5.0')
+    assert item["seeds"] == 5 and item["basis"] == "seeds"
+
+
+def test_equality_means_within_a_point():
+    df = runs({"baseline": {"SSv2": 10.0}, "ld": {"SSv2": 15.02}}, noise=0.05)
+    assert verdict(df, 'delta("SSv2", "ld") == 5.02')["verdict"] == "supported"
+    assert verdict(df, 'delta("SSv2", "ld") == 8.0')["verdict"] == "contradicted"
+    assert verdict(df, 'delta("SSv2", "ld") == -5.02')["verdict"] == "contradicted"
+    assert verdict(df, 'delta("SSv2", "ld") == 6.02')["verdict"] == "undecided"
+
+
+def test_pairing_by_seed_cancels_what_seeds_share():
+    means = {"baseline": {"SSv2": 20.0}, "ld": {"SSv2": 21.5}}
+    assert verdict(runs(means, noise=0.2, shared=5.0), 'delta("SSv2", "ld") > 0')["verdict"] == "supported"
+    assert verdict(runs(means, noise=5.0), 'delta("SSv2", "ld") > 0')["verdict"] == "undecided"
+
+
+def test_simulated_differences_are_the_paired_t_interval():
+    from vjepa_lab import stats
+
+    df = runs({"baseline": {"SSv2": 20.0}, "ld": {"SSv2": 22.0}}, seeds=4, noise=1.0, shared=3.0)
+    worlds = claims.from_rows(df, draws=20_000).draws
+    drawn = [world.delta("SSv2", "ld", "mixed") for world in worlds]
+    expected = stats.compare(df).iloc[0]
+    assert np.quantile(drawn, [0.025, 0.975]) == pytest.approx([expected["lo"], expected["hi"]], abs=0.15)
+
+
+def test_null_claims_are_rarely_called():
+    """ "Better than the baseline" of equal variants: supported or contradicted in at most about 5 % of studies."""
+    rng = np.random.default_rng(1)
+    called = 0
+    for _ in range(100):
+        df = runs({"baseline": {"SSv2": 20.0}, "ld": {"SSv2": 20.0}}, seeds=4).assign(value=20 + rng.normal(0, 1, 8))
+        worlds = claims.from_rows(df, draws=200)
+        called += claims.evaluate(worlds, [claim("x", "x", 'delta("SSv2", "ld") > 0')])[0]["verdict"] != "undecided"
+    assert called <= 13  # P(more | rate 0.05) < 0.1 %
+
+
+def test_runs_too_small_are_no_evidence():
+    df = runs({"baseline": {"SSv2": 10.0}, "ld": {"SSv2": 14.0}})
+    with pytest.raises(ValueError, match="10 rows of runs too small"):
+        claims.evaluate(df.assign(smoke=True))
+    half = df.assign(smoke=df["seed"].ge(3))
+    assert claims.from_rows(half).seeds == 3 and claims.from_rows(half).left_out == 4
+
+
+def test_own_regimes_and_benchmarks_have_their_own_names():
+    df = runs({"baseline": {"motion": 40.0}, "mine": {"motion": 50.0}}, regime="synthetic")
+    assert verdict(df, 'delta("motion", "mine", "synthetic") > 5')["verdict"] == "supported"
+    assert verdict(df, 'delta("motion", "mine", "mixed") > 5')["missing"] == {"p": "table or regime 'mixed'"}
+    assert verdict(df, 'delta("SSv2", "ld") > 0')["verdict"] == "undecided"
+    assert "LD-JEPA on SSv2" in verdict(df, 'delta("SSv2", "ld") > 0')["missing"]["p"]
+
+
+def test_printed_and_released_rows_together_are_refused():
+    with pytest.raises(ValueError, match="paper and released"):
+        claims.evaluate(results.load(PAPER))
+
+
+# --- the language -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('true')",
+        "open('x')",
+        "().__class__",
+        "'a'.format(1)",
+        "BENCH.__class__",
+        "delta.__globals__",
+        "(lambda: 1)()",
+        "[].append(1)",
+        "2**9999",
+        "f'{BENCH}'",
+        "(x := 3)",
+        "{**T}",
+        "max(*BENCH)",
+        "sorted(BENCH, reverse=True, cmp=1)",
+        "[x async for x in BENCH]",
+        "BENCH is None",
+        "1 if True",
+        "import os",
+        "near",
+        "[a.b for a.b in BENCH]",
+        "lambda *a: a",
+        "1" + "+1" * 2000,
+    ],
+)
+def test_what_the_language_lacks_is_refused_before_anything_runs(text):
+    with pytest.raises(ValueError, match="claim x, predicate p"):
+        claim("x", "x", text)
+
+
+def test_a_misspelt_name_is_answered_by_near_ones():
+    with pytest.raises(ValueError, match=r"unknown name 'dleta'; did you mean delta"):
+        claim("x", "x", 'dleta("SSv2", "ld") > 0')
+
+
+@pytest.mark.parametrize("text", ["'a' * 1000000 == 'a'", "BENCH + BENCH == BENCH", "[1] * 9 == [1]"])
+def test_arithmetic_is_for_numbers(text):
+    with pytest.raises(TypeError, match="numbers"):
+        claims.evaluate("paper", [claim("x", "x", text)])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1 < 2 <= 2 != 3 and not 1 > 2", True),
+        ("[b for b in BENCH if b != 'D-48'][0] == 'IN-100' and BENCH[1:] == ['IN-100', 'SSv2']", True),
+        ("sum([x * y for x, y in zip([1, 2], [3, 4])]) == 11", True),
+        ("max(methods(4), key=lambda m: delta('SSv2', m)) == 'LD-JEPA'", True),
+        ("min([1, 2]) if 'ViT' in value(1, 'Backbone') else 5", 1),
+        ("delta('SSv2', 'fwm-hw-ld') == delta('SSv2', 'FWM-HW-LD') == 3.21", True),
+        ("delta('SSv2', 'Kin.-Huber', 3) == None", True),
+        ("rank_desc('SSv2', 'ld') == 1 and rank_desc('IN-100', 'fac') == 14", True),
+    ],
+)
+def test_the_language_means_what_python_means(text, expected):
+    assert claims.compile_predicate(text)(claims.printed().point.env) == expected
+
+
+def test_an_unreported_cell_is_missing_evidence_not_a_number():
+    item = claims.evaluate("paper", [claim("x", "x", "delta('SSv2', 'Kin.-Huber', 3) > 0")])[0]
+    assert item["verdict"] == "undecided" and item["missing"]
+    assert verdict("paper", "delta('SSv2', 'nobody') > 0")["missing"] == {"p": "nobody in table 4"}
+
+
+def test_a_claims_file_of_another_form_is_named(tmp_path):
+    (tmp_path / "claims.json").write_text('{"claims": [{"id": "a"}]}')
+    with pytest.raises(ValueError, match=r"claims\.json: not a claims file"):
+        claims.load(tmp_path / "claims.json")
+    with pytest.raises(ValueError, match="formalises names no predicate"):
+        claims.Claim("a", "a", {"p": "1 < 2"}, formalises=("q",))

@@ -1,0 +1,604 @@
+"""Statements as predicates, judged on evidence: the printed tables, the released results, or any set of runs with their intervals.
+
+    claims.evaluate("paper")                                  # 35 statements of the paper on its own tables
+    claims.evaluate(results.load("runs"))                     # the same on one's own runs
+    claims.evaluate("runs", [claim("mine", "LD lifts SSv2", 'delta("SSv2", "ld") > 2')])
+
+A predicate is one expression in a small language: no attributes but `split` and `startswith`, no assignment, and only the names
+
+- `acc(bench, method, table=4)`: accuracy in percent; `delta(...)`: its difference from the baseline in points
+- `deltas(bench, methods, table)`, `methods(table)`, `rank_desc(bench, method, table)` (1 = best), `reported(method)`, `kin()`
+- `dominated(method, methods)`, `spearman(x, y)`, `count(xs)`, `value(table, row, column)`, `num(text)`
+- `BENCH`, `T[n]` (the rows of printed table n), and `all any min max abs len round sum sorted mean set zip float int`
+
+A table is 3 (UCF-101), 4 (mixed), 5 (ablation), 6 (synthetic motion), or the name of a regime. A method is a printed name or a variant.
+
+Verdicts: `supported`, `contradicted`, `undecided` (at this n), `partly` (some parts supported, others contradicted), `not testable` (no
+table can decide it), `not applicable` (a statement about the document, asked of other evidence). With intervals, a predicate is supported
+when it holds in 97.5 % of the accuracies that the evidence allows, and contradicted when it fails in 97.5 %. An accuracy measured with
+several seeds varies jointly over seeds (a multivariate t, so differences vary as in a paired t-test); one measured once varies by the
+sampling of its test set only, and `basis` says so. "Equals 5.92" then means: within 1 point of it (0.1 for a correlation).
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import operator
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import pandas as pd
+
+from . import results
+
+PAPER = Path(__file__).resolve().parents[1] / "data" / "paper"
+COLUMNS = {"D-48": "d48", "IN-100": "in100", "SSv2": "ssv2"}
+BENCH = list(COLUMNS)
+REGIMES = {3: "ucf101", 4: "mixed", 5: "mixed", 6: "ucf101"}
+ABLATION = {
+    "Baseline": "baseline",
+    "LD only": "ld",
+    "HW + LD": "hw-ld",
+    "FWM only": "fwm",
+    "FWM + LD": "fwm-ld",
+    "FWM + HW + LD": "fwm-hw-ld",
+}
+SYNTHETIC = {"Baseline": "baseline", "Kinematic-L1 (lambda=1.0)": "kin-l1", "Kinematic-L1 (lambda=0.1)": "kin-l1-weak"}
+SYNTHETIC_MOTION = "synthetic-motion"  # the only benchmark of Table 6, whose predicates name none
+LEVEL = 0.975
+MARGIN_PP, MARGIN_CORRELATION = 1.0, 0.1
+
+
+class MissingEvidence(LookupError):
+    """The predicate needs a number that this evidence does not hold."""
+
+
+# --- the language -----------------------------------------------------------------------------------------------------
+
+BUILTINS = {f.__name__: f for f in (all, any, min, max, abs, len, round, sum, sorted, mean, set, zip, float, int)}
+LOOKUPS = ("acc", "delta", "deltas", "methods", "reported", "rank_desc", "kin", "dominated", "value")
+NAMES = frozenset([*BUILTINS, *LOOKUPS, "spearman", "count", "num", "BENCH", "T"])
+BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+UNARY = {ast.Not: operator.not_, ast.USub: operator.neg, ast.UAdd: operator.pos}
+COMPARE = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+}
+Env = dict[str, object]
+Code = Callable[[Env], object]
+
+
+def compile_predicate(text: str, where: str = "predicate") -> Code:
+    """The predicate as a function of its names' values. Raises ValueError naming the part that the language does not have."""
+    if len(text) > 2000:
+        raise ValueError(f"{where}: longer than 2000 characters")
+    try:
+        tree = ast.parse(text, mode="eval")
+    except SyntaxError as error:
+        raise ValueError(f"{where}: not an expression: {text!r} ({error.msg})") from error
+    try:
+        return _build(tree.body, NAMES)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _build(node: ast.expr, names: frozenset[str]) -> Code:
+    """Turn one node into a closure; nodes without a case here are not part of the language."""
+    build = lambda child: _build(child, names)
+    match node:
+        case ast.Constant(value=str() | int() | float() | None as value):
+            return lambda env: value
+        case ast.Name(id=name):
+            return _name(name, names)
+        case ast.List(elts=items) | ast.Tuple(elts=items) | ast.Set(elts=items):
+            parts, kind = [build(item) for item in items], {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)]
+            return lambda env: kind(part(env) for part in parts)
+        case ast.BoolOp(op=op, values=values):
+            parts, fold = [build(value) for value in values], all if isinstance(op, ast.And) else any
+            return lambda env: fold(part(env) for part in parts)
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in UNARY:
+            act, part = UNARY[type(op)], build(operand)
+            return lambda env: act(part(env))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in BINARY:
+            act, a, b = BINARY[type(op)], build(left), build(right)
+            return lambda env: act(*_plain(a(env), b(env), op))
+        case ast.Compare():
+            return _comparison(node, build)
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            ask, then, other = build(test), build(body), build(orelse)
+            return lambda env: then(env) if ask(env) else other(env)
+        case ast.Subscript(value=value, slice=ast.Slice(lower=low, upper=high, step=None)):
+            part, ends = build(value), [build(end) if end else lambda env: None for end in (low, high)]
+            return lambda env: part(env)[ends[0](env) : ends[1](env)]
+        case ast.Subscript(value=value, slice=index):
+            part, at = build(value), build(index)
+            return lambda env: part(env)[at(env)]
+        case ast.ListComp(elt=element, generators=loops) | ast.GeneratorExp(elt=element, generators=loops):
+            return _loop(element, loops, names)
+        case ast.Lambda(args=ast.arguments(args=arguments, posonlyargs=[], kwonlyargs=[], vararg=None, kwarg=None, defaults=[]), body=body):
+            own = [argument.arg for argument in arguments]
+            inner = _build(body, names.union(own))
+            return lambda env: lambda *given: inner(env | dict(zip(own, given, strict=True)))
+        case ast.Call():
+            return _call(node, build)
+    raise ValueError(f"{ast.unparse(node)!r} ({type(node).__name__}) is not part of the predicate language")
+
+
+def _name(name: str, names: frozenset[str]) -> Code:
+    if name not in names:
+        near = difflib.get_close_matches(name, names) or sorted(names)
+        raise ValueError(f"unknown name {name!r}; did you mean {', '.join(near)}?")
+    return lambda env: env[name]
+
+
+def _plain(a, b, op):
+    """Arithmetic is for numbers and `+` also for text, so that no predicate can grow a value without bound."""
+    numbers = all(isinstance(x, int | float) for x in (a, b))
+    if not numbers and not (isinstance(op, ast.Add) and isinstance(a, str) and isinstance(b, str)):
+        raise MissingEvidence("arithmetic on a number that was not reported") if None in (a, b) else TypeError("arithmetic is for numbers")
+    return a, b
+
+
+def _comparison(node: ast.Compare, build: Callable[[ast.expr], Code]) -> Code:
+    sides = [node.left, *node.comparators]
+    if unknown := [op for op in node.ops if type(op) not in COMPARE]:
+        raise ValueError(f"{ast.unparse(node)!r}: {type(unknown[0]).__name__} is not part of the predicate language")
+    steps = [(build(sides[k + 1]), COMPARE[type(op)], _margin(op, *sides[k : k + 2])) for k, op in enumerate(node.ops)]
+    first = build(node.left)
+
+    def compare(env: Env) -> bool:
+        left = first(env)
+        for part, act, margin in steps:
+            right = part(env)
+            if None in (left, right) and act is not operator.eq:
+                raise MissingEvidence("a number that was not reported")
+            if not (_near(left, right, margin * env["near"]) if margin else act(left, right)):
+                return False
+            left = right
+        return True
+
+    return compare
+
+
+def _margin(op: ast.cmpop, left: ast.expr, right: ast.expr) -> float:
+    """`==` with a decimal number speaks of a measured value: exact on printed tables, elsewhere within this margin; 0: always exact."""
+    decimal = any(isinstance(part, ast.Constant) and isinstance(part.value, float) for side in (left, right) for part in _literals(side))
+    if not (isinstance(op, ast.Eq) and decimal):
+        return 0
+    correlation = any(isinstance(part, ast.Name) and part.id == "spearman" for side in (left, right) for part in ast.walk(side))
+    return MARGIN_CORRELATION if correlation else MARGIN_PP
+
+
+def _near(a, b, margin: float) -> bool:
+    a, b = (x if isinstance(x, list | tuple) else [x] for x in (a, b))
+    return len(a) == len(b) and None not in (*a, *b) and all(abs(x - y) <= margin for x, y in zip(a, b, strict=True))
+
+
+def _literals(node: ast.expr) -> list[ast.expr]:
+    """The constants of a literal: a number, a signed number, a list of them."""
+    match node:
+        case ast.UnaryOp(operand=operand):
+            return _literals(operand)
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            return [part for item in items for part in _literals(item)]
+    return [node]
+
+
+def _loop(element: ast.expr, loops: Sequence[ast.comprehension], names: frozenset[str]) -> Code:
+    steps = []
+    for loop in loops:
+        source = _build(loop.iter, names)
+        targets = loop.target.elts if isinstance(loop.target, ast.Tuple) else [loop.target]
+        if not all(isinstance(target, ast.Name) for target in targets) or loop.is_async:
+            raise ValueError(f"{ast.unparse(loop)!r}: a loop variable is a name or a tuple of names")
+        own = [target.id for target in targets]
+        names = names.union(own)
+        steps.append((source, own, isinstance(loop.target, ast.Tuple), [_build(test, names) for test in loop.ifs]))
+    body = _build(element, names)
+
+    def run(env: Env, depth: int = 0) -> list:
+        if depth == len(steps):
+            return [body(env)]
+        source, own, unpack, tests = steps[depth]
+        inner = (env | dict(zip(own, item if unpack else [item], strict=True)) for item in source(env))
+        return [value for scope in inner if all(test(scope) for test in tests) for value in run(scope, depth + 1)]
+
+    return run
+
+
+def _call(node: ast.Call, build: Callable[[ast.expr], Code]) -> Code:
+    arguments = [build(argument) for argument in node.args]
+    keywords = {keyword.arg: build(keyword.value) for keyword in node.keywords}
+    if None in keywords or set(keywords) - {"key", "table", "reverse"}:
+        raise ValueError(f"{ast.unparse(node)!r}: only the keywords key, table and reverse are known")
+    match node.func:
+        case ast.Name():
+            function = build(node.func)
+        case ast.Attribute(value=value, attr="split" | "startswith" as method):
+            text = build(value)
+            function = lambda env: getattr(_text(text(env)), method)
+        case _:
+            raise ValueError(f"{ast.unparse(node.func)!r} cannot be called in a predicate")
+    return lambda env: function(env)(*(a(env) for a in arguments), **{name: part(env) for name, part in keywords.items()})
+
+
+def _text(value) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"split and startswith are for text, got {value!r}")
+    return value
+
+
+# --- evidence ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class World:
+    """One set of accuracies: `values[table][method][benchmark]` in percent, None where the paper left the cell empty too."""
+
+    values: dict[int | str, dict[str, dict[str | None, float | None]]]
+    printed: dict[int, list[dict[str, str]]]
+    variants: dict[tuple[int | str, str], str] = field(default_factory=dict)
+    document: bool = False
+    "True when `printed` is the evidence itself, so that predicates may read its rows."
+
+    def _methods(self, table) -> dict[str, dict]:
+        if table not in self.values:
+            raise MissingEvidence(f"table or regime {table!r}")
+        return self.values[table]
+
+    def acc(self, bench, method, table=4):
+        rows = self._methods(table)
+        method = method if method in rows else self.variants.get((table, method), method)
+        if method not in rows:
+            raise MissingEvidence(f"{method} in table {table}")
+        if bench not in rows[method]:
+            raise MissingEvidence(f"{method} on {bench or SYNTHETIC_MOTION} (table {table})")
+        return rows[method][bench]
+
+    def delta(self, bench, method, table=4):
+        value, base = self.acc(bench, method, table), self.acc(bench, next(iter(self._methods(table))), table)
+        if value is None:
+            return None
+        if base is None:
+            raise MissingEvidence(f"the baseline on {bench} (table {table})")
+        return round(value - base, 2)
+
+    def methods(self, table=4) -> list[str]:
+        return list(self._methods(table))[1:]
+
+    def deltas(self, bench, methods=None, table=4) -> list[float]:
+        every = [self.delta(bench, method, table) for method in (self.methods(table) if methods is None else methods)]
+        return [d for d in every if d is not None]
+
+    def reported(self, method, table=3) -> list[str]:
+        return [bench for bench in BENCH if self.acc(bench, method, table) is not None]
+
+    def rank_desc(self, bench, method, table=4) -> int:
+        own = self.delta(bench, method, table)
+        if own is None:
+            raise MissingEvidence(f"{method} on {bench}")
+        return 1 + sum(d > own for d in self.deltas(bench, table=table))
+
+    def kin(self) -> list[str]:
+        return [method for method in self.methods(3) if method.startswith("Kin.")]
+
+    def dominated(self, method, methods, table=4) -> bool:
+        """Another method is at least as good on every benchmark and better on one."""
+        own = [self.delta(bench, method, table) for bench in BENCH]
+        others = [[self.delta(bench, other, table) for bench in BENCH] for other in methods if other != method]
+        return any(all(o >= m for o, m in zip(d, own, strict=True)) and d != own for d in others)
+
+    def value(self, table, row, column=None) -> str:
+        first = next(iter(self.printed[table][0]))
+        found = next((r for r in self.printed[table] if r[first] == row), None)
+        if found is None:
+            raise MissingEvidence(f"row {row!r} of table {table}")
+        return found[column or list(found)[1]]
+
+    @cached_property
+    def env(self) -> Env:
+        own = {
+            name: getattr(self, name)
+            for name in ("acc", "delta", "deltas", "methods", "reported", "rank_desc", "kin", "dominated", "value")
+        }
+        tables = self.printed if self.document else _Unreadable()
+        return (
+            BUILTINS
+            | own
+            | {"BENCH": BENCH, "T": tables, "count": _count, "spearman": _spearman, "num": _num, "near": 0 if self.document else 1}
+        )
+
+
+class _Unreadable:
+    def __getitem__(self, table):
+        raise MissingEvidence("the rows of a printed table (this evidence is not the document)")
+
+
+def _count(xs: Iterable) -> int:
+    return sum(map(bool, xs))
+
+
+def _spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    from scipy.stats import rankdata
+
+    if len(x) != len(y) or len(x) < 3:
+        raise MissingEvidence("equally many deltas on both benchmarks")
+    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+
+
+def _num(text: str) -> float:
+    """The first number in a text: "~1,224 GPU-h" -> 1224."""
+    return float(re.search(r"\d[\d,]*(?:\.\d+)?", text)[0].replace(",", ""))
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What claims are judged on: `point`, the numbers as they are, and `draws`, the numbers as they might have been (empty for a
+    document)."""
+
+    name: str
+    point: World
+    draws: Sequence[World] = ()
+    basis: str = "as printed"
+    seeds: int = 1
+    left_out: int = 0
+    "Rows of runs too small to be evidence."
+
+
+def printed(folder: str | Path = PAPER) -> Evidence:
+    """The paper's eight tables as printed: every predicate has an exact value."""
+    tables = _tables(folder)
+    values = {
+        t: {next(iter(r.values())): {b: float(r[c]) if r[c] else None for b, c in COLUMNS.items()} for r in tables[t]} for t in (3, 4, 5)
+    }
+    values[6] = {r["method"]: {None: float(r["accuracy"])} for r in tables[6]}
+    return Evidence("paper", World(values, tables, _variants(folder), document=True))
+
+
+@cache
+def _tables(folder: str | Path) -> dict[int, list[dict[str, str]]]:
+    read = lambda n: pd.read_csv(Path(folder) / "printed" / f"table{n}.csv", dtype=str, keep_default_na=False).to_dict("records")
+    return {n: read(n) for n in range(1, 9)}
+
+
+@cache
+def _variants(folder: str | Path) -> dict[tuple[int | str, str], str]:
+    """(table, variant) -> the name printed in that table."""
+    methods = pd.read_csv(Path(folder) / "printed" / "methods.csv")
+    named = {(int(t), v): name for t, v, name in zip(methods["table"], methods["variant"], methods["paper_name"], strict=True)}
+    named |= {(5, v): name for name, v in ABLATION.items()} | {(6, v): name for name, v in SYNTHETIC.items()}
+    return named
+
+
+def from_rows(df: pd.DataFrame, name: str = "runs", *, baseline_seed: int | None = None, draws: int = 1000, seed: int = 0) -> Evidence:
+    """Tidy rows as evidence: own runs where there are any, else the only source. Runs too small to be evidence are left out and counted.
+
+    baseline_seed: compare with this baseline run only (the released results hold two of the mixed baseline, seeds 42 and 239).
+    Raises ValueError when nothing is left, or when printed and released rows come together.
+    """
+    rows = df[df["source"].ne("constant")]
+    sources = sorted(rows["source"].unique())
+    if len(sources) > 1:
+        rows = rows[rows["source"].eq("run")]
+        if rows.empty:
+            raise ValueError(f"{name}: rows of {' and '.join(sources)} together are no evidence of one thing; choose one source")
+    small = rows["smoke"].astype(bool) if "smoke" in rows else pd.Series(False, index=rows.index)
+    rows = rows[~small]
+    if rows.empty:
+        raise ValueError(f"{name}: no row that could be evidence ({int(small.sum())} rows of runs too small to be evidence were left out)")
+    rows = results.select(rows)
+    if baseline_seed is not None:
+        rows = rows[rows["variant"].ne("baseline") | rows["regime"].ne("mixed") | rows["seed"].eq(baseline_seed)]
+    cells = _Cells(rows)
+    tables, variants = _tables(PAPER), _variants(PAPER)
+    slots = _slots(cells.keys, tables, variants)
+    world = lambda accuracies: World(_fill(slots, accuracies.tolist()), tables, variants)
+    basis = "seeds" if cells.seeds > 1 else "sampling of test examples only (one seed)"
+    simulated = [world(a) for a in cells.simulate(draws, np.random.default_rng(seed))]
+    return Evidence(name, world(cells.mean), simulated, basis, cells.seeds, int(small.sum()))
+
+
+class _Cells:
+    """Mean accuracies of (regime, variant, benchmark) cells, and how they might have come out."""
+
+    def __init__(self, rows: pd.DataFrame):
+        rows = rows.assign(seed=rows["seed"].fillna(-1))
+        by_seed = rows.groupby(["regime", "variant", "benchmark", "seed"], dropna=False, sort=False)[["value", "n"]].mean()
+        table = by_seed["value"].unstack("seed")
+        self.keys = {key: k for k, key in enumerate(table.index)}
+        self.x = table.to_numpy()  # [cells s]
+        self.n = by_seed["n"].groupby(level=[0, 1, 2], sort=False).mean().reindex(table.index).to_numpy()
+        self.count = (~np.isnan(self.x)).sum(1)
+        self.mean = np.nanmean(self.x, 1)
+        self.seeds = int(self.count.min())
+
+    def simulate(self, draws: int, rng: np.random.Generator) -> np.ndarray:
+        """Accuracies `[draws cells]`: a multivariate t over seeds where there are several, Jeffreys' posterior of one accuracy else."""
+        from scipy.stats import chi2
+
+        several = self.count > 1
+        out = np.tile(self.mean, (draws, 1))
+        if several.any():
+            count = self.count[several]
+            deviation = np.nan_to_num(self.x[several] - self.mean[several, None]) / np.sqrt(count * (count - 1))[:, None]
+            scale = np.sqrt((count - 1) / chi2.ppf(rng.uniform(size=(draws, 1)), count - 1))
+            out[:, several] += rng.normal(size=(draws, self.x.shape[1])) @ deviation.T * scale
+        known = ~several & (self.n > 0)
+        hits = self.mean[known] * self.n[known] / 100
+        out[:, known] = 100 * rng.beta(hits + 0.5, self.n[known] - hits + 0.5, (draws, int(known.sum())))
+        return np.clip(out, 0, 100)
+
+
+def _slots(keys: dict, tables: dict, variants: dict) -> dict:
+    """Where each cell goes, `[table][method][benchmark] -> index`: under each regime and variant, and under the paper's tables and names.
+    None where the paper left the cell empty and there is no measurement either."""
+    slots: dict = {}
+    for (regime, variant, bench), k in keys.items():
+        slots.setdefault(regime, {"baseline": {}}).setdefault(variant, {})[bench] = k
+    for table, regime in REGIMES.items():
+        back = {name: variant for (t, variant), name in variants.items() if t == table}
+        slots[table] = {}
+        for row in tables[table]:
+            name = next(iter(row.values()))
+            found = slots.get(regime, {}).get(back[name], {})
+            empty = {bench: None for bench, column in COLUMNS.items() if row.get(column) == ""}
+            if SYNTHETIC_MOTION in found:
+                found = found | {None: found[SYNTHETIC_MOTION]}
+            slots[table][name] = empty | found
+    return slots
+
+
+def _fill(slots: dict, accuracies: list[float]) -> dict:
+    """The slots with each index replaced by its accuracy."""
+    put = lambda row: {bench: None if k is None else accuracies[k] for bench, k in row.items()}
+    return {table: {method: put(row) for method, row in methods.items()} for table, methods in slots.items()}
+
+
+def evidence(source, *, baseline_seed: int | None = None) -> Evidence:
+    """`"paper"`, `"released"`, `"released@239"` (against the same-seed baseline), a path, tidy rows, or Evidence itself."""
+    if isinstance(source, Evidence):
+        return source
+    if isinstance(source, pd.DataFrame):
+        return from_rows(source, baseline_seed=baseline_seed)
+    if source == "paper":
+        return printed()
+    if (released := re.fullmatch(r"released(?:@(\d+))?", str(source))) is not None:
+        wanted = baseline_seed if baseline_seed is not None else int(released[1] or 42)
+        return from_rows(results.load(PAPER / "released.csv"), f"released, mixed baseline of seed {wanted}", baseline_seed=wanted)
+    rows = results.load(source) if isinstance(source, str | Path) else results.load(*source)
+    return from_rows(rows, str(source), baseline_seed=baseline_seed)
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement and the predicates that formalise it; `formalises` names those that decide (None: all, empty: none can)."""
+
+    id: str
+    text: str
+    predicates: dict[str, str]
+    where: str = ""
+    kind: str = "result"
+    formalises: tuple[str, ...] | None = None
+    expected: dict[str, bool] = field(default_factory=dict)
+    status: str = ""
+    note: str = ""
+    new_data_test: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.formalises or ()) - set(self.predicates)
+        if unknown:
+            raise ValueError(f"claim {self.id}: formalises names no predicate of it: {', '.join(sorted(unknown))}")
+        for name, text in self.predicates.items():
+            compile_predicate(text, f"claim {self.id}, predicate {name}")
+
+
+def claim(id: str, text: str, *predicates: str) -> Claim:
+    """A new claim in one line: `claim("mine", "LD lifts SSv2 by more than 2 points", 'delta("SSv2", "ld") > 2')`."""
+    return Claim(id, text, {f"p{k}" if len(predicates) > 1 else "p": p for k, p in enumerate(predicates, 1)})
+
+
+def load(path: str | Path = PAPER / "claims.json") -> list[Claim]:
+    """The paper's claims, or those of another file of the same form."""
+    try:
+        items = json.loads(Path(path).read_text())["claims"]
+        return [Claim(**item | {"formalises": None if "formalises" not in item else tuple(item["formalises"])}) for item in items]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a claims file ({error})") from error
+
+
+def evaluate(source="paper", claims: Sequence[Claim] | None = None, *, baseline_seed: int | None = None) -> list[dict]:
+    """Judge claims (default: the paper's) on evidence (see `evidence`).
+
+    A dict per claim: `id, where, text, predicates` (name -> True, False, or None where undecided), `verdict`, `point` (name -> does it
+    hold for
+    the mean accuracies), `share` (name -> share of the accuracies that the evidence allows in which it holds), `basis`, `seeds`,
+    `missing` (name -> what the evidence lacks), `status`, `note`.
+    """
+    known = evidence(source, baseline_seed=baseline_seed)
+    return [_judge(item, known) for item in (load() if claims is None else claims)]
+
+
+def _judge(item: Claim, known: Evidence) -> dict:
+    out = {"id": item.id, "where": item.where, "text": item.text, "evidence": known.name, "basis": known.basis, "seeds": known.seeds}
+    point, shares, missing = {}, {}, {}
+    if item.kind == "document" and not known.point.document:
+        values = dict.fromkeys(item.predicates)
+        verdict = "not applicable"
+    else:
+        for name, text in item.predicates.items():
+            try:
+                code = compile_predicate(text)
+                point[name], shares[name] = bool(code(known.point.env)), _share(code, known)
+            except MissingEvidence as error:
+                missing[name] = str(error)
+        values = {name: _decide(shares.get(name)) for name in item.predicates}
+        decisive = item.predicates if item.formalises is None else item.formalises
+        verdict = _verdict([values[name] for name in decisive])
+    extra = {"status": item.status, "note": item.note, "new_data_test": item.new_data_test}
+    return out | {"predicates": values, "verdict": verdict, "point": point, "share": shares, "missing": missing} | extra
+
+
+def _share(code: Code, known: Evidence) -> float:
+    worlds = known.draws or [known.point]
+    return sum(bool(code(world.env)) for world in worlds) / len(worlds)
+
+
+def _decide(share: float | None) -> bool | None:
+    if share is None or 1 - LEVEL < share < LEVEL:
+        return None
+    return share >= LEVEL
+
+
+def _verdict(values: Sequence[bool | None]) -> str:
+    if not values:
+        return "not testable"
+    if False in values:
+        return "partly" if True in values else "contradicted"
+    return "undecided" if None in values else "supported"
+
+
+def table(judged: Iterable[dict]) -> pd.DataFrame:
+    """Verdicts as a table: a row per claim, the predicates spelled out."""
+    mark = {True: "yes", False: "no", None: "?"}
+    return pd.DataFrame(
+        {
+            "id": item["id"],
+            "where": item["where"],
+            "claim": item["text"],
+            "verdict": item["verdict"],
+            "predicates": ", ".join(f"{name}: {mark[value]}" for name, value in item["predicates"].items()),
+            "lacks": "; ".join(dict.fromkeys(item["missing"].values())),
+            "basis": item["basis"],
+        }
+        for item in judged
+    )
+
+
+def main(source: str = "paper", as_json: bool = False) -> int:
+    """Print the verdicts on `source` (see `evidence`), as JSON or as lines with a count; returns 0."""
+    judged = evaluate(source)
+    if as_json:
+        print(json.dumps(judged, indent=1, ensure_ascii=False))
+        return 0
+    rows = table(judged)
+    for row in rows.itertuples():
+        print(f"{row.id:4} {row.verdict:14} {row.claim}\n{'':19} {row.predicates}" + (f"\n{'':19} lacks {row.lacks}" if row.lacks else ""))
+    counts = ", ".join(f"{n} {verdict}" for verdict, n in rows["verdict"].value_counts().items())
+    print(f"\n{judged[0]['evidence']}: {counts}. Basis: {judged[0]['basis']}.")
+    return 0
