@@ -237,5 +237,3 @@ def test_clear_errors():
         data.open("nowhere")
     with pytest.raises(data.DataError, match="batch is 0"):
         data.loader(Toy(), 0)
-    with pytest.raises(data.DataError, match="cache='disc'"):
-        data.open("synthetic", cache="disc")

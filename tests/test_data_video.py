@@ -1,5 +1,6 @@
 """Video files: frame numbers are right through both backends, and whatever is wrong with a file is named."""
 
+import os
 import random
 import shutil
 from itertools import islice
@@ -9,10 +10,13 @@ import pytest
 import torch
 
 from vjepa_lab import data
+from vjepa_lab.data.cache import Cache
+from vjepa_lab.data.check import check
 from vjepa_lab.data.core import ClipError
 from vjepa_lab.data.crops import random_resized_crop, view_crop
 from vjepa_lab.data.encode import write_video
 from vjepa_lab.data.listing import list_folder, list_manifest
+from vjepa_lab.data.prepare import prepare
 from vjepa_lab.data.sampling import Sampling
 from vjepa_lab.data.video import BACKENDS, Video, check_seek, probe
 
@@ -57,6 +61,7 @@ def test_frame_numbers_are_right(counters, name, backend):
         with Video(counters / name, backend) as video:
             assert video.frames == 150 and abs(video.fps - 25) < 0.01
             assert numbers_shown(video.read(numbers)) == numbers
+            assert numbers_shown(video.read([12, 4])) == [12, 4]
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -192,6 +197,81 @@ def test_images_fill_the_frames_or_stay_still(tmp_path):
     repeated, still = (data.open(root, frames=4, size=16, images=images)[0].clip for images in ("repeat", "still"))
     assert repeated.shape == (3, 4, 16, 16) and torch.equal(repeated[:, 0], repeated[:, 3])
     assert still.shape == (3, 1, 16, 16) and len(data.open(root, "val", size=16)) == 4
+
+
+def test_cache_gives_the_same_clips_as_decoding(tree, tmp_path):
+    plain, kept = data.open(tree, frames=4, size=56), data.open(tree, frames=4, size=56, cache=tmp_path)
+    assert all(torch.equal(plain[(i, e)].clip, kept[(i, e)].clip) for i in range(4) for e in range(2))
+    assert len(list(tmp_path.glob("*.npy"))) == 4 and not list(tmp_path.glob(".*"))
+    batches = [next(data.loader(source, 24, workers=workers)) for source, workers in ((plain, 0), (kept, 2))]
+    assert torch.equal(batches[0].clip, batches[1].clip) and len(list(tmp_path.glob("*.npy"))) == 24
+
+
+def test_cache_is_bounded_heals_and_fills(tree, tmp_path):
+    files = [clip.path for clip in list_folder(tree).clips]
+    small = Cache(tmp_path / "small", side=32, limit=200_000)  # 12 frames of 32 x 32 are 36,864 bytes
+    assert small.fill(files, progress=False) == {} and len(list((tmp_path / "small").glob("*.npy"))) == 6
+    with small.open(files[-1]) as video:
+        assert video.read([3]).shape == (1, 3, 64, 64)  # not kept: decoded
+    store = Cache(tmp_path / "store", side=32)
+    with store.open(files[0]) as video:
+        truth = video.read([0, 5])
+    assert truth.shape == (2, 3, 32, 32)
+    kept = next((tmp_path / "store").glob("*.npy"))
+    raw = bytearray(kept.read_bytes())
+    raw[-100] ^= 255
+    kept.write_bytes(raw)
+    with Cache(tmp_path / "store", side=32).open(files[0]) as video:
+        assert torch.equal(video.read([0, 5]), truth)
+    (tmp_path / "bad.mp4").write_text("no video")
+    assert list(store.fill([str(tmp_path / "bad.mp4")], progress=False)) == [str(tmp_path / "bad.mp4")]
+
+
+def test_check_counts_judges_and_writes_a_manifest(tree, tmp_path):
+    root = data.export(tmp_path / "ucf", "ucf101", clips={"train": 20, "test": 8}, size=64, frames=8, progress=False)
+    train = sorted((root / "UCF-101").rglob("v_*_g08_*.avi"))
+    test = sorted((root / "UCF-101").rglob("v_*_g01_*.avi"))
+    train[0].unlink()
+    train[1].write_bytes(b"")
+    test[0].write_bytes(train[2].read_bytes())
+    report = check("ucf101", root, progress=False, workers=1)
+    text = str(report)
+    assert not report.ok and len(report.table) == 27 and "train: 20 files listed, the official number is 9537" in text
+    assert "1 of 20 listed files are missing" in text and "the file is empty" in text and "the same file in two splits" in text
+    assert {"path", "split", "label", "frames", "fps", "width", "height", "bytes", "hash", "seekable", "group"} <= set(report.table)
+    for name in ("manifest.csv", "manifest.parquet"):
+        source = data.open(report.write(tmp_path / name), "train", frames=4, size=16)
+        assert len(source) == 18 and source[0].clip.shape == (3, 4, 16, 16)
+        direct = data.open(f"ucf101:{root}", "train")
+        assert source.labels["class"].tolist() == [c.labels["class"] for c in direct.listing.clips if c.path != str(train[1])]
+    assert check("folder", tree, progress=False, hashes=False).ok
+
+
+def test_check_outlives_a_decoder_that_dies(tree, monkeypatch):
+    from vjepa_lab.data import check as module
+
+    facts = module._video_facts
+    victim = list_folder(tree).clips[3].path
+    monkeypatch.setattr(module, "_video_facts", lambda path: os.kill(os.getpid(), 9) if path == victim else facts(path))
+    report = check("folder", tree, progress=False, workers=1)
+    assert len(report.table) == 32 and report.table["fault"].notna().sum() == 1 and "SIGKILL" in str(report)
+
+
+def test_prepare_transcodes_resumes_and_loads(counters, tmp_path):
+    for name in ("mpeg4_b_frames.avi", "vp9.webm"):
+        (tmp_path / "set" / "train" / "thing").mkdir(parents=True, exist_ok=True)
+        shutil.copy(counters / name, tmp_path / "set" / "train" / "thing" / name)
+    report = check("folder", tmp_path / "set", progress=False)
+    out = prepare(report, tmp_path / "out", side=48, key_every=10, progress=False)
+    files = sorted(out.rglob("*.mp4"))
+    dates = [file.stat().st_mtime_ns for file in files]
+    prepare(report, out, side=48, key_every=10, progress=False)
+    assert [file.stat().st_mtime_ns for file in files] == dates and len(files) == 2
+    for file in files:
+        with Video(file) as video:
+            assert video.stream.seekable and video.frames == 150 and video.stream.height == 48
+            assert numbers_shown(video.read([3, 77, 149])) == [3, 77, 149]
+    assert len(data.open(out, frames=4, size=16)) == 2
 
 
 def damage(tree, folder):

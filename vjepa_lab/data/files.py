@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cache import Cache, Kept
 from .core import DataError, Sample, Source
 from .crops import flip, random_resized_crop, view_crop
 from .listing import Clip, Listing
@@ -43,6 +44,7 @@ class Files(Source):
         flips: float = 0.5,
         images: str = "repeat",
         backend: str | None = None,
+        cache: Cache | None = None,
         bad: float = 0.05,
     ):
         self.listing, self.name, self.split, self.classes = listing, listing.name, listing.split, listing.classes
@@ -52,7 +54,7 @@ class Files(Source):
         self.size, self.seed, self.views, self.images, self.bad = size, seed, views, images, bad
         self.scale, self.ratio, self.flips = scale, ratio, flips
         check_backend(backend)
-        self.backend = backend
+        self.backend, self.cache = backend, cache
         if images not in ("repeat", "still"):
             raise DataError(f"images={images!r} is unknown; use 'repeat' or 'still'")
         if views < 1 or size < 1:
@@ -73,7 +75,7 @@ class Files(Source):
         segment, view = divmod(copy, self.views)
         clip = self.listing.clips[place]
         rng = np.random.default_rng((self.seed, epoch, index)) if self.augment else None
-        frames = decode(clip, self.sampling, segment, rng, self.backend, self.images)
+        frames = decode(clip, self.sampling, segment, rng, self.backend, self.images, self.cache)
         labels = {name: self._label(name, value) for name, value in clip.labels.items()}
         if rng is None:
             frames = view_crop(frames, self.size, view, self.views)
@@ -121,19 +123,20 @@ def decode(
     rng: np.random.Generator | None = None,
     backend: str | None = None,
     images: str = "repeat",
+    cache: Cache | None = None,
 ) -> Tensor:
     """The frames `[f c y x]` uint8 of one clip at the file's own size, cut to its box."""
     if is_image(clip.path):
         frames = read_image(clip.path)
         frames = frames.expand(sampling.frames if images == "repeat" else 1, -1, -1, -1)
     else:
-        with Video(clip.path, backend) as video:
+        with cache.open(clip.path, backend) if cache else Video(clip.path, backend) as video:
             first, total = _span(clip, video)
             frames = video.read(first + sampling.numbers(total, video.fps, segment, rng))
     return frames if clip.box is None else _cut(frames, clip.box)
 
 
-def _span(clip: Clip, video: Video) -> tuple[int, int]:
+def _span(clip: Clip, video: Video | Kept) -> tuple[int, int]:
     """First frame and number of frames of the part that `clip` names."""
     if clip.start is None or video.fps <= 0:
         return 0, video.frames

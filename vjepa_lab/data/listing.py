@@ -23,9 +23,9 @@ SPLITS = {
 """Split -> the folder names it goes by, in order of preference: a set with one held-out part gives it as val and as test."""
 
 NOT_LABELS = {
-    "path", "split", "group", "start", "end", "frames", "fps", "seconds", "width", "height", "bytes", "hash",
-    "container", "codec", "seekable", "fault",
-}  # fmt: skip
+    *("path", "split", "label_id", "group", "start", "end", "fault"),
+    *("frames", "fps", "seconds", "width", "height", "bytes", "hash", "container", "codec", "seekable", "dark_end"),
+}
 """Columns of a table manifest that are no labels."""
 
 
@@ -84,7 +84,12 @@ def list_folder(root, split: str = "train", held_out: float = 0.25) -> Listing:
         raise DataError(f"{root} has no folder for the split {split!r}; it has {', '.join(sorted(p.name for p in parts.values() if p))}")
     base = part or root
     classes = sorted(folder.name for folder in base.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    files = [(i, path) for i, name in enumerate(classes) for path in sorted((base / name).rglob("*")) if is_media(path) and path.is_file()]
+    files = [
+        (i, path)
+        for i, name in enumerate(classes)
+        for path in sorted((base / name).rglob("*"))
+        if is_media(path) and path.is_file() and path.name[0] != "."
+    ]
     if not files:
         raise DataError(f"no video or image files below {base}; expected {base.name}/<class>/<clip>.mp4 (or .avi, .webm, .jpg, ...)")
     notes = ()
@@ -126,6 +131,8 @@ def list_manifest(path, split: str = "train") -> Listing:
     last blank, or by `::`; a path with blanks may be quoted. Relative paths start at the manifest's folder. A bad line raises DataError.
     """
     path = Path(path)
+    if path.suffix == ".parquet":
+        return _parquet(path, split)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -171,6 +178,10 @@ def _table(path: Path, header: list[str], rows, split: str) -> Listing:
             raise DataError(f"{path}, line {number}: {len(row)} values for {len(header)} columns ({', '.join(header)})")
         records.append(dict(zip(header, row, strict=True)))
     encoded = {name: _encode([record[name] for record in records]) for name in labels}
+    if {"label", "label_id"} <= set(header):  # class numbers as the data set's own files give them
+        numbers = [int(record["label_id"]) for record in records]
+        names = {number: record["label"] for number, record in zip(numbers, records, strict=True)}
+        encoded["label"] = [names.get(number, "") for number in range(max(numbers) + 1)], numbers
     called = {name: "class" if name == "label" else name for name in labels}
     present = {record.get("split", split) for record in records}
     wanted = next((name for name in SPLITS.get(split, (split,)) if name in present), None)
@@ -182,6 +193,14 @@ def _table(path: Path, header: list[str], rows, split: str) -> Listing:
         if (split == "all" or record.get("split", wanted) == wanted) and not record.get("fault")
     ]
     return Listing(path.parent.name, split, clips, {called[name]: encoded[name][0] for name in labels})
+
+
+def _parquet(path: Path, split: str) -> Listing:
+    import pandas as pd
+
+    table = pd.read_parquet(path).astype(object).fillna("")
+    rows = [(number, [str(value) for value in row]) for number, row in enumerate(table.itertuples(index=False), 1)]
+    return _table(path, list(table.columns), rows, split)
 
 
 def _encode(values: list[str]) -> tuple[list[str], list[int]]:

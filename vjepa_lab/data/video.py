@@ -156,14 +156,18 @@ class _Decord:
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)
+        self.path, self.at_start = path, True
         self.reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
         self.frames, self.fps = len(self.reader), float(self.reader.get_avg_fps())
 
     def seek(self, wanted: list[int]) -> np.ndarray:
+        self.at_start = False
         return self.reader.get_batch(wanted).asnumpy()
 
     def scan(self, wanted: list[int]) -> np.ndarray:
-        keep, found = set(wanted), []
+        if not self.at_start:  # where seeking is in doubt, so is seeking to the start
+            self.__init__(self.path)
+        self.at_start, keep, found = False, set(wanted), []
         for number in range(wanted[-1] + 1):
             frame = self.reader.next()
             if number in keep:
@@ -180,16 +184,19 @@ class _PyAV:
     """PyAV: every platform; the packets' timestamps are indexed at opening, as decord does."""
 
     def __init__(self, path: str):
-        import av
-
-        self.container = av.open(path)
-        self.video = self.container.streams.video[0]
-        self.video.codec_context.thread_count = 1
+        self.path = path
+        self._open()
         packets = [packet for packet in self.container.demux(self.video) if packet.size]
         self.frames, self.fps = len(packets), float(self.video.average_rate or 0)
         self.times = sorted(packet.pts for packet in packets if packet.pts is not None)
         self.keys = sorted(packet.pts for packet in packets if packet.pts is not None and packet.is_keyframe)
-        self.container.seek(0, stream=self.video)
+
+    def _open(self) -> None:
+        import av
+
+        self.container = av.open(self.path)
+        self.video = self.container.streams.video[0]
+        self.video.codec_context.thread_count = 1
 
     def seek(self, wanted: list[int]) -> np.ndarray:
         if len(self.times) != self.frames:
@@ -207,6 +214,8 @@ class _PyAV:
         return np.stack(found)
 
     def scan(self, wanted: list[int]) -> np.ndarray:
+        self.close()
+        self._open()
         keep, found = set(wanted), []
         for number, frame in enumerate(self.container.decode(self.video)):
             if number in keep:

@@ -1,0 +1,126 @@
+"""Decoded frames kept on disk: a video is decoded once, then its frames are read from a memory map.
+
+One pair of files per video: `<key>.npy` with its frames `[f c y x]` uint8, short side at most `side`, and `<key>.json` with its rate and
+checksum, which is written last and so says that the frames are whole. Processes may share a folder; interrupted work is simply not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+from tqdm.auto import tqdm
+
+from .core import ClipError
+from .video import Video, is_image, require_file
+
+VERSION = 1
+WHOLE = 4 * 2**30
+"""Bytes of the longest video that is decoded as a whole; longer ones are not kept."""
+
+
+class Cache:
+    """A folder of decoded videos, at most `limit` bytes of them; what does not fit is decoded from its file every time."""
+
+    def __init__(self, folder, side: int = 128, limit: int = 50 * 2**30):
+        self.folder, self.side, self.limit = Path(folder), side, limit
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._checked: set[str] = set()
+
+    @cached_property
+    def _size(self) -> list[int]:
+        """Bytes in the folder, as this process knows: read once, then counted."""
+        return [sum(path.stat().st_size for path in self.folder.glob("*.npy"))]
+
+    def key(self, path) -> str:
+        """Changes with the file's place, size and date, and with the size of the frames kept."""
+        require_file(path)
+        stat = os.stat(path)
+        text = f"{VERSION} {os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns} {self.side}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def open(self, path, backend: str | None = None) -> Video | Kept:
+        """The video, from the cache where it is there or fits in now; same use as `Video`."""
+        kept = self._find(path)
+        if kept is not None:
+            return kept
+        video = Video(path, backend)
+        if self._size[0] >= self.limit or video.frames * video.stream.width * video.stream.height * 3 > WHOLE:
+            return video
+        with video:
+            self._store(self.key(path), video)
+        return self._find(path) or Video(path, backend)
+
+    def _find(self, path) -> Kept | None:
+        key = self.key(path)
+        facts, frames = self.folder / f"{key}.json", self.folder / f"{key}.npy"
+        try:
+            meta = json.loads(facts.read_text())
+            array = np.load(frames, mmap_mode="r")
+        except (OSError, ValueError):
+            return None
+        if key not in self._checked:
+            if zlib.crc32(array) != meta["crc32"]:  # damaged on disk: forget it, it is decoded anew
+                facts.unlink(missing_ok=True)
+                frames.unlink(missing_ok=True)
+                return None
+            self._checked.add(key)
+        return Kept(array, meta["fps"])
+
+    def _store(self, key: str, video: Video) -> None:
+        frames = np.ascontiguousarray(_shrink(video.read(range(video.frames)), self.side).numpy())
+        part = self.folder / f".{key}.{os.getpid()}"
+        try:
+            with part.open("wb") as file:
+                np.save(file, frames)
+            part.replace(self.folder / f"{key}.npy")
+            part.write_text(json.dumps({"path": video.path, "fps": video.fps, "crc32": zlib.crc32(frames)}))
+            part.replace(self.folder / f"{key}.json")
+        finally:
+            part.unlink(missing_ok=True)
+        self._size[0] += frames.nbytes
+        self._checked.add(key)
+
+    def fill(self, paths, backend: str | None = None, progress: bool = True) -> dict[str, str]:
+        """Decode all videos of `paths` that are not in yet, until the limit; returns what could not be read, and why."""
+        faults = {}
+        for path in tqdm([path for path in paths if not is_image(path)], desc=f"decoding into {self.folder.name}", disable=not progress):
+            try:
+                self.open(path, backend)
+            except ClipError as error:
+                faults[error.fault.path] = error.fault.why
+        return faults
+
+
+class Kept:
+    """A decoded video: `frames`, `fps`, `read(indices)`, as `Video` has them."""
+
+    def __init__(self, array: np.ndarray, fps: float):
+        self.array, self.fps, self.frames = array, fps, len(array)
+
+    def read(self, indices) -> Tensor:
+        return torch.from_numpy(self.array[np.asarray(indices)])
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+
+def _shrink(frames: Tensor, side: int) -> Tensor:
+    """Short side at most `side`, a few frames at a time."""
+    height, width = frames.shape[-2:]
+    if min(height, width) <= side:
+        return frames
+    scale = side / min(height, width)
+    size = [round(height * scale), round(width * scale)]
+    return torch.cat([F.resize(part, size, antialias=True) for part in frames.split(64)])

@@ -1,0 +1,221 @@
+"""Walk a copy of a data set: is it complete, readable, and what is in it?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from .core import ClipError, DataError, Source
+from .listing import Clip, Listing, list_folder
+from .sets import SETS
+from .video import Video, is_image, read_image
+from .workers import batches
+
+CHUNK = 8
+"""Files that a worker inspects at a time."""
+
+
+@dataclass
+class Report:
+    """What `check` found: `table`, one row per file; `facts` and `problems` in words. Printing it gives all but the table."""
+
+    name: str
+    root: Path
+    table: pd.DataFrame
+    facts: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def write(self, path=None) -> Path:
+        """Write the table as a manifest (.csv or .parquet) that `data.open` takes; by default manifest.csv in the root."""
+        path = Path(path or self.root / "manifest.csv")
+        table = self.table.copy()
+        if path.parent.resolve() != self.root.resolve():
+            table["path"] = [str(self.root.resolve() / file) for file in table["path"]]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            table.to_parquet(path, index=False)
+        else:
+            table.to_csv(path, index=False)
+        return path
+
+    def __str__(self) -> str:
+        verdict = f"{len(self.problems)} problems" if self.problems else "no problems"
+        return "\n".join([f"{self.name} at {self.root}: {verdict}", *(f"  ! {p}" for p in self.problems), *(f"  {f}" for f in self.facts)])
+
+
+def check(
+    name: str, root, *, splits: tuple[str, ...] | None = None, hashes: bool = True, workers: int = 1, progress: bool = True
+) -> Report:
+    """Inspect the copy of a data set `name` (or "folder") below `root`.
+
+    Counts against the official ones, missing and undecodable files, duplicates (also across splits), classes without clips, the largest
+    class, lengths, rates, sizes, and videos that end in the dark. Every file is opened and its middle and last frame decoded.
+    """
+    if name != "folder" and name not in SETS:
+        raise DataError(f"unknown data set {name!r}; one of folder, {', '.join(SETS)}")
+    root, lister = Path(root), list_folder if name == "folder" else SETS[name].listing
+    official = {} if name == "folder" else SETS[name].OFFICIAL
+    listings, absent = _listings(lister, root, splits or tuple(official) or ("train", "val", "test"))
+    rows = []
+    for listing in listings:
+        rows += _inspect(listing, root, hashes, workers, progress)
+    report = Report(name, root, pd.DataFrame(rows))
+    report.problems += absent
+    for listing in listings:
+        _judge_listing(report, listing, official.get(listing.split))
+    _judge_files(report)
+    return report
+
+
+def _listings(lister, root: Path, splits) -> tuple[list[Listing], list[str]]:
+    """The listings that can be had, a held-out part that serves as val and as test only once, and why others cannot."""
+    listings, absent, seen = [], [], set()
+    for split in splits:
+        try:
+            listing = lister(root, split)
+        except DataError as error:
+            absent.append(f"{split}: {error}")
+            continue
+        files = (split == "train", frozenset(clip.path for clip in listing.clips))
+        if files not in seen:
+            seen.add(files)
+            listings.append(listing)
+    if not listings:
+        raise DataError("; ".join(absent))
+    return listings, absent
+
+
+class _Inspector(Source):
+    """Reads facts about files instead of clips; runs in the loader's worker processes, which outlive a decoder's death."""
+
+    def __init__(self, clips: list[Clip], name: str, hashes: bool):
+        self.clips, self.name, self.hashes, self.bad, self.classes = clips, name, hashes, 2.0, {}
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def where(self, index: int) -> str:
+        return self.clips[index].path
+
+    def batch(self, keys, replace: bool = True) -> list[dict]:
+        return [self._facts(index) for index, _ in keys]
+
+    def _facts(self, index: int) -> dict:
+        path = self.clips[index].path
+        try:
+            if index in self.avoid:
+                raise ClipError(path, self.avoid[index].why)
+            if self.watch is not None:
+                self.watch.value = index
+            return (_image_facts if is_image(path) else _video_facts)(path) | _file_facts(path, self.hashes)
+        except ClipError as error:
+            return {"fault": error.fault.why} | (_file_facts(path, self.hashes) if Path(path).is_file() else {})
+
+
+def _video_facts(path: str) -> dict:
+    with Video(path) as video:
+        middle, last = video.read([video.frames // 2, video.frames - 1]).float().mean((1, 2, 3)).tolist()
+        stream = video.stream
+        return {
+            "frames": video.frames,
+            "fps": round(video.fps, 3),
+            "seconds": round(video.frames / video.fps, 3) if video.fps else None,
+            "width": stream.width,
+            "height": stream.height,
+            "container": stream.container.split(",")[0],
+            "codec": stream.codec,
+            "seekable": stream.seekable,
+            "dark_end": last < 10 < middle - 20,
+        }
+
+
+def _image_facts(path: str) -> dict:
+    height, width = read_image(path).shape[-2:]
+    return {"frames": 1, "width": width, "height": height, "container": "image", "codec": Path(path).suffix[1:].lower()}
+
+
+def _file_facts(path: str, hashes: bool) -> dict:
+    facts = {"bytes": Path(path).stat().st_size}
+    if hashes:
+        with open(path, "rb") as file:
+            facts["hash"] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return facts
+
+
+def _inspect(listing: Listing, root: Path, hashes: bool, workers: int, progress: bool) -> list[dict]:
+    """One row per file of a listing."""
+    clips = list({clip.path: clip for clip in listing.clips}.values())  # AVA names a film many times
+    source, rows = _Inspector(clips, listing.name, hashes), []
+    keys = ([(index, 0) for index in range(first, min(first + CHUNK, len(clips)))] for first in range(0, len(clips), CHUNK))
+    found = batches(source, keys, workers, replace=False, patience=120.0) if workers else (source.batch(chunk) for chunk in keys)
+    with tqdm(total=len(clips), desc=f"{listing.name} [{listing.split}]", disable=not progress) as bar:
+        for facts in found:
+            rows += facts
+            bar.update(len(facts))
+    return [_row(listing, clip, root) | facts for clip, facts in zip(clips, rows, strict=True)]
+
+
+def _row(listing: Listing, clip: Clip, root: Path) -> dict:
+    path = Path(clip.path)
+    row = {"path": str(path.relative_to(root) if path.is_relative_to(root) else path), "split": listing.split}
+    for label, names in {} if listing.multi else listing.classes.items():
+        number = clip.labels[label]
+        row |= {"label": names[number], "label_id": number} if label == "class" else {label: names[number]}
+    return row | ({"group": clip.group} if clip.group else {})
+
+
+def _judge_listing(report: Report, listing: Listing, official: int | None) -> None:
+    """Counts, classes and balance of one split."""
+    listed = len(listing.clips) + listing.missing
+    if official is not None and listed != official:
+        report.problems.append(f"{listing.split}: {listed} files listed, the official number is {official}")
+    if listing.missing:
+        report.problems.append(f"{listing.split}: {listing.missing} of {listed} listed files are missing")
+    counts = Counter(listing.count())
+    empty = [name for name, count in counts.items() if not count]
+    largest, count = counts.most_common(1)[0]
+    total = sum(counts.values())
+    classes = f"{len(counts)} classes" + (f", {len(empty)} of them without a clip" if empty else "")
+    report.facts.append(
+        f"{listing.split}: {len(listing.clips)} clips, {classes}; always guessing {largest!r} is right for {count / total:.2%}"
+    )
+    report.facts += [f"{listing.split}: {note}" for note in listing.notes]
+
+
+def _judge_files(report: Report) -> None:
+    """Faults, duplicates, and what the files are like."""
+    table = report.table
+    faults = table[table["fault"].notna()] if "fault" in table else table[:0]
+    report.problems += [f"unreadable: {row.path}: {row.fault}" for row in faults.head(20).itertuples()]
+    if len(faults) > 20:
+        report.problems.append(f"... and {len(faults) - 20} more unreadable files (column `fault` of the table)")
+    if "hash" in table:
+        same = [group for _, group in table.dropna(subset="hash").groupby("hash") if len(group) > 1]
+        across = [group for group in same if group["split"].nunique() > 1]
+        report.problems += [f"the same file in two splits: {', '.join(group['path'])}" for group in across[:5]]
+        report.facts += [f"duplicates: {', '.join(group['path'].head(4))}" for group in same[:5] if group["split"].nunique() == 1]
+        if len(same) > 5:
+            report.facts.append(f"{len(same)} groups of duplicates in all")
+    for column, unit in (("frames", "frames"), ("seconds", "s"), ("fps", "fps")):
+        if column in table and table[column].notna().any():
+            low, middle, high = table[column].quantile([0, 0.5, 1])
+            report.facts.append(f"{column}: {low:g} to {high:g} {unit}, median {middle:g}")
+    if "width" in table:
+        sizes = table.dropna(subset="width").groupby(["width", "height"]).size().sort_values(ascending=False)
+        report.facts.append(
+            "sizes: " + ", ".join(f"{w:g}x{h:g} ({n})" for (w, h), n in sizes.head(4).items()) + (", ..." if len(sizes) > 4 else "")
+        )
+    if "codec" in table:
+        report.facts.append("streams: " + ", ".join(f"{c} ({n})" for c, n in table["codec"].value_counts().items()))
+    dark = table["dark_end"].eq(True).sum() if "dark_end" in table else 0
+    if dark:
+        report.facts.append(f"{dark} videos end in a black frame: sampling that always takes the last frame would learn from that")
