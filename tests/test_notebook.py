@@ -30,6 +30,7 @@ warmup: int | None = None
 probe: Literal["linear", "attentive"] = "linear"
 seeds = [0, 1]
 size, where = 64, Path("runs")
+overrides: dict = {}
 """
 
 
@@ -76,6 +77,8 @@ def printed(path: Path) -> str:
         ("seeds", "6", [6]),
         ("size", "32", 32),
         ("where", "elsewhere", "elsewhere"),
+        ("overrides", "{'steps': 20}", {"steps": 20}),
+        ("overrides", '{"compile": true}', {"compile": True}),
     ],
 )
 def test_text_means_what_its_type_says(given, name, text, meant):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import difflib
+import json
 import os
 import types
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -76,10 +78,10 @@ def literal(text: str):
     word = text.strip()
     if word.lower() in _WORDS:
         return _WORDS[word.lower()]
-    try:
-        return plain(ast.literal_eval(word))
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
+    for parse in (ast.literal_eval, json.loads):
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return plain(parse(word))
+    return text
 
 
 def plain(value):
