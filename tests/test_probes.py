@@ -282,16 +282,16 @@ def test_the_released_head_has_two_and_a_half_million_parameters():
 
 
 def test_heads_side_by_side_train_as_they_would_alone_and_as_torchs_adamw_does():
-    lr, wd = torch.tensor([1e-2, 1e-3]), torch.tensor([0.5, 0.0])
+    candidates = [(1e-2, 0.5), (1e-3, 0.0)]
     x, y = torch.randn(40, 6), torch.randint(0, 3, (40,))
     head = stack(LinearHead(1, 6, 3, torch.Generator()), 2)
-    ours = StackedAdamW(head.parameters(), lr, wd)
-    layers = [nn.Linear(6, 3) for _ in lr]
+    ours = StackedAdamW(head, candidates)
+    layers = [nn.Linear(6, 3) for _ in candidates]
     for layer in layers:
         nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
     theirs = [
-        torch.optim.AdamW([{"params": [m.weight], "weight_decay": float(w)}, {"params": [m.bias], "weight_decay": 0.0}], lr=float(r))
-        for m, r, w in zip(layers, lr, wd, strict=True)
+        torch.optim.AdamW([{"params": [m.weight], "weight_decay": wd}, {"params": [m.bias], "weight_decay": 0.0}], lr=lr)
+        for m, (lr, wd) in zip(layers, candidates, strict=True)
     ]
     for _ in range(20):
         (F.cross_entropy(head(x).flatten(0, 1), y.repeat(2)) * 2).backward()

@@ -175,31 +175,30 @@ def shrink(layers: Iterable[Sequence[Dense]]) -> None:
 
 
 class StackedAdamW:
-    """AdamW on parameters [g ...], each of the g heads with its own learning rate and decay, lr [g] and wd [g].
+    """torch's fused AdamW on stacked parameters [g ...], each of the g heads with its own learning rate and decay: candidates (lr, wd).
 
-    The update of Loshchilov & Hutter (2019) as torch.optim.AdamW computes it. Biases, norms and queries, [g d], do not decay.
+    Biases, norms and queries, [g d], do not decay.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], lr: Tensor, wd: Tensor, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
-        self.parameters = list(parameters)
-        self.lr, self.wd, self.betas, self.eps, self.steps = lr, wd, betas, eps, 0
-        self.mean = [torch.zeros_like(p) for p in self.parameters]
-        self.square = [torch.zeros_like(p) for p in self.parameters]
+    def __init__(self, head: nn.Module, candidates: Sequence[tuple[float, float]]):
+        self.whole = list(head.parameters())
+        self.parts = [[nn.Parameter(p.data[i]) for p in self.whole] for i in range(len(candidates))]  # views: they share p's memory
+        groups = []
+        for parts, (lr, wd) in zip(self.parts, candidates, strict=True):
+            groups.append({"params": [p for p in parts if p.dim() > 1], "lr": lr, "peak": lr, "weight_decay": wd})
+            groups.append({"params": [p for p in parts if p.dim() <= 1], "lr": lr, "peak": lr, "weight_decay": 0.0})
+        self.adamw = torch.optim.AdamW(groups, fused=True)
 
-    @torch.no_grad()
     def step(self, factor: float = 1.0) -> None:
         """One update at `factor` times the learning rates; clears the gradients."""
-        self.steps += 1
-        b1, b2 = self.betas
-        for p, mean, square in zip(self.parameters, self.mean, self.square, strict=True):
-            lr = (factor * self.lr).view(-1, *[1] * (p.dim() - 1))
-            mean.lerp_(p.grad, 1 - b1)
-            square.mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
-            if p.dim() > 2:
-                p.mul_(1 - lr * self.wd.view_as(lr))
-            root = (square / (1 - b2**self.steps)).sqrt_().add_(self.eps)
-            p.sub_(lr / (1 - b1**self.steps) * mean / root)
-            p.grad = None
+        for group in self.adamw.param_groups:
+            group["lr"] = factor * group["peak"]
+        for i, parts in enumerate(self.parts):
+            for part, whole in zip(parts, self.whole, strict=True):
+                part.grad = whole.grad[i]
+        self.adamw.step()
+        for whole in self.whole:
+            whole.grad = None
 
 
 def stack(head: nn.Module, g: int) -> nn.Module:

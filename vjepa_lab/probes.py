@@ -15,6 +15,7 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -344,8 +345,7 @@ def _train(recipe: _Recipe, candidates: Sequence[tuple[float, float]], x: _Input
     generator = torch.Generator().manual_seed(seed)
     head = recipe.make(1, x.x.shape[-1], recipe.classes, generator, **recipe.options)
     head = stack(head, len(candidates)).to(x.device)
-    lr, wd = torch.tensor(candidates, device=x.device).T
-    optimiser = StackedAdamW(head.parameters(), lr, wd)
+    optimiser = StackedAdamW(head, candidates)
     steps = math.ceil(len(rows) / recipe.batch)
     for epoch in range(recipe.epochs):
         order = rows[torch.randperm(len(rows), generator=generator)]
@@ -425,6 +425,16 @@ def _probe(
     return _result(probability, train, test, label, recipe.probe, benchmark, seed, selected, search)
 
 
+@contextmanager
+def _threads(count: int):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _device(device) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -456,7 +466,8 @@ def linear(
     train, test = _pair(train, test, label)
     x = _standardise(train.pooled, test.pooled)
     recipe = _Recipe("linear", LinearHead, len(train.classes[label]), list(product(lrs, wds)), epochs, batch)
-    return _probe(recipe, train, test, label, x, val=val, refit=refit, seed=seed, benchmark=benchmark, device=device, progress=progress)
+    with _threads(1):  # matrices this small: more threads would spend the time waiting for one another
+        return _probe(recipe, train, test, label, x, val=val, refit=refit, seed=seed, benchmark=benchmark, device=device, progress=progress)
 
 
 VJEPA = {"lrs": (3e-4, 1e-3, 3e-3), "wds": (0.01,), "epochs": 20, "warmup": 0.1}
