@@ -10,12 +10,40 @@ from vjepa_lab import masks, variants
 from vjepa_lab.model import VJEPA
 from vjepa_lab.objective import ErrorMap, Loss, Objective, View, as_objective
 from vjepa_lab.presets import PRESETS
-from vjepa_lab.terms import JEPA, Delta, Dynamics, Hard, Kinematic, Orthogonal
+from vjepa_lab.terms import (
+    JEPA,
+    Context,
+    Contrast,
+    Delta,
+    Detached,
+    Dynamics,
+    Hamiltonian,
+    Hard,
+    Kinematic,
+    Orthogonal,
+    Pixels,
+    Shuffled,
+    SIGReg,
+    Spectral,
+    Straight,
+    VelGate,
+)
 from vjepa_lab.values import read
 
 SIZE = PRESETS["smoke"]
-TEMPORAL = [Kinematic(), Kinematic(order=2), Kinematic(huber=0.5), Delta(), Dynamics(hidden=8)]
-AUXILIARY = [*TEMPORAL, *(Orthogonal(form=form) for form in Orthogonal.FORMS)]
+TEMPORAL = [
+    *(Kinematic(), Kinematic(order=2), Kinematic(huber=0.5), Delta(), Dynamics(hidden=8), Straight()),
+    *(Contrast(negatives=which) for which in ("next", "both", "all")),
+    *(Spectral(weights=which) for which in ("linear", "uniform", "highpass", "released")),
+    *(Spectral(amplitude=True), VelGate(), VelGate(within="step", quantile=0.3), VelGate(gate="pixels"), Pixels(hidden=8)),
+    *(Hamiltonian(method=which, hidden=8) for which in ("symplectic", "euler", "leapfrog", "energy")),
+    Hamiltonian(dt=0.1, toward="teacher", hidden=8, layers=2),
+]
+STATISTICS = [
+    *(Orthogonal(form=form) for form in Orthogonal.FORMS),
+    *(SIGReg(slices=32), SIGReg(slices=32, samples="clips", n_scale=True)),
+]
+AUXILIARY = [*TEMPORAL, *STATISTICS]
 PER_TOKEN = [JEPA(), JEPA(distance="seen"), *TEMPORAL]
 MODIFIED = [
     *(Hard(t) for t in PER_TOKEN),
@@ -23,8 +51,17 @@ MODIFIED = [
     Hard(JEPA(), scope="batch"),
     Hard(Delta(), scope="mask", tau=0.1),
 ]
-TERMS = [JEPA(), JEPA(p=2.0), JEPA(distance="seen"), *AUXILIARY, *MODIFIED]
-EDITIONS = [(name, edition) for edition in variants.EDITIONS for name in variants.names()]
+TERMS = [
+    JEPA(),
+    JEPA(p=2.0),
+    JEPA(distance="seen"),
+    Context(),
+    *AUXILIARY,
+    *MODIFIED,
+    Shuffled(Orthogonal()),
+    Shuffled(Delta(on="dyn"), seed=3),
+]
+EDITIONS = [(name, edition) for edition in variants.EDITIONS for name in variants.names(edition)]
 
 
 class Stub:
@@ -32,7 +69,9 @@ class Stub:
 
     def __init__(self, z, h=None, masks=()):
         self.z, self.h, self.masks = z, z.detach() if h is None else h, list(masks)
-        self.clip, self.grid, self.step, self.progress = None, z.shape[1:4], 0, 0.0
+        self.grid, self.step, self.progress = z.shape[1:4], 0, 0.0
+        moving = torch.randn(3, *(2 * n for n in self.grid), generator=torch.Generator().manual_seed(0))
+        self.clip = moving.expand(len(z), -1, -1, -1, -1)  # the same for every sample
         self.seen = [self._at(m.seen) for m in self.masks]
 
     def _at(self, index):
@@ -53,7 +92,7 @@ def latents(objective, *, batch=3, frames=None, teacher="ema", mask=None, size=S
         for p in net.student.parameters():
             p.add_(0.02 * torch.randn_like(p))
     clip = torch.randn(batch, 3, frames or SIZE.frames, SIZE.size, SIZE.size)
-    drawn = (mask or masks.MultiBlock()).draw(batch, net.student.grid(clip), seed=0, step=0)
+    drawn = (mask or masks.MultiBlock()).draw(batch, net.student.grid(clip), seed=0, step=0, clip=clip)
     return net, net.latents(clip, drawn, full="full" in objective.views)
 
 
@@ -159,6 +198,15 @@ def test_hard_weights_average_to_one(term):
         assert not weighted.weight.requires_grad
 
 
+def recipe_loss(recipe):
+    size = replace(SIZE, depth=4) if recipe.levels == 4 else SIZE
+    net, lat = latents(
+        recipe.objective, teacher=recipe.teacher, stop_grad=recipe.stop_grad, levels=recipe.levels, size=size, mask=recipe.masks
+    )
+    lat.progress = 0.75  # where every schedule is on
+    return net, lat, Loss(recipe.objective, net.width, recipe.weighting)
+
+
 @pytest.mark.parametrize(("name", "edition"), EDITIONS)
 class TestRecipe:
     def test_repr_rebuilds_it(self, name, edition):
@@ -168,19 +216,23 @@ class TestRecipe:
 
     def test_total_is_the_weighted_sum_of_its_parts(self, name, edition):
         recipe = variants.recipe(name, edition)
-        net, lat = latents(recipe.objective, teacher=recipe.teacher)
-        total, parts = Loss(recipe.objective, net.width)(lat)
-        by_hand = sum(w * part for (w, _), part in zip(recipe.objective, parts.values(), strict=True))
-        torch.testing.assert_close(total, by_hand)
+        _, lat, loss = recipe_loss(recipe)
+        total, parts = loss(lat)
         assert len(parts) == len(recipe.objective.terms)
+        if recipe.weighting is None:
+            weights = [w if isinstance(w, int | float) else w(0.75) for w, _ in recipe.objective]
+            torch.testing.assert_close(total, sum(w * part for w, part in zip(weights, parts.values(), strict=True)))
 
     def test_every_parameter_learns(self, name, edition):
+        """All but the heads whose loss gives no gradient: the released hard-weighted LD."""
         recipe = variants.recipe(name, edition)
-        net, lat = latents(recipe.objective, teacher=recipe.teacher)
-        loss = Loss(recipe.objective, net.width)
+        net, lat, loss = recipe_loss(recipe)
         loss(lat)[0].backward()
-        idle = [n for m in (net, loss) for n, p in m.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-        assert not idle
+        idle = {n for m in (net, loss) for n, p in m.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
+        place = [i for i, (_, term) in enumerate(recipe.objective) if isinstance(term, Detached)]
+        expected = {n for n, _ in loss.named_parameters() if int(n.split(".")[1]) in place}
+        assert idle == expected
+        assert bool(place) == (edition == "released" and name in ("hw-ld", "fwm-hw-ld"))
 
 
 def test_empty_map_is_a_differentiable_zero():

@@ -193,7 +193,7 @@ def test_weights_of_kinds_are_equal():
         (lambda: Orthogonal(form="cov"), "cov_mean"),
         (lambda: Hard(JEPA(), scope="clips"), "scope='clips'"),
         (lambda: Recipe(JEPA(), teacher="emma"), "teacher='emma'"),
-        (lambda: variants.recipe("fwm-hw"), "fwm-hw-ld"),
+        (lambda: variants.recipe("fwm-hw-l"), "fwm-hw-ld"),
         (lambda: variants.recipe("baseline", "sounds"), "sound"),
         (lambda: variants.recipe("JEPA() + Kin()"), "Kin"),
         (lambda: variants.recipe("__import__('os').system('true')"), "cannot read"),

@@ -15,6 +15,7 @@ _HOME = {
     "model": "Encoder Predictor VJEPA Latents",
     "presets": "Preset preset PRESETS",
     "train": "pretrain Run load_run",
+    "evaluate": "probe",
 }
 _MODULES = [
     "objective",

@@ -68,6 +68,20 @@ class Ramp(Schedule):
 
 Weight = float | Schedule
 
+
+@dataclass(frozen=True, repr=False)
+class GradientRatio(Value):
+    """Weigh every auxiliary so that its gradient is `ratio` times the first term's in norm, on the student's parameters.
+
+    Measured every `every` steps and smoothed by `momentum`; the terms' own weights are left out. Of terms with the same equation at
+    different scales it makes one and the same objective, which fixed weights do not.
+    """
+
+    ratio: float = 0.3
+    every: int = 50
+    momentum: float = 0.9
+
+
 # --------------------------------------------------------------------------------------------------------------- what a term sees
 
 
@@ -93,6 +107,8 @@ class View:
 
     def cut(self, x: Tensor) -> Tensor:
         """The channels of x [... d] that the term works on."""
+        order = getattr(self.latents, "order", None)
+        x = x if order is None else x[..., order]
         half = x.shape[-1] // 2
         return {"all": x, "app": x[..., :half], "dyn": x[..., half:]}[self.on]
 
@@ -146,6 +162,16 @@ class View:
             f"through view={self.name!r} an error map has one entry per token, {[b, t, *space]} or fewer steps; got {list(error.shape)}. "
             "Return ErrorMap(value, weight) to say yourself which entries count."
         )
+
+
+class Reordered:
+    """The same latents, whose channels every View takes in another order [d]."""
+
+    def __init__(self, latents, order: Tensor):
+        self.latents, self.order = latents, order
+
+    def __getattr__(self, name: str):
+        return getattr(self.latents, name)
 
 
 class ErrorMap(NamedTuple):
@@ -310,25 +336,41 @@ def as_objective(value) -> Objective:
 class Loss(nn.Module):
     """An objective with its trainable heads.
 
-    dim  channels of the latents (`VJEPA.width`).
+    dim        channels of the latents (`VJEPA.width`).
+    weighting  None: the terms' own weights; or a rule that replaces them by `scale`, which `measure` keeps up to date.
     """
 
-    def __init__(self, objective: Objective | Term, dim: int):
+    def __init__(self, objective: Objective | Term, dim: int, weighting: GradientRatio | None = None):
         super().__init__()
-        self.objective = as_objective(objective)
+        self.objective, self.weighting = as_objective(objective), weighting
         heads = [term.head(dim) for _, term in self.objective]
         self.heads = nn.ModuleList(nn.Identity() if head is None else head for head in heads)
+        if weighting is not None:
+            self.register_buffer("scale", torch.ones(len(heads)))
 
     def forward(self, latents) -> tuple[Tensor, dict[str, Tensor]]:
-        """(total, {term name: unweighted loss}) as scalars on the device; reading them is what waits for it.
+        """(total, {term name: unweighted loss}) as scalars on the device; reading them is what waits for it."""
+        terms = zip(self.objective.names, self.objective, self.heads, strict=True)
+        parts = {name: term.loss(latents, head) for name, (_, term), head in terms}
+        return self.total(parts, latents.progress), parts
 
-        Raises FloatingPointError or ValueError naming the term whose map is no usable error map.
-        """
-        parts = {
-            name: term.loss(latents, head) for name, (_, term), head in zip(self.objective.names, self.objective, self.heads, strict=True)
-        }
-        weights = [w(latents.progress) if isinstance(w, Schedule) else w for w, _ in self.objective]
-        return sum(w * part for w, part in zip(weights, parts.values(), strict=True)), parts
+    def total(self, parts: dict[str, Tensor], progress: float = 0.0) -> Tensor:
+        """The weighted sum of {term name: loss}."""
+        if self.weighting is not None:
+            return torch.stack(list(parts.values())) @ self.scale
+        weights = [w(progress) if isinstance(w, Schedule) else w for w, _ in self.objective]
+        return sum(w * part for w, part in zip(weights, parts.values(), strict=True))
+
+    def measure(self, parts: dict[str, Tensor], parameters: list[nn.Parameter], first: bool) -> None:
+        """Set `scale` from the terms' gradient norms on `parameters`: one backward pass per term, the graph is kept."""
+        rule = self.weighting
+        norms = []
+        for part in parts.values():
+            gradients = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
+            norms.append(torch.nn.utils.get_total_norm([g for g in gradients if g is not None]))
+        main, rest = norms[0], torch.stack(norms[1:])
+        wanted = rule.ratio * main / rest.clamp_min(1e-12)
+        self.scale[1:] = wanted if first else self.scale[1:].lerp(wanted, 1 - rule.momentum)
 
 
 # -------------------------------------------------------------------------------------------------------------------------- recipe
@@ -343,6 +385,7 @@ class Recipe(Value):
     stop_grad  False: an online teacher's targets carry gradient (as the paper's released code without EMA)
     levels     1, or 4: students and teachers speak at four depths (V-JEPA 2.1; what the released code trains)
     probe      which encoder evaluation takes: "student" | "teacher" | "initial" (the encoder before training)
+    weighting  None: the weights as written; or a rule that adapts them, such as GradientRatio()
     """
 
     objective: Objective
@@ -351,6 +394,7 @@ class Recipe(Value):
     stop_grad: bool = True
     levels: int = 1
     probe: str = "student"
+    weighting: GradientRatio | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "objective", as_objective(self.objective))

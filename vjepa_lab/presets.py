@@ -46,7 +46,7 @@ TINY = replace(
     BASE, name="tiny", dim=192, heads=3, pred_dim=128, pred_depth=4, pred_heads=4, size=112, steps=5_000, warmup=100, lr=1e-3, ema=0.998
 )
 MICRO = replace(
-    TINY, name="micro", depth=6, patch=8, pred_dim=96, pred_depth=3, pred_heads=3, frames=8, size=64, stride=1,
+    TINY, name="micro", depth=6, patch=8, pred_dim=96, pred_depth=3, pred_heads=3, frames=8, size=64,
     steps=600, warmup=40, lr=1e-3, start_lr=1e-5, ema=0.99,
 )  # fmt: skip
 SMOKE = replace(MICRO, name="smoke", dim=48, depth=2, heads=2, pred_dim=24, pred_depth=1, pred_heads=1, size=32, batch=4, steps=4, warmup=1)

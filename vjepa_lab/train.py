@@ -88,18 +88,28 @@ class Run:
     def steps_done(self) -> int:
         return self.checkpoint()["step"] if (self.path / "last.pt").exists() else 0
 
+    def model(self, trained: bool = True) -> VJEPA:
+        """Student, predictor and teacher, as saved last or as they were before training."""
+        config = self.config
+        model = build(config["teacher"], config["stop_grad"], config["levels"], self.preset, config["seed"], config["bf16"])
+        if trained:
+            model.load_state_dict(self.checkpoint()["model"])
+        return model
+
+    def loss(self, recipe: Recipe | None = None) -> Loss:
+        """The objective with its trained heads; pass the recipe if it uses a term of your own."""
+        recipe = recipe or self.recipe
+        loss = Loss(recipe.objective, self.preset.dim * self.config["levels"], recipe.weighting)
+        loss.load_state_dict(self.checkpoint()["loss"])
+        return loss
+
     def encoder(self, which: str | None = None) -> Encoder:
         """The frozen encoder: "student", "teacher", or "initial" (as it was before training); None takes the recipe's choice."""
-        config = self.config
-        which = which or config["probe"]
+        which = which or self.config["probe"]
         if which not in ("student", "teacher", "initial"):
             raise ValueError(f"encoder {which!r}: expected student, teacher or initial")
-        model = build(config["teacher"], config["stop_grad"], config["levels"], self.preset, config["seed"])
-        if which == "teacher" and model.teacher is None:
-            which = "student"  # an online teacher is the student
-        if which != "initial":
-            model.load_state_dict(self.checkpoint()["model"])
-        encoder = model.teacher if which == "teacher" else model.student
+        model = self.model(trained=which != "initial")
+        encoder = model.teacher if which == "teacher" and model.teacher is not None else model.student  # an online teacher is the student
         return encoder.eval().requires_grad_(False)
 
     def __repr__(self) -> str:
@@ -167,7 +177,8 @@ def pretrain(
 ) -> Run:
     """Pretrain one recipe with one seed into a run folder, or go on with it where it stopped.
 
-    recipe     a name ("fwm-hw-ld"), an expression, an objective or a Recipe
+    recipe     a name ("fwm-hw-ld"), an expression, an objective or a Recipe; one that evaluates the encoder as it was before training
+               (probe="initial") is not trained unless `steps` is given
     data       what `vjepa_lab.data.open` takes, or a Source
     preset     a size by name; `overrides` replace single fields of it, such as steps=200, lr=1e-3, ema=.995, batch=16
     seed       fixes initial weights, order of clips, masks and augmentation: the same seed pairs runs of different recipes
@@ -181,19 +192,17 @@ def pretrain(
     became NaN or infinite.
     """
     plan = variants.recipe(recipe, edition)
-    size = overridden(preset, overrides)
+    size = overridden(preset, ({"steps": 0} if plan.probe == "initial" else {}) | overrides)
     named = variants.name_of(plan)
     if variant is None:
         variant, edition = named or (f"custom-{hashlib.sha1(repr(plan).encode()).hexdigest()[:6]}", "sound")
-    # The synthetic world is one data set, the same for every run; files are cropped and flipped anew for each seed.
-    source = video.open(
-        data, "train", frames=size.frames, size=size.size, stride=size.stride, seed=0 if str(data).startswith("synthetic") else seed
-    )
+    source = training_source(data, size, seed)
     folder = Path(out) if out else Path(runs) / run_name(variant, edition, Path(source.name).name, size, seed)
     device = device_of(device)
     bf16 = fast_bf16(device) if bf16 is None else bf16
     config = {
-        "variant": variant, "edition": edition, "data": source.name, "clips": len(source), "seed": seed, "preset": asdict(size),
+        "variant": variant, "edition": edition, "data": Path(source.name).name, "clips": len(source), "seed": seed, "preset": asdict(size),
+        "spec": str(data) if isinstance(data, str | Path) else getattr(source, "spec", source.name),
         "teacher": plan.teacher, "stop_grad": plan.stop_grad, "levels": plan.levels, "probe": plan.probe,
         "bf16": bf16,
     }  # fmt: skip
@@ -204,7 +213,7 @@ def pretrain(
     model = build(plan.teacher, plan.stop_grad, plan.levels, size, seed, bf16)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        loss = Loss(plan.objective, model.width)
+        loss = Loss(plan.objective, model.width, plan.weighting)
     trainer = Trainer(plan, model.to(device), loss.to(device), size, seed, device)
     start = trainer.restore(run.path / "last.pt")
     log = _Log(run.path / "metrics.jsonl", start, callback)
@@ -213,6 +222,8 @@ def pretrain(
     batches = video.loader(source, size.batch, seed=seed, start=start, workers=workers, pin=device.type == "cuda")
     began, clips = time.perf_counter(), 0
     try:
+        if size.steps == 0:
+            trainer.save(run.path / "last.pt", 0)
         for step, batch in zip(range(start, size.steps), batches, strict=False):
             record = trainer.step(step, batch.clip, log=step % log_every == 0 or step == size.steps - 1)
             clips += len(batch.clip)
@@ -232,6 +243,16 @@ def pretrain(
     report = {"steps": size.steps, "resumed_at": start, "wall_s": round(seconds, 1), "clips_per_s": round(clips / max(seconds, 1e-9), 2)}
     write_json(run.path / "report.json", report | {"data": source.report()})
     return run
+
+
+def training_source(data, size: Preset, seed: int = 0) -> video.Source:
+    """The training split of `data` (a name, or a Source as it is) as clips of a preset's shape.
+
+    The synthetic world is one data set, the same for every seed, and is kept in memory; files are cropped and flipped anew for each.
+    """
+    synthetic = str(data).startswith("synthetic")
+    options = {"seed": 0, "cache": "memory"} if synthetic else {"seed": seed}
+    return video.open(data, "train", frames=size.frames, size=size.size, stride=size.stride, **options)
 
 
 def overridden(base: str | Preset, overrides: dict) -> Preset:
@@ -305,6 +326,9 @@ class Trainer:
         latents = self.model.latents(clip, masks, step=step, progress=step / max(self.size.steps, 1), full=self.full)
 
         total, parts = self.loss(latents)
+        if (rule := self.recipe.weighting) is not None and step % rule.every == 0:
+            self.loss.measure(parts, list(self.model.student.parameters()), first=step == 0)
+            total = self.loss.total(parts)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.schedule.step_update(step)

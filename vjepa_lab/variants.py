@@ -1,60 +1,196 @@
-"""The named rows of the paper's Tables 3 and 4 as values, one line each, in up to three editions.
+"""The rows of the paper's Tables 3 and 4 as values, one line each and in its order, in up to three editions; and the controls it lacks.
 
 sound      what we recommend to run (the default): latents normalised before an auxiliary sees them, Orthogonal as a mean over channel
            pairs, hard weights on standardised errors, an online teacher behind its stop-gradient, the student evaluated
-paper      as printed
-released   as the paper's published code computes it, including what it does not compute (added with the audit)
+paper      as printed, with the defaults of each term where the text is silent
+released   as the paper's published code computes it, including what it does not compute: four-level targets and a context loss that sets in
+           half-way (V-JEPA 2.1), auxiliaries on the visible tokens' raw latents, the hard-weighted LD without gradient, and without EMA a
+           target that carries gradient and an evaluated encoder that never trained
+
+Where an edition equals another, it is the same object.
 """
 
 import difflib
 from dataclasses import replace
 
-from vjepa_lab.objective import Objective, Recipe, Term, as_recipe
-from vjepa_lab.terms import JEPA, Dynamics, Hard, Kinematic, Orthogonal
+from vjepa_lab import masks
+from vjepa_lab.objective import Cosine, GradientRatio, Objective, Ramp, Recipe, Term, as_recipe
+from vjepa_lab.terms import (
+    JEPA,
+    Context,
+    Contrast,
+    Delta,
+    Detached,
+    Dynamics,
+    Hamiltonian,
+    Hard,
+    Kinematic,
+    Modifier,
+    Orthogonal,
+    Pixels,
+    Shuffled,
+    SIGReg,
+    Spectral,
+    Straight,
+    VelGate,
+)
 from vjepa_lab.values import read
 
-EDITIONS = ("sound", "paper")
+EDITIONS = ("sound", "paper", "released")
+TABLE3 = (
+    *("baseline", "motion-guided", "kin-l1", "kin-l1-weak", "kin-accel", "kin-huber", "kin-split", "kin-anneal", "sigreg", "sigreg-no-ema"),
+    *("hamiltonian", "velgate", "future", "motion-future"),
+)
+TABLE4 = (
+    *("baseline", "fwm-hw-ld", "ld", "fwm", "ac-hw", "amg", "hw", "hw-ld", "fwm-ld", "combo", "delta", "ac", "fac", "ltc", "spectral"),
+)
 
-
-def raw(objective: Objective | Term) -> Objective:
-    """The same objective with auxiliaries on the encoder's output as it is, as the paper writes them."""
-    return Objective(tuple((w, t if isinstance(t, Hard) or t.view == "hidden" else replace(t, norm="raw")) for w, t in objective))
+# ------------------------------------------------------------------------------------------------------------------------ sound
 
 
 def hard(term: Term) -> Hard:
+    """Hard weights that mean something at temperature 1."""
     return Hard(term, standardise=True)
 
 
-FWM = 0.05 * Kinematic(on="app") + 0.01 * Orthogonal()
-FWM_PAPER = raw(0.05 * Kinematic(on="app") + 0.01 * Orthogonal(form="paper"))
+jepa, static, orthogonal = JEPA(), Kinematic(on="app"), Orthogonal()
+fwm = 0.05 * static + 0.01 * orthogonal
 
 SOUND = {
-    "baseline": Recipe(JEPA()),
-    "kin-l1": Recipe(JEPA() + Kinematic(), teacher="online"),
-    "kin-l1-weak": Recipe(JEPA() + 0.1 * Kinematic(), teacher="online"),
-    "fwm-hw-ld": Recipe(JEPA() + hard(JEPA()) + FWM + hard(Dynamics(on="dyn"))),
-    "ld": Recipe(JEPA() + Dynamics()),
-    "fwm": Recipe(JEPA() + FWM),
-    "hw": Recipe(JEPA() + 0.3 * hard(JEPA())),
-    "hw-ld": Recipe(JEPA() + hard(JEPA()) + hard(Dynamics())),
-    "fwm-ld": Recipe(JEPA() + FWM + Dynamics(on="dyn")),
+    "baseline": Recipe(jepa),
+    "motion-guided": Recipe(jepa, masks.MOTION_GUIDED),
+    "kin-l1": Recipe(jepa + Kinematic(), teacher="online"),
+    "kin-l1-weak": Recipe(jepa + 0.1 * Kinematic(), teacher="online"),
+    "kin-accel": Recipe(jepa + 0.1 * Kinematic(order=2), teacher="online"),
+    "kin-huber": Recipe(jepa + 0.1 * Kinematic(huber=1.0), teacher="online"),
+    "kin-split": Recipe(jepa + 0.1 * Kinematic(order=2, on="app"), teacher="online"),
+    "kin-anneal": Recipe(jepa + Cosine(1.0, 0.0) * Kinematic(), teacher="online"),
+    "sigreg": Recipe(jepa + 0.1 * SIGReg()),
+    "sigreg-no-ema": Recipe(jepa + 0.1 * SIGReg(), teacher="online"),
+    "hamiltonian": Recipe(jepa + 0.1 * Hamiltonian()),
+    "velgate": Recipe(jepa + 0.1 * VelGate()),
+    "future": Recipe(jepa, masks.FUTURE),
+    "motion-future": Recipe(jepa, masks.MOTION_FUTURE),
+    "fwm-hw-ld": Recipe(jepa + hard(jepa) + fwm + hard(Dynamics(on="dyn"))),
+    "ld": Recipe(jepa + Dynamics()),
+    "fwm": Recipe(jepa + fwm),
+    "ac-hw": Recipe(jepa + Pixels() + 0.3 * hard(jepa)),
+    "amg": Recipe(jepa, masks.AMG),
+    "hw": Recipe(jepa + 0.3 * hard(jepa)),
+    "hw-ld": Recipe(jepa + hard(jepa) + hard(Dynamics())),
+    "fwm-ld": Recipe(jepa + fwm + Dynamics(on="dyn")),
+    "combo": Recipe(jepa + 0.5 * Delta() + 0.3 * hard(jepa), masks.AMG),
+    "delta": Recipe(jepa + 0.5 * Delta()),
+    "ac": Recipe(jepa + Pixels()),
+    "fac": Recipe(jepa + fwm + Pixels(on="dyn")),
+    "ltc": Recipe(jepa + 0.5 * Contrast()),
+    "spectral": Recipe(jepa + Spectral()),
 }
 
+# ------------------------------------------------------------------------------------------------------------------------ paper
+
+
+def raw(term: Objective | Term) -> Objective | Term:
+    """The same with auxiliaries on the encoder's output as it is, which is how the paper writes z."""
+    if isinstance(term, Objective):
+        return Objective(tuple((w, raw(t)) for w, t in term))
+    if isinstance(term, Modifier):
+        return replace(term, term=raw(term.term))
+    return term if term.view == "hidden" else replace(term, norm="raw")
+
+
+fwm_printed = raw(0.05 * static + 0.01 * Orthogonal(form="paper"))
+
+# The kinematic rows are the same object in both editions: Eq. 2 is written with the normalised h.
 PAPER = SOUND | {
-    "fwm-hw-ld": Recipe(JEPA() + Hard(JEPA()) + FWM_PAPER + Hard(Dynamics(on="dyn", norm="raw"))),
-    "ld": Recipe(JEPA() + Dynamics(norm="raw")),
-    "fwm": Recipe(JEPA() + FWM_PAPER),
-    "hw": Recipe(JEPA() + 0.3 * Hard(JEPA())),
-    "hw-ld": Recipe(JEPA() + Hard(JEPA()) + Hard(Dynamics(norm="raw"))),
-    "fwm-ld": Recipe(JEPA() + FWM_PAPER + Dynamics(on="dyn", norm="raw")),
+    "hamiltonian": Recipe(raw(jepa + 0.1 * Hamiltonian())),
+    "velgate": Recipe(raw(jepa + 0.1 * VelGate())),
+    "fwm-hw-ld": Recipe(jepa + Hard(jepa) + fwm_printed + raw(Hard(Dynamics(on="dyn")))),
+    "ld": Recipe(raw(jepa + Dynamics())),
+    "fwm": Recipe(jepa + fwm_printed),
+    "ac-hw": Recipe(raw(jepa + Pixels() + 0.3 * Hard(jepa))),
+    "hw": Recipe(jepa + 0.3 * Hard(jepa)),
+    "hw-ld": Recipe(raw(jepa + Hard(jepa) + Hard(Dynamics()))),
+    "fwm-ld": Recipe(jepa + fwm_printed + raw(Dynamics(on="dyn"))),
+    "combo": Recipe(raw(jepa + 0.5 * Delta() + 0.3 * Hard(jepa)), masks.AMG),
+    "delta": Recipe(raw(jepa + 0.5 * Delta())),
+    "ac": Recipe(raw(jepa + Pixels())),
+    "fac": Recipe(jepa + fwm_printed + raw(Pixels(on="dyn"))),
+    "ltc": Recipe(raw(jepa + 0.5 * Contrast())),
+    "spectral": Recipe(raw(jepa + Spectral())),
 }
 
-BY_EDITION = {"sound": SOUND, "paper": PAPER}
+# --------------------------------------------------------------------------------------------------------------------- released
+
+coded = jepa + Ramp(0.0, 0.5, begin=0.5) * Context()  # the context loss sets in at step 15 000 of 30 000
 
 
-def names() -> tuple[str, ...]:
-    """Names of all rows, in the paper's order."""
-    return tuple(SOUND)
+def released(auxiliary: Objective | Term | None = None, mask: masks.MultiBlock = masks.MULTIBLOCK) -> Recipe:
+    """A row as coded: auxiliaries on visible tokens and raw four-level latents; the EMA teacher is what its scripts evaluate."""
+    objective = coded if auxiliary is None else coded + raw(auxiliary).seen_as("visible")
+    return Recipe(objective, mask, levels=4, probe="teacher")
+
+
+def without_ema(auxiliary: Objective | Term) -> Recipe:
+    """As coded with `disable_ema`: targets carry gradient, and the evaluated copy keeps the weights it was born with."""
+    return Recipe(coded + auxiliary, teacher="online", stop_grad=False, levels=4, probe="initial")
+
+
+fwm_coded = 0.05 * static + 0.01 * orthogonal
+sigreg_coded = raw(SIGReg(n_scale=True, most=0)).seen_as("visible")
+
+RELEASED = {
+    "baseline": released(),
+    "motion-guided": released(mask=masks.MOTION_GUIDED_RELEASED),
+    "kin-l1": without_ema(Kinematic()),
+    "kin-l1-weak": without_ema(0.1 * Kinematic()),
+    "kin-accel": without_ema(0.1 * Kinematic(order=2)),
+    "kin-huber": without_ema(0.1 * Kinematic(huber=0.1)),
+    "kin-split": without_ema(0.1 * Kinematic(order=2, on="app")),
+    "kin-anneal": without_ema(Cosine(0.1, 0.0) * Kinematic(order=2)),
+    "sigreg": released(sigreg_coded),
+    "sigreg-no-ema": without_ema(sigreg_coded),
+    "hamiltonian": released(Hamiltonian(dt=0.1, layers=2, toward="teacher")),
+    "velgate": released(VelGate(within="step")),
+    "future": released(mask=masks.FUTURE_RELEASED),
+    "motion-future": released(mask=masks.MOTION_FUTURE_RELEASED),
+    "fwm-hw-ld": released(Hard(jepa) + fwm_coded + Detached(Hard(Dynamics(on="dyn")))),
+    "ld": released(Dynamics()),
+    "fwm": released(fwm_coded),
+    "ac-hw": released(Pixels() + 0.3 * Hard(jepa)),
+    "amg": released(mask=masks.AMG_RELEASED),
+    "hw": released(0.3 * Hard(jepa)),
+    "hw-ld": released(Hard(jepa) + Detached(Hard(Dynamics()))),
+    "fwm-ld": released(fwm_coded + Dynamics(on="dyn")),
+    "combo": released(0.5 * Delta() + 0.3 * Hard(jepa), masks.AMG_RELEASED),
+    "delta": released(0.5 * Delta()),
+    "ac": released(Pixels()),
+    "fac": released(fwm_coded + Pixels(on="dyn")),
+    "ltc": released(0.5 * Contrast()),
+    "spectral": released(Spectral(weights="released")),
+}
+
+# --------------------------------------------------------------------------------------------------------------------- controls
+
+CONTROLS = {
+    "random-init": Recipe(jepa, probe="initial"),  # an encoder that never trained
+    "baseline-no-ema": Recipe(jepa, teacher="online"),  # what the kinematic rows change besides their term
+    "jepa-x2": Recipe(2 * jepa),  # AdamW hardly sees the scale of a lone loss: a second baseline run
+    "hw-uniform": Recipe(jepa + 0.3 * Hard(jepa, tau=1e9)),  # hard weights that are all 1
+    "hw-1.0": Recipe(jepa + hard(jepa)),  # the weight that the combinations use
+    "fwm-hw": Recipe(jepa + hard(jepa) + fwm),  # the eighth cell of the ablation
+    "fwm-random-split": Recipe(jepa + 0.05 * Shuffled(static) + 0.01 * Shuffled(orthogonal)),  # halves of random channels
+    "ld-full-in-fwm": Recipe(jepa + hard(jepa) + fwm + hard(Dynamics())),  # the full method without the slice of its dynamics head
+    "aux-gradnorm": replace(SOUND["fwm-hw-ld"], weighting=GradientRatio()),  # every auxiliary at one gradient ratio
+    "straighten": Recipe(jepa + 0.1 * Straight()),  # the scale-free cousin of kin-accel
+}
+
+BY_EDITION = {"sound": SOUND | CONTROLS, "paper": PAPER, "released": RELEASED}
+
+
+def names(edition: str = "sound") -> tuple[str, ...]:
+    """Names of an edition's rows in the paper's order; the sound edition has the controls too."""
+    return tuple(_rows(edition))
 
 
 def recipe(name: str | Recipe | Objective | Term, edition: str = "sound") -> Recipe:
@@ -62,15 +198,15 @@ def recipe(name: str | Recipe | Objective | Term, edition: str = "sound") -> Rec
 
     Raises ValueError for an unknown name (with the near ones), an unknown edition, or an expression of anything but this package's values.
     """
+    rows = _rows(edition)
     if not isinstance(name, str):
         return as_recipe(name)
-    if edition not in BY_EDITION:
-        raise ValueError(f"unknown edition {edition!r}: expected one of {', '.join(BY_EDITION)}")
-    rows = BY_EDITION[edition]
     if name in rows:
         return rows[name]
     if "(" in name:
         return as_recipe(read(name))
+    if name in CONTROLS:
+        raise ValueError(f"{name!r} is a control of ours: it has the edition 'sound' only, not {edition!r}")
     near = difflib.get_close_matches(name, rows, cutoff=0.4) or list(rows)
     raise ValueError(f"unknown variant {name!r}: did you mean {' or '.join(near)}? (an expression such as 'JEPA() + Dynamics()' works too)")
 
@@ -82,3 +218,9 @@ def name_of(value: Recipe) -> tuple[str, str] | None:
             if row == value:
                 return name, edition
     return None
+
+
+def _rows(edition: str) -> dict[str, Recipe]:
+    if edition not in BY_EDITION:
+        raise ValueError(f"unknown edition {edition!r}: expected one of {', '.join(BY_EDITION)}")
+    return BY_EDITION[edition]

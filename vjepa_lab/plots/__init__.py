@@ -1,7 +1,8 @@
 """Figures and tables: one function each, a tidy table in, a figure out. Nothing here loads, trains or decides what is true."""
 
+from .ablation import ablation, effects, interaction
+from .audit import audit
 from .bars import tradeoffs
-from .clips import Player, Players, curves, error_maps, masked, strips
 from .style import save
 
-__all__ = ["Player", "Players", "curves", "error_maps", "masked", "save", "strips", "tradeoffs"]
+__all__ = ["ablation", "audit", "effects", "interaction", "save", "tradeoffs"]

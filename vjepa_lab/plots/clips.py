@@ -1,0 +1,154 @@
+"""Clips to look at: film strips with masks or error maps over them, and looping players. Clips are uint8 [c f y x]."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+
+import numpy as np
+
+from .style import INK, look, new_figure
+
+
+def frames_of(clip) -> np.ndarray:
+    """Clip uint8 [c f y x] (tensor or array) -> frames [f y x c]."""
+    clip = np.asarray(clip)
+    if clip.ndim != 4 or clip.shape[0] != 3 or clip.dtype != np.uint8:
+        raise ValueError(
+            f"a clip to look at is uint8 [3 f y x], got {clip.dtype} {list(clip.shape)}; normalised ones: data.denormalize(clip)"
+        )
+    return clip.transpose(1, 2, 3, 0)
+
+
+def veil(frames: np.ndarray, shown: np.ndarray, colour: Sequence[int] = (120, 126, 134), strength: float = 0.88) -> np.ndarray:
+    """Frames [f y x c] with a flat colour over every token that is not `shown` [t h w]."""
+    cover = ~_enlarge(shown, frames.shape[:3])[..., None]
+    return np.where(cover, (1 - strength) * frames + strength * np.asarray(colour), frames).astype(np.uint8)
+
+
+def heat(frames: np.ndarray, error: np.ndarray, low: float, high: float, strength: float = 0.65) -> np.ndarray:
+    """Frames [f y x c] in grey under a map [t h w] in colour, transparent where the map is nan; values from `low` to `high`."""
+    from matplotlib import colormaps
+
+    error = _enlarge(error, frames.shape[:3])
+    share = np.clip((np.nan_to_num(error) - low) / max(high - low, 1e-12), 0, 1)
+    colour = 255 * colormaps["inferno"](share)[..., :3]
+    grey = frames.mean(-1, keepdims=True) * np.ones(3)
+    mixed = (1 - strength) * grey + strength * colour
+    return np.where(np.isnan(error)[..., None], 0.6 * grey + 90, mixed).astype(np.uint8)
+
+
+def _enlarge(tokens: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Map [t h w] -> [f y x], each token over its own pixels."""
+    tokens = np.asarray(tokens)
+    for axis, n in enumerate(shape):
+        tokens = tokens.repeat(-(-n // tokens.shape[axis]), axis=axis)
+    return tokens[: shape[0], : shape[1], : shape[2]]
+
+
+def strips(rows: Mapping[str, np.ndarray], *, every: int = 1, title: str | None = None, width: float = 6.875, paper: bool = False):
+    """Film strips under one another: {label: frames [f y x c]} -> matplotlib Figure, time from left to right."""
+    rows = {label: np.asarray(frames)[::every] for label, frames in rows.items()}
+    count = max(len(frames) for frames in rows.values())
+    side = (width - 1.05) / count
+    with look(paper):
+        figure, axes = new_figure(width, side * len(rows) * 1.06 + (0.32 if title else 0.06), len(rows), count)
+        figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+        for line, (label, frames) in zip(axes, rows.items(), strict=True):
+            for ax in line:
+                ax.set(xticks=[], yticks=[])
+                ax.spines[:].set_visible(False)
+            for ax, frame in zip(line, frames, strict=False):
+                ax.imshow(frame, interpolation="nearest")
+            line[0].set_ylabel(label, rotation=0, ha="right", va="center", color=INK, labelpad=5)
+        if title:
+            figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    return figure
+
+
+def masked(clip, masks, grid, *, sample: int = 0, names: Sequence[str] = ("short", "long"), every: int = 2, title: str | None = None):
+    """What the student sees and what it must predict of a clip, for each mask kind.
+
+    clip: uint8 [c f y x].  masks: what `draw` returned.  grid: tokens (t, h, w).  sample: which row of the masks belongs to the clip.
+    """
+    frames = frames_of(clip)
+    rows = {"clip": frames}
+    for i, mask in enumerate(masks):
+        name = names[i] if len(masks) <= len(names) else f"kind {i}"
+        seen, hidden = (part[sample].numpy() for part in mask.maps(grid))
+        rows[f"{name}: seen"] = veil(frames, seen)
+        rows[f"{name}: predict"] = veil(frames, hidden, colour=(232, 205, 176))
+    return strips(rows, every=every, title=title)
+
+
+def error_maps(clip, maps: Mapping[str, np.ndarray], *, every: int = 2, title: str | None = None):
+    """Error maps over a clip, each on its own scale (2nd to 98th percentile, printed in its label); nan: no error there.
+
+    clip: uint8 [c f y x].  maps: {term: [t h w]}, fewer steps than the clip's for temporal terms.
+    """
+    frames = frames_of(clip)
+    rows = {"clip": frames}
+    for name, error in maps.items():
+        error = np.asarray(error, dtype=float)
+        low, high = np.nanpercentile(error, [2, 98]) if np.isfinite(error).any() else (0, 1)
+        steps = len(frames) * len(error) // _steps(error, maps)
+        rows[f"{name}\n{low:.2g} to {high:.2g}"] = heat(frames[:steps], error, low, high)
+    return strips(rows, every=every, title=title)
+
+
+def _steps(error: np.ndarray, maps: Mapping[str, np.ndarray]) -> int:
+    return max(max(len(m) for m in maps.values()), len(error))
+
+
+class Player:
+    """A clip that plays in a notebook: an animated WebP, a few kilobytes, no scripts."""
+
+    def __init__(self, clip, *, fps: float = 8.0, zoom: int = 3, caption: str = ""):
+        from PIL import Image
+
+        frames = [Image.fromarray(f) for f in frames_of(clip)]
+        size = tuple(zoom * n for n in frames[0].size)
+        frames = [f.resize(size, Image.Resampling.NEAREST) for f in frames]
+        buffer = BytesIO()
+        frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0, quality=80)
+        self.webp, self.size, self.caption = buffer.getvalue(), size, caption
+
+    def _repr_html_(self) -> str:
+        data = base64.b64encode(self.webp).decode()
+        picture = f'<img src="data:image/webp;base64,{data}" width="{self.size[0]}" height="{self.size[1]}" alt="{self.caption or "clip"}">'
+        return f'<figure style="display:inline-block;margin:4px">{picture}<figcaption>{self.caption}</figcaption></figure>'
+
+
+class Players:
+    """Several clips side by side."""
+
+    def __init__(self, clips, captions: Sequence[str] = (), **options):
+        captions = [*captions, *[""] * len(clips)]
+        self.players = [Player(clip, caption=caption, **options) for clip, caption in zip(clips, captions, strict=False)]
+
+    def _repr_html_(self) -> str:
+        return "".join(p._repr_html_() for p in self.players)
+
+
+def curves(table, *, title: str | None = None, paper: bool = False):
+    """Training curves of one or several runs: loss, the spread of the teacher's channels, throughput.
+
+    table: logged steps (`Run.metrics()`), or {name: logged steps}.
+    """
+    tables = table if isinstance(table, Mapping) else {"": table}
+    panels = {"loss": "loss", "std": "spread of teacher's channels", "grad_norm": "gradient norm", "clips_per_s": "clips / s"}
+    with look(paper):
+        figure, axes = new_figure(6.875, 1.75, 1, len(panels))
+        for ax, (column, label) in zip(axes[0], panels.items(), strict=True):
+            for name, steps in tables.items():
+                if column in steps:
+                    ax.plot(steps["step"], steps[column], lw=1.1, label=name or None)
+            ax.set(xlabel="step")
+            ax.set_title(label, loc="left")
+            ax.set_ylim(bottom=0) if column in ("std", "clips_per_s") else None
+        if len(tables) > 1:
+            axes[0][0].legend()
+        if title:
+            figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    return figure
