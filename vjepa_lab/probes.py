@@ -257,37 +257,35 @@ def _result(
 ) -> ProbeResult:  # fmt: skip
     """Score class probabilities [n k] of the test clips: the only place where a probe meets test labels."""
     y, names = test.labels[label], test.classes[label]
-    benchmark = benchmark or (test.name if label == "class" else f"{test.name}/{label}")
+    about = {"benchmark": benchmark or (test.name if label == "class" else f"{test.name}/{label}"), "probe": probe}
     probability = probability.cpu().double()
     top1 = probability.argmax(1)
-    right = top1 == y
+    per_class = _per_class(y, top1, names)
 
-    count = torch.bincount(y, minlength=len(names))
-    hits = torch.bincount(y[right], minlength=len(names))
-    there = count > 0
-    share = 100 * hits[there] / count[there]
-    lo, hi = results.wilson(share, count[there])
-    per_class = pd.DataFrame({"class": there.nonzero()[:, 0], "n": count[there], "top1": share, "lo": lo, "hi": hi})
-    per_class.insert(1, "name", [names[i] for i in per_class["class"]])
-
-    effective = int(there.sum()) ** 2 / float((1 / count[there]).sum())
-    measured = [("top1", 100 * right.double().mean(), len(y)), ("balanced_accuracy", share.mean(), effective)]
+    measured = {"top1": (100 * (top1 == y).double().mean(), len(y))}
     if len(names) > 5:
-        top5 = (probability.topk(5).indices == y[:, None]).any(1)
-        measured.insert(1, ("top5", 100 * top5.double().mean(), len(y)))
-    about = {"benchmark": benchmark, "probe": probe}
+        measured["top5"] = 100 * (probability.topk(5).indices == y[:, None]).any(1).double().mean(), len(y)
+    measured["balanced_accuracy"] = per_class["top1"].mean(), len(per_class) ** 2 / (1 / per_class["n"]).sum()
     rows = []
-    for metric, value, size in measured:
+    for metric, (value, size) in measured.items():
         lo, hi = map(float, results.wilson(float(value), size))
-        row = {"metric": metric, "value": float(value), "n": len(y), "lo": lo, "hi": hi}
-        rows.append(about | row | {"encoder": test.encoder, "label": label, "probe_seed": seed})
+        row = about | {"metric": metric, "value": float(value), "n": len(y), "lo": lo, "hi": hi}
+        rows.append(row | {"encoder": test.encoder, "label": label, "probe_seed": seed})
 
     others = probability.scatter(1, y[:, None], -torch.inf).amax(1)
-    margin = probability.gather(1, y[:, None])[:, 0] - others
-    columns = {"id": test.index, "label": y, "top1": top1, "margin": margin.float()}
-    predictions = pd.DataFrame({name: values.numpy() for name, values in columns.items()}).assign(**about, encoder=test.encoder)
-    beside = controls(train.labels[label], y, len(names), benchmark)
+    margin = (probability.gather(1, y[:, None])[:, 0] - others).float()
+    predictions = pd.DataFrame({"id": test.index, "label": y, "top1": top1, "margin": margin} | about | {"encoder": test.encoder})
+    beside = controls(train.labels[label], y, len(names), about["benchmark"])
     return ProbeResult(rows, per_class, predictions, selected, pd.DataFrame(search), beside)
+
+
+def _per_class(y: Tensor, top1: Tensor, names: Sequence[str]) -> pd.DataFrame:
+    """Accuracy within each class that occurs, in percent with its Wilson interval."""
+    count, hits = (torch.bincount(each, minlength=len(names)) for each in (y, y[top1 == y]))
+    there = count.nonzero()[:, 0]
+    share = 100 * hits[there] / count[there]
+    lo, hi = results.wilson(share, count[there])
+    return pd.DataFrame({"class": there, "name": [names[i] for i in there], "n": count[there], "top1": share, "lo": lo, "hi": hi})
 
 
 def _pair(train: Features, test: Features, label: str) -> tuple[Features, Features]:
