@@ -3,6 +3,7 @@
 from .ablation import ablation, effects, interaction
 from .audit import audit
 from .bars import tradeoffs
+from .fronts import correlations, pareto, ranks, scatter
 from .style import save
 
-__all__ = ["ablation", "audit", "effects", "interaction", "save", "tradeoffs"]
+__all__ = ["ablation", "audit", "correlations", "effects", "interaction", "pareto", "ranks", "save", "scatter", "tradeoffs"]

@@ -57,19 +57,27 @@ def _panels(df, against, regime, benchmarks, variants, sources, baseline_seed) -
         own = table[table["source"].eq(source)]
         editions = own["edition"].nunique() > 1
         for (edition, where), part in own.groupby(["edition", "regime"], dropna=False, sort=False):
-            about = [SOURCES.get(source, source)] + [f"edition {edition}"] * editions + [f"pretrained on {where}"] * several
+            about = [source] + [f"edition {edition}"] * editions + [f"pretrained on {where}"] * several
             panels[_title(about, part)] = part
     return panels if _shared(panels) else dict(sorted(panels.items(), key=lambda item: item[1]["variant"].nunique()))
 
 
 def _title(about: list[str], part: pd.DataFrame) -> str:
-    seeds = part["seeds"].max()
-    head = f"{', '.join(about)}, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
-    if part["smoke"].all():
+    seeds = part["seeds"].where(part["basis"].eq("seeds"), 1)
+    return panel_title(about[0], seeds, bool(part["smoke"].all()), about[1:], "seed pairs")
+
+
+def panel_title(source: str, seeds: pd.Series, smoke: bool, about: Sequence[str] = (), unit: str = "seeds") -> str:
+    """Two lines: whose numbers over how many seeds; what the interval covers, or that they are no evidence."""
+    low, high = int(seeds.min()), int(seeds.max())
+    count = "one seed" if high == 1 else f"{high} seeds" if low == high else f"{low} to {high} seeds"
+    head = ", ".join([SOURCES.get(source, source), *about, count])
+    if smoke:
         return f"{head}\ndemonstration size: not evidence"
-    if part["basis"].eq("samples").all():
-        return f"{head}\n95 % interval of test sampling only"
-    return f"{head}\n95 % interval over {'2 or more' if part['seeds'].nunique() > 1 else seeds} seed pairs"
+    alone = "" if low > 1 else ", of test sampling where there is one seed"
+    return f"{head}\n95 % interval " + (
+        "of test sampling only" if high == 1 else f"over {high if low == high else ''} {unit}{alone}".replace("  ", " ")
+    )
 
 
 def _shared(panels: dict[str, pd.DataFrame]) -> bool:
@@ -87,12 +95,18 @@ def _order(panels: Iterable[pd.DataFrame]) -> list[str]:
 
 def _labels(panels: dict[str, pd.DataFrame]) -> dict[str, str]:
     table = pd.concat(panels.values())
-    printed = table.dropna(subset=["printed"]).drop_duplicates("variant").set_index("variant")["printed"].to_dict()
     untrained = set(table.loc[table["random_init"], "variant"])
-    return {name: printed.get(name, name) + (f" {DOUBLE_DAGGER}" if name in untrained else "") for name in table["variant"].unique()}
+    return {variant: name + (f" {DOUBLE_DAGGER}" if variant in untrained else "") for variant, name in names_of(table).items()}
 
 
-def _benchmarks(panels: Iterable[pd.DataFrame]) -> list[str]:
+def names_of(df: pd.DataFrame) -> dict[str, str]:
+    """Variant -> the name printed in the paper where the table knows it, else the variant."""
+    known = df.dropna(subset=["printed"]).drop_duplicates("variant") if "printed" in df else df[:0]
+    printed = dict(zip(known["variant"], known.get("printed", ()), strict=True))
+    return {variant: printed.get(variant, variant) for variant in df["variant"].unique()}
+
+
+def benchmark_order(panels: Iterable[pd.DataFrame]) -> list[str]:
     """The benchmarks of some panels, the paper's first: a benchmark keeps its colour from figure to figure."""
     there = list(dict.fromkeys(name for part in panels for name in part["benchmark"]))
     return [name for name in results.PROBES if name in there] + [name for name in there if name not in results.PROBES]
@@ -118,7 +132,7 @@ def _notes(panels: dict[str, pd.DataFrame], against: str) -> list[str]:
 
 
 def _matplotlib(panels: dict[str, pd.DataFrame], against: str, paper: bool, column: str):
-    benchmarks, labels = _benchmarks(panels.values()), _labels(panels)
+    benchmarks, labels = benchmark_order(panels.values()), _labels(panels)
     shared = _shared(panels)
     orders = [_order(panels.values() if shared else [part]) for part in panels.values()]
     thick = 0.085 if column == "double" else 0.075
@@ -148,7 +162,7 @@ def _matplotlib(panels: dict[str, pd.DataFrame], against: str, paper: bool, colu
 
 def grouped_bars(ax, part: pd.DataFrame, order: Sequence[str], colour: Mapping[str, str], hatch: Mapping[str, str]) -> None:
     """Horizontal bars of one panel on `ax`, variants top down, a bar per benchmark, its interval as a thin line."""
-    benchmarks = _benchmarks([part])
+    benchmarks = benchmark_order([part])
     thick = 0.8 / len(benchmarks)
     for k, benchmark in enumerate(benchmarks):
         rows = part[part["benchmark"].eq(benchmark)]
@@ -187,7 +201,7 @@ def _plotly(panels: dict[str, pd.DataFrame], against: str):
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    benchmarks, labels = _benchmarks(panels.values()), _labels(panels)
+    benchmarks, labels = benchmark_order(panels.values()), _labels(panels)
     colour, shared = colours(benchmarks), _shared(panels)
     orders = [_order(panels.values() if shared else [part]) for part in panels.values()]
     pixels = [len(order) * (15 * part["benchmark"].nunique() + 8) for order, part in zip(orders, panels.values(), strict=True)]
@@ -199,7 +213,7 @@ def _plotly(panels: dict[str, pd.DataFrame], against: str):
     legend: set[str] = set()
     for k, (order, part) in enumerate(zip(orders, panels.values(), strict=True), 1):
         at = {"row": 1, "col": k} if shared else {"row": k, "col": 1}
-        for benchmark in _benchmarks([part]):
+        for benchmark in benchmark_order([part]):
             rows = part[part["benchmark"].eq(benchmark)].assign(name=lambda r: r["variant"].map(labels))
             fig.add_trace(_bars(go, rows, colour[benchmark], against, benchmark not in legend), **at)
             fig.add_trace(_daggers(go, rows[rows["flag"].ne("")]), **at)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 
 PALETTE = ("#1f3a5f", "#d9792b", "#8fcfbb", "#7a4f8c", "#e6c34a", "#9aa0a6")
@@ -89,15 +89,24 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **k
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
+FIXED = {"D-48": 0, "IN-100": 1, "SSv2": 2}
+"A benchmark of the paper has the same colour in every figure."
+
+
 def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour per name, in order; beyond six they repeat with another hatch."""
-    names = list(names)
-    return dict(zip(names, islice(cycle(PALETTE), len(names)), strict=True))
+    """A colour per name; beyond six they repeat with another hatch."""
+    return _assign(names, PALETTE)
 
 
 def hatches(names: Iterable[str]) -> dict[str, str]:
+    return _assign(names, HATCHES)
+
+
+def _assign(names: Iterable[str], values: Sequence[str]) -> dict[str, str]:
     names = list(names)
-    return dict(zip(names, islice(cycle(HATCHES), len(names)), strict=True))
+    fixed = {name: FIXED[name] for name in names if name in FIXED}
+    free = cycle(k for k in range(len(values)) if k not in fixed.values())
+    return {name: values[fixed[name] if name in fixed else next(free)] for name in names}
 
 
 def footnote(figure, lines: Sequence[str], size: float = 6.2) -> None:

@@ -1,0 +1,130 @@
+"""The trade-offs beside what they should be compared with: another seed of the baseline, an untrained encoder, a constant predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from .. import results
+from .bars import benchmark_order, names_of
+from .style import INK, RULE, WIDTH, footnote, look, new_figure
+
+WARM, COOL = "#c8553d", "#1f3a5f"
+
+
+def audit(
+    df: pd.DataFrame,
+    against: str = "baseline",
+    *,
+    regime: str = "mixed",
+    source: str = "released",
+    benchmarks: Sequence[str] | None = None,
+    paper: bool = False,
+    column: str = "double",
+):
+    """Accuracy of every variant with its 95 % sampling interval, a panel per benchmark, against three yardsticks.
+
+    Lines: each seed of the baseline (the gap between them is seed noise, seen once), the random-init encoder (mean of the rows that
+    measured one; band: their range), and the best predictor that ignores its input. Filled points differ from every baseline seed by
+    more than their own
+    sampling interval. Returns a matplotlib Figure.
+    """
+    known = results.select(df[df["source"].isin([source, "constant"])], regime=None, benchmarks=benchmarks)
+    rows = known[known["source"].eq(source) & known["regime"].eq(regime)]
+    if rows.empty or not rows["variant"].eq(against).any():
+        raise ValueError(
+            f"no {source!r} rows of regime {regime!r} with a baseline {against!r}; regimes: {sorted(df['regime'].dropna().unique())}"
+        )
+    base, others = rows[rows["variant"].eq(against)], rows[rows["variant"].ne(against)]
+    untrained, constants = results.random_init(known), results.constants(known)
+    shown = [name for name in benchmark_order([rows]) if name in set(base["benchmark"])]
+    order = list(others.groupby("variant")["value"].mean().sort_values().index)
+    labels = names_of(rows)
+    dashes = dict(zip(sorted(base["seed"].fillna(-1).unique(), reverse=True), BASELINE_DASHES, strict=False))
+    with look(paper):
+        side_by_side = column == "double"
+        shape = (1, len(shown)) if side_by_side else (len(shown), 1)
+        height = 0.17 * len(order) * (1 if side_by_side else len(shown)) + 1.3 + (0 if side_by_side else 0.7)
+        fig, axes = new_figure(WIDTH[column], height, *shape, sharey=True)
+        for ax, benchmark in zip(axes.flat, shown, strict=True):
+            pick = lambda table, name=benchmark: table[table["benchmark"].eq(name)]
+            _points(ax, pick(others), pick(base), order)
+            _yardsticks(ax, pick(base), dashes, pick(untrained), constants.get(benchmark, {}))
+            ax.set_yticks(range(len(order)), [labels[name] for name in order])
+            ax.set_title(benchmark)
+            ax.set_xlabel("accuracy (%)")
+        fig.legend(
+            handles=_legend(dashes, untrained, constants, shown),
+            loc="outside upper center",
+            ncols=2 if column == "single" else 4,
+            columnspacing=1.2,
+        )
+        footnote(fig, _notes(base, untrained, source))
+    return fig
+
+
+def _points(ax, rows: pd.DataFrame, base: pd.DataFrame, order: Sequence[str]) -> None:
+    y = [order.index(name) for name in rows["variant"]]
+    ax.hlines(y, rows["lo"], rows["hi"], color=INK, linewidth=0.9, zorder=3)
+    above, below = rows["lo"] > base["value"].max(), rows["hi"] < base["value"].min()
+    for mask, fill in ((above, COOL), (below, WARM), (~above & ~below, "white")):
+        ax.scatter(rows["value"][mask], np.array(y)[mask], s=14, facecolor=fill, edgecolor=INK, linewidth=0.6, zorder=4)
+    ax.set_ylim(-0.7, len(order) - 0.3)
+    ax.tick_params(axis="y", length=0)
+    ax.xaxis.grid(True, zorder=0)
+    for line in np.arange(len(order) - 1) + 0.5:
+        ax.axhline(line, color=RULE, linewidth=0.3, zorder=0)
+    ax.set_axisbelow(True)
+    ax.spines["left"].set_visible(False)
+
+
+BASELINE_DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+
+
+def _yardsticks(ax, base: pd.DataFrame, dashes: dict, untrained: pd.DataFrame, constants: dict[str, float]) -> None:
+    for seed, value in zip(base["seed"].fillna(-1), base["value"], strict=True):
+        ax.axvline(value, color=COOL, linewidth=1.0, linestyle=dashes.get(seed, "-"), zorder=2)
+    if len(untrained):
+        ax.axvspan(untrained["value"].min(), untrained["value"].max(), color="#f0b892", alpha=0.55, linewidth=0, zorder=1)
+        ax.axvline(untrained["value"].mean(), color="#d9792b", linewidth=1.0, zorder=2)
+    if constants:
+        ax.axvline(max(constants.values()), color="#666666", linewidth=1.0, linestyle=":", zorder=2)
+
+
+def _legend(dashes: dict, untrained: pd.DataFrame, constants: dict, shown: Sequence[str]) -> list:
+    from matplotlib.lines import Line2D
+
+    names = ["baseline" if seed < 0 else f"baseline, seed {seed:.0f}" for seed in dashes]
+    lines = [Line2D([], [], color=COOL, linestyle=dash, linewidth=1, label=name) for name, dash in zip(names, dashes.values(), strict=True)]
+    if len(untrained):
+        lines.append(Line2D([], [], color="#d9792b", linewidth=1, label="random-init encoder"))
+    if any(constants.get(name) for name in shown):
+        lines.append(Line2D([], [], color="#666666", linestyle=":", linewidth=1, label="largest class"))
+    dot = lambda fill, label: Line2D(
+        [], [], marker="o", linestyle="", markersize=4, markerfacecolor=fill, markeredgecolor=INK, markeredgewidth=0.6, label=label
+    )
+    seen = "every baseline seed" if len(dashes) > 1 else "the baseline"
+    return [*lines, dot(COOL, f"above {seen}"), dot(WARM, f"below {seen}"), dot("white", "neither")]
+
+
+def _notes(base: pd.DataFrame, untrained: pd.DataFrame, source: str) -> list[str]:
+    notes = [
+        f"{source.capitalize()} results, one seed each; thin lines: 95 % interval of test sampling, without the noise of another seed."
+    ]
+    gaps = base.groupby("benchmark", sort=False)["value"].agg(["max", "min", "count"])
+    gaps = gaps[gaps["count"] > 1]
+    if len(gaps):
+        notes.append(
+            "Two seeds of the baseline differ by "
+            + ", ".join(f"{g['max'] - g['min']:.2f} points ({name})" for name, g in gaps.iterrows())
+            + "."
+        )
+    if len(untrained):
+        counts = untrained.groupby("benchmark", sort=False)["value"].agg(["mean", "count"])
+        means = ", ".join(
+            f"{name} {row['mean']:.2f} % ({row['count']:.0f} rows)" for name, row in counts.iterrows() if name in set(base["benchmark"])
+        )
+        notes.append(f"Random init: the mean of the rows that measured an untrained encoder, band: their range. {means}.")
+    return notes
