@@ -3,7 +3,25 @@
 from .ablation import ablation, effects, interaction
 from .audit import audit
 from .bars import tradeoffs
+from .clips import Player, Players, curves, error_maps, masked, strips
 from .fronts import correlations, pareto, ranks, scatter
 from .style import save
 
-__all__ = ["ablation", "audit", "correlations", "effects", "interaction", "pareto", "ranks", "save", "scatter", "tradeoffs"]
+__all__ = [
+    "Player",
+    "Players",
+    "ablation",
+    "audit",
+    "correlations",
+    "curves",
+    "effects",
+    "error_maps",
+    "interaction",
+    "masked",
+    "pareto",
+    "ranks",
+    "save",
+    "scatter",
+    "strips",
+    "tradeoffs",
+]
