@@ -212,6 +212,11 @@ class MultiBlock(Value):
         if self.full_complement and self.pred_full_complement:
             raise ValueError("MultiBlock: full_complement and pred_full_complement exclude each other; choose one")
 
+    @property
+    def needs_clip(self) -> bool:
+        """Whether `draw` looks at the clip."""
+        return isinstance(self.where, Motion)
+
     def draw(
         self,
         batch: int,

@@ -8,6 +8,7 @@ checkpoints map one to one.
 import copy
 import math
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import cached_property
 
 import torch
@@ -266,8 +267,8 @@ class Latents:
         self.model, self.clip, self.masks, self.step, self.progress, self.full = model, clip, masks, step, progress, full
         self.grid = model.student.grid(clip)
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.clip.device.type, torch.bfloat16, enabled=self.model.bf16)
+    def autocast(self):
+        return torch.autocast(self.clip.device.type, torch.bfloat16) if self.model.bf16 else nullcontext()
 
     @cached_property
     def patches(self) -> Tensor:

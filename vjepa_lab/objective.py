@@ -408,6 +408,12 @@ class Recipe(Value):
         if not self.objective.terms:
             raise ValueError("a recipe needs an objective with at least one term, such as JEPA()")
 
+    def cost(self, preset="base", batch: int = 8):
+        """Passes and GFLOP per clip and training step, against the baseline's (`cost.Cost`)."""
+        from vjepa_lab.cost import cost
+
+        return cost(self, preset, batch)
+
 
 def as_recipe(value) -> Recipe:
     """A recipe, or the recipe of a bare objective or term with the default masks and EMA teacher."""
