@@ -31,6 +31,7 @@ probe: Literal["linear", "attentive"] = "linear"
 seeds = [0, 1]
 size, where = 64, Path("runs")
 overrides: dict = {}
+labels: str | Sequence[str] = "class"
 """
 
 
@@ -78,6 +79,9 @@ def printed(path: Path) -> str:
         ("size", "32", 32),
         ("where", "elsewhere", "elsewhere"),
         ("overrides", "{'steps': 20}", {"steps": 20}),
+        ("overrides", "steps=20, lr=1e-3", {"steps": 20, "lr": 1e-3}),
+        ("labels", "motion,shape", ["motion", "shape"]),
+        ("labels", "motion", "motion"),
         ("overrides", '{"compile": true}', {"compile": True}),
     ],
 )

@@ -6,8 +6,9 @@ import ast
 import difflib
 import json
 import os
+import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
@@ -27,7 +28,8 @@ class Argument:
     default: Any = REQUIRED
 
     def read(self, value):
-        """The value as JSON-like data. Text means what it means for the type: "false", "1e-4", "null", "[0, 1]" and "0,1" for a list.
+        """The value as JSON-like data. Text means what it means for the type: "false", "1e-4", "null", "[0, 1]" or "0,1" for a list,
+        "a=1,b=2" for a dict.
 
         Raises ValueError naming the argument and the type for a value that does not fit, TypeError for one that is not plain data.
         """
@@ -61,13 +63,19 @@ def _readings(value, kind) -> list[tuple[Any, bool]]:
     if not isinstance(value, str):
         return [(value, True), (value, False)]
     readings = [(literal(value), True), (value, False)]
-    if _holds(kind, (list, tuple)):
+    if _holds(kind, (list, tuple, Sequence)):
         parts = [part.strip() for part in value.strip("[]() ").split(",") if part.strip()]
-        readings += [(literal(value), False), ([literal(part) for part in parts], False), (parts, False)]
+        whole = [(literal(value), False)] if isinstance(literal(value), list | tuple) else []
+        several = [*whole, ([literal(part) for part in parts], False), (parts, False)]
+        return several + readings if "," in value else readings + several
+    if _holds(kind, (dict,)) and "=" in value:
+        pairs = (pair.partition("=") for pair in value.split(","))
+        readings.append(({name.strip(): literal(item) for name, _, item in pairs}, False))
     return readings
 
 
 def _holds(kind, containers: tuple[type, ...]) -> bool:
+    """Whether a type, or one of its alternatives, is one of these containers."""
     if get_origin(kind) in (Union, types.UnionType):
         return any(_holds(k, containers) for k in get_args(kind))
     return (get_origin(kind) or kind) in containers
@@ -124,7 +132,7 @@ def describe(kind) -> str:
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join("nothing (null)" if k is type(None) else describe(k) for k in get_args(kind))
     if get_origin(kind):
-        return str(kind).replace("typing.", "")
+        return re.sub(r"[\w.]+\.", "", str(kind))
     return getattr(kind, "__name__", str(kind))
 
 

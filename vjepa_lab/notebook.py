@@ -215,6 +215,13 @@ def status(out: str | Path) -> dict:
     return known
 
 
+def summary(executed: str | Path) -> list[str]:
+    """What the cells tagged `summary` of an executed notebook printed or showed, as text."""
+    outputs = [o for cell in read(executed).cells if "summary" in cell.metadata.get("tags", []) for o in cell.get("outputs", [])]
+    texts = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs]
+    return [text.rstrip() for text in texts if text.strip()]
+
+
 def beside(out: str | Path, state: str) -> Path:
     """The notebook of an execution that writes `out` in the state running, failed or interrupted."""
     return Path(out).with_suffix(ENDINGS[state])

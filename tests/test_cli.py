@@ -1,0 +1,227 @@
+"""The command line: options from signatures, one line for what the user got wrong, exit codes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from vjepa_lab import __main__ as cli
+from vjepa_lab.arguments import REQUIRED
+
+ROOT = Path(__file__).parents[1]
+
+
+def said(capsys, *argv: str) -> tuple[int, str, str]:
+    try:
+        code = cli.main([str(word) for word in argv])
+    except SystemExit as end:  # --help
+        code = end.code or 0
+    return code, *capsys.readouterr()
+
+
+def example(
+    name, preset: str = "micro", seed: int = 0, *, lr: float | None = None, kind: Literal["a", "b"] = "a", save: bool = True, **more
+):
+    """Do something.
+
+    name     what it is called
+    lr       peak of the
+             learning rate, 100% of it
+    preset   a size; `a word`
+
+    This line  is not about an argument.
+    """
+    return {"name": name, "preset": preset, "seed": seed, "lr": lr, "kind": kind, "save": save}
+
+
+def parse(*argv: str) -> dict:
+    parser = cli.Parser("example")
+    cli.offer(parser, example, leave_out=["preset"])
+    return vars(parser.parse_args(argv))
+
+
+def test_options_come_from_the_function():
+    assert [a.name for a in cli.arguments(example)] == ["name", "preset", "seed", "lr", "kind", "save"]
+    assert cli.arguments(example)[0].default is REQUIRED
+    assert cli.explained(example) == {
+        "name": "what it is called",
+        "lr": "peak of the learning rate, 100% of it",
+        "preset": "a size; `a word`",
+    }
+    assert parse("x") == {"name": "x"}  # what is not said keeps the function's default
+    assert parse("x", "--lr", "1e-4", "--seed", "3", "--no-save", "--kind", "b") == {
+        "name": "x", "lr": 1e-4, "seed": 3, "save": False, "kind": "b",
+    }  # fmt: skip
+    assert parse("x", "--lr", "null") == {"name": "x", "lr": None}
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        ([], "required: NAME"),
+        (["x", "--seed", "y"], "--seed: expected int, got 'y'"),
+        (["x", "--kind", "c"], "expected one of 'a', 'b', got 'c'"),
+        (["x", "--preset", "tiny"], "unrecognized arguments"),
+        (["x", "--see", "1"], "unrecognized arguments"),
+    ],
+)
+def test_arguments_that_make_no_sense(argv, complaint):
+    with pytest.raises(cli.UserError, match=complaint):
+        parse(*argv)
+
+
+def test_overview(capsys):
+    code, out, _ = said(capsys, "--help")
+    assert code == 0 and all(f"  {name} " in out for name in cli.COMMANDS)
+    assert said(capsys)[0] == 2
+    assert said(capsys, "--version")[1].strip() == "0.1.0"
+
+
+@pytest.mark.parametrize("name", [name for name, command in cli.COMMANDS.items() if command])
+def test_help(capsys, name):
+    code, out, _ = said(capsys, *name.split(), "--help")
+    assert code == 0 and cli.about(name).split()[0] in out and "--traceback" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "complaint"),
+    [
+        (["variantz"], 2, "unknown command 'variantz': did you mean variants?"),
+        (["data"], 2, "did you mean data check"),
+        (["data", "chek", "ucf101"], 2, "did you mean data check"),
+        (["run"], 2, "required: notebook (see vjepa-lab run --help)"),
+        (["run", "nowhere.ipynb"], 1, "nowhere.ipynb: no such notebook"),
+        (["variants", "fwm-hw-dl"], 1, "did you mean fwm-hw-ld"),
+        (["pretrain", "fwm-hw-dl"], 1, "did you mean fwm-hw-ld"),
+        (["pretrain", "ld", "--preset", "mikro"], 1, "did you mean micro"),
+        (["pretrain", "ld", "--lr", "fast"], 2, "--lr: expected float"),
+        (["probe", "nowhere"], 1, "nowhere: not a run folder"),
+        (["probe", "nowhere", "--set", "epochs"], 2, "expected NAME=VALUE"),
+        (["table", "nowhere"], 1, "nowhere: no such run folder"),
+        (["data", "check", "ucf", "nowhere"], 1, "unknown data set 'ucf'"),
+    ],
+)
+def test_errors_take_one_line(capsys, argv, code, complaint):
+    got, out, err = said(capsys, *argv)
+    assert got == code and out == ""
+    assert complaint in err and err.startswith("vjepa-lab: ") and err.count("\n") == 1
+
+
+def test_faults_of_the_library_keep_their_traceback(monkeypatch):
+    def broken(parser):
+        """broken"""
+        return lambda: [][1]
+
+    monkeypatch.setitem(cli.COMMANDS, "variants", broken)
+    with pytest.raises(IndexError):
+        cli.main(["variants"])
+
+
+def test_a_traceback_on_request():
+    with pytest.raises(FileNotFoundError):
+        cli.main(["run", "nowhere.ipynb", "--traceback"])
+
+
+def test_nothing_is_imported_before_the_command_is_known():
+    code = (
+        "import sys, vjepa_lab.__main__ as m; m.main(['--help']); print([x for x in ('torch', 'pandas', 'papermill') if x in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.endswith("[]\n")
+
+
+# --- commands ---
+
+
+def write(path: Path, *cells: str) -> Path:
+    tagged = new_code_cell("seed, data = 0, 'synthetic'", metadata={"tags": ["parameters"]})
+    last = new_code_cell("print('seed', seed)\ndata", metadata={"tags": ["summary"]})
+    meta = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=[tagged, *map(new_code_cell, cells), last], metadata=meta), path)
+    return path
+
+
+def test_run(tmp_path, capsys, monkeypatch):
+    """The summary of the notebook and where the executed notebook lies; in the caller's folder unless told otherwise."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "one.ipynb", "import os; open('here', 'w').close()")
+    code, out, _ = said(capsys, "run", "one.ipynb", "-p", "seed", "3", "-p", "data", "7", "--no-progress")
+    assert code == 0 and (tmp_path / "here").exists()
+    assert out.startswith("seed 3\n'7'\nexecuted notebook:  runs/notebooks/one.ipynb")
+    code, out, _ = said(capsys, "run", "one.ipynb", "--parameters")
+    assert code == 0 and out == "seed: int = 0\ndata: str = 'synthetic'\n"
+    code, out, err = said(capsys, "run", "one.ipynb", "-p", "sed", "3")
+    assert code == 1 and "one.ipynb: unknown parameter 'sed': did you mean seed?" in err
+
+
+def test_run_that_fails(tmp_path, capsys):
+    path = write(tmp_path / "one.ipynb", "raise ValueError('no clips')")
+    code, _, err = said(capsys, "run", path, "-o", tmp_path / "out", "--no-progress")
+    assert code == 1 and "one.ipynb failed in In [2]" in err and "ValueError: no clips" in err
+    assert (tmp_path / "out" / "one.failed.ipynb").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_run_that_is_interrupted(tmp_path, number):
+    path = write(tmp_path / "one.ipynb", "import time; open('started', 'w').close(); time.sleep(60)")
+    command = [sys.executable, "-m", "vjepa_lab", "run", path, "-o", "out", "--no-progress"]
+    (tmp_path / "work").mkdir()
+    process = subprocess.Popen(command, cwd=tmp_path / "work", stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "work" / "started").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    assert process.poll() is None
+    os.kill(process.pid, number)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number and f"interrupted by {number.name}" in err and "Traceback" not in err
+
+
+def test_variants(capsys):
+    code, out, _ = said(capsys, "variants", "ld", "baseline")
+    assert code == 0 and out.split("\n")[0].startswith("ld        Recipe(JEPA() + ")
+    code, out, _ = said(capsys, "variants")
+    assert code == 0 and len(out.splitlines()) >= 29
+
+
+def test_from_pretraining_to_the_table(tmp_path, capsys):
+    """The same run as by hand: pretrain, probe, table."""
+    code, out, _ = said(capsys, "pretrain", "ld", "--preset", "smoke", "--steps", "2", "--runs", tmp_path, "--no-progress")
+    run = Path(out.splitlines()[-1])
+    assert code == 0 and run.parent == tmp_path and (run / "last.pt").exists()
+    code, out, err = said(
+        capsys, "probe", run, "--labels", "motion,shape", "--limit", "24", "--no-progress", "--set", "epochs=1", "--set", "lrs=[0.1]"
+    )
+    assert code == 0, err
+    assert "motion" in out and "shape" in out
+    code, out, _ = said(capsys, "table", tmp_path)
+    assert code == 0 and "ld" in out and "motion" in out
+    code, out, _ = said(capsys, "table", tmp_path, "--csv", tmp_path / "all.csv")
+    assert code == 0 and (tmp_path / "all.csv").read_text().count("\n") > 2
+    code, _, err = said(capsys, "table", tmp_path, "--regime", "mixed")
+    assert code == 2 and "regime 'mixed'" in err
+
+
+def test_table_and_claims_of_the_paper(capsys):
+    code, out, _ = said(capsys, "table", ROOT / "data" / "paper", "--regime", "mixed")
+    assert code == 0 and "30.78" in out
+    code, out, _ = said(capsys, "claims")
+    assert code == 0 and "supported" in out
+
+
+def test_data(tmp_path, capsys):
+    """Export, check, prepare; a check with problems says so by its exit status."""
+    out = tmp_path / "set"
+    code, text, _ = said(capsys, "data", "export", out, "--clips", "train=8,test=4", "--frames", "8", "--size", "32", "--no-progress")
+    assert code == 0 and f"written:  {out}" in text
+    code, text, _ = said(capsys, "data", "check", "folder", out, "--no-progress", "--manifest", tmp_path / "found.csv")
+    assert (tmp_path / "found.csv").exists() and "folder at" in text and code == (0 if "no problems" in text else 1)
+    code, text, err = said(capsys, "data", "prepare", "folder", out, tmp_path / "small", "--no-progress", "--side", "32")
+    assert code == 0, err
+    assert (tmp_path / "small" / "manifest.csv").exists()

@@ -1,0 +1,394 @@
+"""The command line: `python -m vjepa_lab COMMAND`, or `vjepa-lab COMMAND`.
+
+A command is a function of the library; its options are the function's arguments, with their types, their defaults and the words of its
+docstring. Nothing is imported before the command is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .arguments import REQUIRED, Argument, describe, literal
+
+
+class UserError(Exception):
+    """What the user gave cannot be used; the message says how to go on."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes no abbreviations (a later option could change what they mean), and says what is wrong in one line."""
+
+    def __init__(self, prog: str, **kwargs):
+        super().__init__(prog, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+# ------------------------------------------------------------------------------------------------------------------- a function's options
+
+
+def arguments(function: Callable) -> list[Argument]:
+    """A function's named arguments."""
+    signature = inspect.signature(function, eval_str=True)
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    missing = inspect.Parameter.empty
+    return [
+        Argument(p.name, Any if p.annotation is missing else p.annotation, REQUIRED if p.default is missing else p.default)
+        for p in signature.parameters.values()
+        if p.kind in kinds
+    ]
+
+
+def explained(function: Callable) -> dict[str, str]:
+    """What a docstring's `name   text` lines say of each argument; a continuation is indented further."""
+    found, name = {}, ""
+    for line in inspect.cleandoc(function.__doc__ or "").splitlines():
+        if start := re.fullmatch(r"(\w+) {2,}(\S.*)|(\w+) (\S.*)", line) if not line.startswith(" ") else None:
+            name = start[1] or ""
+            if name:
+                found[name] = start[2]
+        elif name and line.startswith("  "):
+            found[name] += " " + line.strip()
+        else:
+            name = ""
+    return found
+
+
+def offer(parser: argparse.ArgumentParser, function: Callable, leave_out: Iterable[str] = ()) -> None:
+    """Give a parser an option for each argument of a function; one without default is positional."""
+    says = explained(function)
+    for argument in arguments(function):
+        if argument.name not in leave_out:
+            add(parser, argument, says.get(argument.name, ""))
+
+
+def add(parser, argument: Argument, says: str = "") -> None:
+    if argument.default is REQUIRED:
+        parser.add_argument(argument.name, metavar=argument.name.upper(), type=_reader(argument), help=_escaped(says))
+        return
+    flag = "--" + argument.name.replace("_", "-")
+    known = describe(argument.kind) if argument.kind is not Any else ""
+    default = "" if argument.default in (None, "") else f"default {argument.default}"
+    if argument.kind is bool:
+        default = f"default {'on' if argument.default else 'off'}"
+        how = {"action": argparse.BooleanOptionalAction}
+    else:
+        how = {"type": _reader(argument), "metavar": "VALUE"}
+    words = "; ".join(filter(None, (says, "" if argument.kind is bool else known, default)))
+    parser.add_argument(flag, dest=argument.name, default=argparse.SUPPRESS, help=_escaped(words), **how)
+
+
+def _reader(argument: Argument) -> Callable[[str], Any]:
+    def read(text: str):
+        try:
+            return argument.read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix(f"{argument.name}: ")) from None
+
+    return read
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name, literal(value)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ commands
+
+
+def run(parser: argparse.ArgumentParser):
+    """execute a notebook headless, with checked parameters"""
+    parser.add_argument("notebook", type=Path, help="the notebook to execute")
+    parser.add_argument(
+        "-p", dest="params", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter; repeat for more"
+    )
+    parser.add_argument("-o", dest="out", type=Path, help="where the executed notebook goes, a file or a folder; default runs/notebooks")
+    parser.add_argument("--cwd", type=Path, help="the kernel's folder, which relative paths mean; default the current one")
+    parser.add_argument("--timeout", type=int, metavar="SECONDS", help="the longest that one cell may take")
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no bar")
+    parser.add_argument("--parameters", action="store_true", help="list the notebook's parameters and execute nothing")
+    parser.epilog = "What cells tagged `summary` print is shown at the end. Ctrl-C interrupts the running cell, so that training can save."
+
+    def call(notebook, params, out, cwd, timeout, progress, parameters):
+        from . import notebook as notebooks
+
+        if parameters:
+            for argument in notebooks.parameters(notebook).values():
+                default = "" if argument.default is REQUIRED else f" = {argument.default!r}"
+                print(f"{argument.name}: {'anything' if argument.kind is Any else describe(argument.kind)}{default}")
+            return
+        done = notebooks.run(notebook, out, dict(params), cwd=cwd, timeout=timeout, progress=progress)
+        for text in notebooks.summary(done):
+            print(text)
+        print(f"executed notebook:  {done}  ({notebooks.status(done)['seconds']:.0f} s)")
+
+    return call
+
+
+def variants(parser):
+    """list the named objectives, each as the expression that rebuilds it"""
+    parser.add_argument("names", nargs="*", help="only these; default all")
+    parser.add_argument(
+        "--edition", default="sound", help="paper: as printed; released: as the published code computes it; sound (default)"
+    )
+
+    def call(names, edition):
+        from . import variants
+
+        known = variants.names(edition)
+        chosen = names or known
+        recipes = {name: variants.recipe(name, edition) for name in chosen}
+        width = max(map(len, chosen))
+        for name, recipe in recipes.items():
+            print(f"{name:{width}}  {recipe!r}")
+
+    return call
+
+
+def pretrain(parser):
+    """pretrain one objective with one seed into a run folder, or go on with it where it stopped"""
+    from dataclasses import fields
+
+    from .presets import Preset
+    from .train import pretrain
+
+    offer(parser, pretrain, leave_out=("callback",))
+    size = parser.add_argument_group("single values of the preset")
+    taken = {argument.name for argument in arguments(pretrain)} | {"name"}
+    for field in fields(Preset):
+        if field.name not in taken:
+            add(size, Argument(field.name, field.type, None), "")
+
+    def call(**options):
+        done = pretrain(**options)
+        print(f"{done!r}\n{done.path}")
+
+    return call
+
+
+def probe(parser):
+    """probe a run's frozen encoder on a benchmark; the rows go into the run's folder"""
+    from .evaluate import probe
+
+    offer(parser, probe)
+    how = {"action": "append", "type": setting, "default": [], "metavar": "NAME=VALUE"}
+    parser.add_argument("--set", dest="more", help="a further option of the probe; repeat for more", **how)
+
+    def call(more, **options):
+        import pandas as pd
+
+        results = probe(**options, **dict(more))
+        columns = ["benchmark", "probe", "variant", "metric", "value", "lo", "hi", "n"]
+        table = pd.concat([result.table() for result in results], ignore_index=True)
+        print(table[[name for name in columns if name in table]].to_string(index=False, float_format="%.2f"))
+
+    return call
+
+
+def table(parser):
+    """show the results of runs, beside the paper's, in one table"""
+    parser.add_argument("paths", nargs="*", type=Path, help="run folders, folders of them, csv files; default runs and data/paper")
+    parser.add_argument("--regime", help="only rows of this pretraining regime")
+    parser.add_argument("--metric", default="top1")
+    parser.add_argument("--csv", type=Path, help="write every measurement to this file instead")
+
+    def call(paths, regime, metric, csv):
+        from . import results
+
+        paths = paths or [path for path in (Path("runs"), Path("data/paper")) if path.is_dir()]
+        if not paths:
+            raise UserError("no folder runs or data/paper here; name the folders to read")
+        rows = results.load(*paths)
+        if csv:
+            rows.to_csv(csv, index=False)
+            print(f"{len(rows)} measurements:  {csv}")
+            return
+        rows = rows[rows["metric"].eq(metric) & (rows["regime"].eq(regime) if regime else True)]
+        if rows.empty:
+            raise UserError(f"no rows with metric {metric!r}" + (f" and regime {regime!r}" if regime else ""))
+        for name, part in rows.groupby("regime", sort=False):
+            print(f"\n{name}\n{results.wide(part).round(2).to_string(na_rep='')}")
+
+    return call
+
+
+def claims(parser):
+    """judge each statement of the paper on printed numbers, released ones, or runs"""
+    from .claims import main
+
+    offer(parser, main)
+    return main
+
+
+def data_check(parser):
+    """inspect a copy of a data set: counts, missing and damaged files, balance, lengths; writes its manifest"""
+    from .data.check import check
+
+    offer(parser, check)
+    parser.add_argument("--manifest", type=Path, help="where the manifest goes, .csv or .parquet; default manifest.csv in ROOT")
+
+    def call(manifest=None, **options):
+        report = check(**options)
+        print(report)
+        print(f"manifest:  {report.write(manifest)}")
+        return 0 if report.ok else 1
+
+    return call
+
+
+def data_prepare(parser):
+    """transcode a data set to small H.264 files in which seeking is cheap and exact"""
+    from .data.check import check
+    from .data.prepare import prepare
+
+    parser.add_argument("name", metavar="NAME", help="the data set, or folder")
+    parser.add_argument("root", metavar="ROOT", type=Path)
+    offer(parser, prepare, leave_out=("report",))
+
+    def call(name, root, **options):
+        report = check(name, root, hashes=False, workers=options.get("workers", 1), progress=options.get("progress", True))
+        print(f"prepared:  {prepare(report, **options)}")
+
+    return call
+
+
+def data_export(parser):
+    """write the synthetic world out as files, in the layout of a real data set"""
+    from .data.layouts import export
+
+    offer(parser, export)
+    return lambda **options: print(f"written:  {export(**options)}")
+
+
+def doctor(parser):
+    """what this machine has, and what will and will not work on it"""
+    parser.add_argument("roots", nargs="*", type=Path, help="folders to look for data sets in; default ./data")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print as JSON")
+
+    def call(roots, as_json):
+        from .doctor import main
+
+        return main(roots, as_json)
+
+    return call
+
+
+OWN_ARGUMENTS = {
+    "bench": "measure speed and memory: the training step, the loader, the probes",
+    "study": "run, resume and tabulate a grid of runs",
+}
+"Commands whose module reads its arguments itself, `main(argv) -> exit status`; they are offered where the module is there."
+
+COMMANDS: dict[str, Callable | None] = {
+    "run": run,
+    "variants": variants,
+    "pretrain": pretrain,
+    "probe": probe,
+    "table": table,
+    "claims": claims,
+    "data check": data_check,
+    "data prepare": data_prepare,
+    "data export": data_export,
+    "doctor": doctor,
+} | {name: None for name in OWN_ARGUMENTS if find_spec(f"{__package__}.{name}")}
+
+
+def about(name: str) -> str:
+    return OWN_ARGUMENTS.get(name) or COMMANDS[name].__doc__
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ the whole
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:{width}}  {about(name)}" for name in COMMANDS)
+    return f"usage: vjepa-lab COMMAND ...    (or python -m vjepa_lab COMMAND ...)\n\n{lines}\n\nvjepa-lab COMMAND --help says more."
+
+
+def parse(argv: list[str]) -> tuple[Callable[[], int | None], bool]:
+    """The call that the arguments ask for, and whether an error shall show its traceback."""
+    show = "--traceback" in argv
+    argv = [word for word in argv if word != "--traceback"]
+    name = next((" ".join(argv[:n]) for n in (2, 1) if " ".join(argv[:n]) in COMMANDS), None)
+    if name is None:
+        asked = " ".join(argv[: 2 if argv[0] == "data" else 1])
+        near = difflib.get_close_matches(asked, COMMANDS, cutoff=0.5) or [known for known in COMMANDS if known.startswith(asked)]
+        raise UserError(f"unknown command {asked!r}: {'did you mean' if near else 'expected'} {' or '.join(near or COMMANDS)}?")
+    rest = argv[len(name.split()) :]
+    if name in OWN_ARGUMENTS:
+        return lambda: importlib.import_module(f"{__package__}.{name}").main(rest), show
+    parser = Parser(f"vjepa-lab {name}", description=_escaped(about(name)))
+    call = COMMANDS[name](parser)
+    parser.epilog = " ".join(filter(None, (parser.epilog, "--traceback shows where an error came from.")))
+    options = vars(parser.parse_args(rest))
+    return lambda: call(**options), show
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command. Returns 0, 1 for a failure, 2 for arguments that make no sense, 128 + signal for an interruption."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(__import__(__package__).__version__)
+        return 0
+    show = "--traceback" in argv
+    try:
+        call, show = parse(argv)
+        return call() or 0
+    except UserError as error:
+        print(f"vjepa-lab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"vjepa-lab: {error}" if str(error) else "vjepa-lab: interrupted", file=sys.stderr)
+        return 128 + getattr(error, "signal", 2)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if show or not expected(error):
+            raise
+        print(f"vjepa-lab: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def expected(error: Exception) -> bool:
+    """Whether an error speaks of what the user gave or has, rather than of a fault in the library."""
+    from .notebook import NotebookError
+
+    if isinstance(error, ValueError | OSError | ModuleNotFoundError | FloatingPointError | NotebookError):
+        return True
+    return type(error).__name__ == "ClipError"
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}; install it with pip, or look at what `vjepa-lab doctor` says"
+    return str(error) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
