@@ -6,7 +6,18 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
+
+
+def x264_options() -> dict[str, str]:
+    """Options that keep libx264 deterministic.
+
+    On processors with AVX-512 the x264 of PyAV 18.1's wheels gives other bytes on every run (and heap corruption was seen); with its AVX2
+    code it does not.
+    """
+    return {"x264-params": "asm=avx2"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
+
 
 ENCODERS = {
     "h264": ("libx264", {"crf": "18", "preset": "veryfast"}),
@@ -32,7 +43,8 @@ def write_video(path, clip: Tensor, fps: float, codec: str = "h264", threads: in
         stream = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = threads
-        stream.options = {**defaults, **{name: str(value) for name, value in options.items()}}
+        safe = x264_options() if encoder == "libx264" else {}
+        stream.options = {**defaults, **safe, **{name: str(value) for name, value in options.items()}}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

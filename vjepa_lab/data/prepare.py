@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from .check import Report
 from .core import ClipError, DataError
+from .encode import x264_options
 from .video import is_image, probe
 
 
@@ -85,7 +86,7 @@ def transcode(source, target, side: int = 256, key_every: int = 30, quality: int
             rate = Fraction(stream.fps or 25).limit_denominator(1001)
             out = writer.add_stream("libx264", rate=rate)
             out.pix_fmt = "yuv420p"
-            out.options = {"crf": str(quality), "g": str(key_every), "preset": "fast"}
+            out.options = {"crf": str(quality), "g": str(key_every), "preset": "fast", **x264_options()}
             turns = None
             for count, frame in enumerate(reader.decode(reader.streams.video[0])):
                 if turns is None:
