@@ -2,8 +2,8 @@
 
 The yardstick is a plain training step of V-JEPA 2's structure (facebookresearch/vjepa2 app/vjepa/train.py, written anew): convolutional
 patch embedding of all tokens once per mask, rotary angles computed in every layer and call, predictor tokens sorted by place, one pass per
-mask throughout, targets normalised per mask, an optimiser and an EMA of many small steps, and a host synchronisation every step. Same maths,
-same weights, same masks, same clips as ours: the benchmark checks that both give the same loss before it times anything.
+mask throughout, targets normalised per mask, an optimiser and an EMA of many small steps, and a host synchronisation every step.
+Same maths, same weights, same masks, same clips as ours: both must give the same loss before anything is timed.
 """
 
 import argparse
@@ -253,7 +253,9 @@ def _same_loss(ours: Trainer, plain: PlainTrainer, clip: Tensor, bf16: bool) -> 
     with torch.no_grad():
         a, b = ours.loss(ours.model.latents(x, masks))[0], plain.loss(0, x)
     if abs(float(a) - float(b)) > (2e-2 if bf16 else 1e-4):
-        raise RuntimeError(f"our step computes {float(a):.6f} and the plain one {float(b):.6f}: they must agree before a comparison means anything")
+        raise RuntimeError(
+            f"our step computes {float(a):.6f} and the plain one {float(b):.6f}: they must agree before a comparison means anything"
+        )
 
 
 def show(rows: list[dict]) -> str:
@@ -271,7 +273,9 @@ def show(rows: list[dict]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """`bench step`: the tables on stdout, or as JSON."""
-    parser = argparse.ArgumentParser(prog="vjepa_lab bench", description="Speed of the training step, against a plain step in the same run.")
+    parser = argparse.ArgumentParser(
+        prog="vjepa_lab bench", description="Speed of the training step, against a plain step in the same run."
+    )
     parser.add_argument("what", choices=["step"])
     parser.add_argument("--preset", nargs="+", default=["micro", "tiny"], help="sizes to measure (micro tiny small base)")
     parser.add_argument("--dtype", nargs="+", default=[], choices=["bf16", "fp32"], help="default: bf16 where the device is fast at it")

@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vjepa_lab.masks import Mask, MultiBlock
-from vjepa_lab.model import VJEPA
-from vjepa_lab.objective import Loss, Recipe
+from vjepa_lab.model import VJEPA, Latents
+from vjepa_lab.objective import Loss, Recipe, Term
 from vjepa_lab.presets import Preset, preset
 
 
@@ -37,54 +37,78 @@ class Cost:
         return "\n".join([f"GFLOP per clip and step at {self.preset}", *lines, total])
 
 
-@lru_cache(maxsize=256)
 def cost(recipe: Recipe, size: Preset | str = "base", batch: int = 8) -> Cost:
-    """Count one step of `recipe` on meta tensors, at the mean number of seen and hidden tokens.
+    """One training step of `recipe`, counted on meta tensors at the mean number of seen and hidden tokens.
 
     batch  clips per process: official masks keep fewer tokens the more clips they are cut to.
     """
     from vjepa_lab.variants import SOUND
 
-    size, plain = preset(size), SOUND["baseline"]
-    passes = _count(recipe, size, batch)
-    baseline = sum(passes.values()) if recipe == plain else cost(plain, size, batch).total
-    return Cost(size.name, passes, baseline)
+    size = preset(size)
+    plain = sum(_spent(SOUND["baseline"], size, batch).values())
+    return Cost(size.name, _spent(recipe, size, batch), plain)
 
 
-def _count(recipe: Recipe, size: Preset, batch: int) -> dict[str, float]:
-    with torch.device("meta"):
-        model = VJEPA.build(size, teacher=recipe.teacher, stop_grad=recipe.stop_grad, levels=recipe.levels)
-        loss = Loss(recipe.objective, model.width)
-        clip = torch.empty(1, 3, size.frames, size.size, size.size)
-    latents = model.latents(clip, typical_masks(recipe.masks, size, batch), full="full" in recipe.objective.views)
-    return {name: flops / 1e9 for name, flops in _one(loss, latents).items()}
+def _spent(recipe: Recipe, size: Preset, batch: int) -> dict[str, float]:
+    """GFLOP of the passes that the recipe's terms ask for, and of the terms. Backward is two products for each of forward."""
+    lengths, views = typical_lengths(recipe.masks, size, batch), recipe.objective.views
+    forward = _passes(size, recipe.levels, lengths)
+    terms = sum(_term(term, size, recipe.levels, lengths) for _, term in recipe.objective)
+    wanted = {
+        "student, seen tokens": 3 * bool(views & {"visible", "hidden"}),
+        "predictor": 3 * ("hidden" in views),
+        "student, full clip": 3 * ("full" in views),
+        "teacher": 1,
+    }
+    if recipe.teacher == "online" and "full" in views:
+        wanted["teacher"] = 0  # the student's own full pass serves
+    found = {name: times * forward[name] for name, times in wanted.items() if times}
+    return found | ({"terms": 3 * terms} if terms else {})
 
 
-def typical_masks(masks: MultiBlock, size: Preset, batch: int) -> list[Mask]:
-    """One clip's masks on meta tensors, as long as those drawn for `batch` clips are on average."""
+@lru_cache
+def typical_lengths(masks: MultiBlock, size: Preset, batch: int) -> tuple[tuple[int, int], ...]:
+    """Mean numbers of seen and hidden tokens, a pair per mask kind, of masks drawn for `batch` clips."""
     pixels = torch.rand(batch, 3, size.frames, size.size, size.size) if masks.needs_clip else None
     drawn = [masks.draw(batch, size.grid, seed=0, step=step, clip=pixels) for step in range(16 if masks.needs_clip else 256)]
-    lengths = torch.tensor([[[m.seen.shape[1], m.hidden.shape[1]] for m in kinds] for kinds in drawn]).float().mean(0).round().long()
-    return [Mask(*(torch.empty(1, n, dtype=torch.long, device="meta") for n in pair)) for pair in lengths.tolist()]
+    lengths = torch.tensor([[[m.seen.shape[1], m.hidden.shape[1]] for m in kinds] for kinds in drawn])
+    return tuple(map(tuple, lengths.double().mean(0).round().long().tolist()))
 
 
-def _one(loss: Loss, latents) -> dict[str, float]:
-    """FLOPs of the passes of one step. A pass with gradient costs its forward three times: backward is two products for each."""
-    found = {}
+def _latents(size: Preset, levels: int, lengths) -> Latents:
+    """One clip's latents on the meta device."""
+    with torch.device("meta"):
+        model = VJEPA.build(size, levels=levels)
+        clip = torch.empty(1, 3, size.frames, size.size, size.size)
+        return model.latents(clip, [Mask(*(torch.empty(1, n, dtype=torch.long) for n in pair)) for pair in lengths])
 
-    def spend(name: str, make, times: int) -> None:
-        with FlopCounterMode(display=False) as counter:
-            make()
-        if counter.get_total_flops():
-            found[name] = times * counter.get_total_flops()
 
-    views = loss.objective.views
-    if views & {"visible", "hidden"}:
-        spend("student, seen tokens", lambda: latents.seen, 3)
-    if "hidden" in views:
-        spend("predictor", lambda: latents.pred, 3)
-    if "full" in views:
-        spend("student, full clip", lambda: latents.z, 3)
-    spend("teacher", lambda: latents.h, 1)
-    spend("terms", lambda: loss(latents), 3)
-    return found
+def _gflop(make) -> float:
+    with FlopCounterMode(display=False) as counter:
+        make()
+    return counter.get_total_flops() / 1e9
+
+
+@lru_cache
+def _passes(size: Preset, levels: int, lengths) -> dict[str, float]:
+    """GFLOP of each forward pass of one clip."""
+    latents = _latents(size, levels, lengths)
+    return {
+        "student, seen tokens": _gflop(lambda: latents.seen),
+        "predictor": _gflop(lambda: latents.pred),
+        "student, full clip": _gflop(lambda: latents.z),
+        "teacher": _gflop(lambda: latents.h),
+    }
+
+
+@lru_cache(maxsize=512)
+def _term(term: Term, size: Preset, levels: int, lengths) -> float:
+    """GFLOP of one term, forward, once student, predictor and teacher have spoken."""
+    latents = _latents(size, levels, lengths)
+    width = latents.model.width
+    with torch.device("meta"):
+        loss = Loss(term, width)
+        full = torch.empty(1, *latents.grid, width)
+        seen, hidden = ([torch.empty(1, n, width) for n in side] for side in zip(*lengths, strict=True))
+    latents.__dict__.update(z=full, h=full, seen=seen, context=seen, pred=hidden, target=hidden)
+    return _gflop(lambda: loss(latents))

@@ -89,7 +89,7 @@ class View:
     """What one term sees of one batch. With `view="full"` there is one View; otherwise one per mask kind.
 
     z       student's tokens [b t h w d], normalised and cut to the channels that the term asks for (`norm`, `on`); in the visible view
-            those of the seen places, zero elsewhere
+            those of the seen places, zero elsewhere; `rows` are those that count, [n d]
     h       teacher's tokens [b t h w d], normalised, no gradient
     valid   boolean [b t h w] (visible), [b m] (hidden, padded masks), or None: every place counts
     pred, target, hidden    at the hidden places: prediction and teacher [b m d], token ids [b m]
@@ -113,12 +113,25 @@ class View:
         return {"all": x, "app": x[..., :half], "dyn": x[..., half:]}[self.on]
 
     @cached_property
-    def z(self) -> Tensor:
+    def _tokens(self) -> Tensor:
+        """Student's tokens, normalised and cut: [b t h w d], or [b k d] of the seen places."""
         lat = self.latents
         z = lat.z if self.name == "full" else lat.seen[self.kind]
         z = self.cut(lat.normalise(z) if self.norm == "layer" else z)
-        z = torch.nn.functional.layer_norm(z, z.shape[-1:]) if self.norm == "half" else z
-        return z if self.name == "full" else lat.scatter(z, self.mask.seen, self.mask.seen_valid)
+        return torch.nn.functional.layer_norm(z, z.shape[-1:]) if self.norm == "half" else z
+
+    @cached_property
+    def z(self) -> Tensor:
+        if self.name == "full":
+            return self._tokens
+        return self.latents.scatter(self._tokens, self.mask.seen, self.mask.seen_valid)
+
+    @property
+    def rows(self) -> Tensor:
+        """The tokens of z that count, for terms that are statistics over them: [n d]."""
+        if self.name == "full" or self.mask.seen_valid is None:
+            return self._tokens.flatten(0, -2)
+        return self._tokens[self.mask.seen_valid]
 
     @property
     def h(self) -> Tensor:

@@ -31,11 +31,6 @@ def check(term: Term, **allowed: Sequence) -> None:
             raise ValueError(f"{type(term).__name__}({name}={getattr(term, name)!r}): expected one of {', '.join(map(repr, values))}")
 
 
-def tokens_of(view: View) -> Tensor:
-    """The tokens of z that count, as rows [n d]."""
-    return view.z.flatten(0, -2) if view.valid is None else view.z[view.valid]
-
-
 def token_distance(view: View, of: Tensor, to: Tensor, to_valid: Tensor | None = None) -> Tensor:
     """Distance in tokens from each place in `of` [b k] to the nearest place in `to` [b m]: [b k]."""
     _, h, w = view.grid
@@ -132,7 +127,7 @@ class Orthogonal(Term):
         check(self, form=self.FORMS)
 
     def error(self, view, head):  # [d_app d_dyn]
-        z = tokens_of(view)
+        z = view.rows
         z = z - z.mean(0)
         n, half = len(z), z.shape[-1] // 2
         if self.form == "corr_mean":
@@ -354,7 +349,7 @@ class SIGReg(Term):
             counts = torch.ones_like(view.z[..., 0]) if view.valid is None else view.valid.to(view.z)
             x = (view.z * counts.unsqueeze(-1)).sum((1, 2, 3)) / counts.sum((1, 2, 3)).clamp_min(1).unsqueeze(-1)
         else:
-            x = tokens_of(view)
+            x = view.rows
             if 0 < self.most < len(x):
                 x = x[torch.randperm(len(x), generator=draw)[: self.most].to(x.device)]
         draw.manual_seed(view.step)  # the directions do not depend on how many tokens there were

@@ -11,6 +11,8 @@ Where an edition equals another, it is the same object.
 """
 
 import difflib
+import sys
+import types
 from dataclasses import replace
 
 from vjepa_lab import masks
@@ -224,3 +226,35 @@ def _rows(edition: str) -> dict[str, Recipe]:
     if edition not in BY_EDITION:
         raise ValueError(f"unknown edition {edition!r}: expected one of {', '.join(BY_EDITION)}")
     return BY_EDITION[edition]
+
+
+def table(edition: str = "sound", preset: str = "base"):
+    """Every row of an edition, a pandas table: where in the paper, expression, masks, teacher, view, GFLOP against the baseline's."""
+    import pandas as pd
+
+    rows = []
+    for name, value in _rows(edition).items():
+        places = [f"Table {number}" for number, rows_ in ((3, TABLE3), (4, TABLE4)) if name in rows_]
+        seen = {t.view for _, t in value.objective} - {"hidden"}
+        rows.append(
+            {
+                "name": name,
+                "where": " and ".join(places) or "control",
+                "objective": repr(value.objective),
+                "masks": next((k.lower() for k, v in vars(masks).items() if v == value.masks), repr(value.masks)),
+                "teacher": value.teacher,
+                "view": ", ".join(sorted(seen)),
+                "cost": round(value.cost(preset).ratio, 2),
+            }
+        )
+    return pd.DataFrame(rows).set_index("name")
+
+
+class _Callable(types.ModuleType):
+    """`vl.variants()` shows the table, `vl.variants.recipe(...)` and the like stay what they are."""
+
+    def __call__(self, edition: str = "sound", preset: str = "base"):
+        return table(edition, preset)
+
+
+sys.modules[__name__].__class__ = _Callable
