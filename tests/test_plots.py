@@ -2,7 +2,7 @@
 
 import json
 import re
-from itertools import pairwise
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ def texts(figure) -> str:
 
 
 def assert_legible(figure, smallest: float = 5.0) -> None:
-    """No text leaves the canvas, none is smaller than `smallest` points, tick labels of an axis do not overlap."""
+    """No text leaves the canvas, none is smaller than `smallest` points, no two texts overlap."""
     from matplotlib.text import Text
 
     figure.canvas.draw()
@@ -53,18 +53,19 @@ def assert_legible(figure, smallest: float = 5.0) -> None:
     undrawn = set()  # matplotlib keeps ticks beyond the limits and does not draw them
     for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
         low, high = sorted(axis.get_view_interval())
-        undrawn |= {tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
+        undrawn |= {tick.label1 for tick in axis.get_major_ticks() if not (axis.axes.axison and low <= tick.get_loc() <= high)}
     inside = figure.bbox.padded(2)
+    boxes = []
     for text in figure.findobj(Text):
         if not text.get_text().strip() or not text.get_visible() or text in undrawn:
             continue
         box = text.get_window_extent(renderer)
         assert text.get_fontsize() >= smallest, text.get_text()
         assert inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1), f"{text.get_text()!r} leaves the figure"
-    for ax in figure.axes:
-        labels = [t for t in ax.get_yticklabels() if t.get_text() and min(ax.get_ylim()) <= t.get_position()[1] <= max(ax.get_ylim())]
-        boxes = sorted((t.get_window_extent(renderer) for t in labels), key=lambda box: box.y0)
-        assert all(below.y1 <= above.y0 + 1 for below, above in pairwise(boxes)), "tick labels overlap"
+        boxes.append((box.x0 + 1, box.y0 + 2, box.x1 - 1, box.y1 - 2, text.get_text()))  # line spacing is not ink
+    for a, b in combinations(boxes, 2):
+        apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+        assert apart, f"{a[4]!r} and {b[4]!r} overlap"
 
 
 # --- Figure 2 ---------------------------------------------------------------------------------------------------------
@@ -118,6 +119,13 @@ def test_a_demonstration_is_never_shown_as_evidence(paper, tmp_path, paper_print
         assert all(np.all(np.array(trace.marker.opacity) < 0.5) for trace in figure.data if trace.type == "bar" and trace.name == "motion")
 
 
+def test_runs_without_a_baseline_are_named_not_dropped_in_silence(paper, tmp_path):
+    own = make_runs(tmp_path, ["mine"], seeds=1, benchmarks=["motion"], regime="synthetic")
+    both = pd.concat([paper[paper["regime"].eq("mixed")], own])
+    for figure in (plots.tradeoffs(both, paper=True), plots.tradeoffs(both)):
+        assert "Not drawn: runs pretrained on synthetic" in texts(figure)
+
+
 def test_constant_predictors_and_untrained_encoders_are_marked(paper):
     for figure in (
         plots.tradeoffs(paper, regime="ucf101", benchmarks=BENCHMARKS),
@@ -140,6 +148,177 @@ def test_same_seed_baseline_changes_the_released_figure(paper):
 def test_a_question_without_rows_is_answered_by_what_there_is(paper):
     with pytest.raises(ValueError, match=r"kinetics.*mixed"):
         plots.tradeoffs(paper, regime="kinetics")
+
+
+# --- Figure 3 ---------------------------------------------------------------------------------------------------------
+
+CELLS = ["baseline", "fwm", "ld", "hw", "fwm-ld", "fwm-hw", "hw-ld", "fwm-hw-ld"]
+
+
+def heights(ax) -> list[float]:
+    return [round(patch.get_height(), 2) for patch in ax.patches if patch.get_facecolor()[3] > 0]
+
+
+def test_the_ablation_shows_the_printed_cells_and_the_one_that_was_not_run(paper):
+    figure = plots.ablation(paper, paper=True)
+    printed = pd.read_csv(PAPER / "printed" / "table5.csv")
+    hw = {"D-48": 8.98, "IN-100": 18.46, "SSv2": 6.30}  # the row of Table 4 that Table 5 leaves out
+    for ax, column in zip(figure.axes, ("d48", "in100", "ssv2"), strict=True):
+        assert sorted(heights(ax)) == sorted([0.0, hw[ax.get_title()], *printed[column]])
+        assert "not run" in [text.get_text() for text in ax.texts]
+    assert "HW alone has weight 0.3" in texts(figure)
+
+
+@pytest.mark.parametrize("column", ["single", "double"])
+@pytest.mark.parametrize("draw", [plots.ablation, plots.interaction, plots.effects])
+def test_factorial_figures_are_legible(paper, draw, column):
+    figure = draw(paper, paper=True, column=column)
+    assert_legible(figure)
+    assert figure.get_size_inches()[0] == style.WIDTH[column]
+
+
+def test_a_complete_factorial_has_its_eighth_cell_and_seed_intervals(tmp_path):
+    own = make_runs(tmp_path, CELLS, seeds=3)
+    figure = plots.ablation(own, paper=True)
+    assert all(len(heights(ax)) == 8 and not ax.texts for ax in figure.axes)
+    assert "This run, 3 seeds; 95 % interval over 3 seeds" in texts(figure)
+    assert "FWM × LD × HW" in texts(plots.effects(own, paper=True))
+    with pytest.raises(ValueError, match="no variant of the factorial"):
+        plots.ablation(own.assign(variant="delta"), paper=True)
+
+
+# --- trade-off views --------------------------------------------------------------------------------------------------
+
+
+def test_the_scatter_says_how_the_printed_deltas_correlate(paper):
+    figure = plots.scatter(paper, regime="mixed", paper=True)
+    assert "Spearman +0.81" in texts(figure) and "Spearman −0.14" in texts(figure) and "Spearman −0.21" in texts(figure)
+    interactive = plots.scatter(paper, regime="mixed")
+    assert [len(trace.x) for trace in interactive.data] == [14, 14, 14]
+    points = dict(zip(interactive.data[2].customdata, zip(interactive.data[2].x, interactive.data[2].y, strict=True), strict=True))
+    (ld,) = [xy for text, xy in points.items() if "LD-JEPA" in text and "HW" not in text and "FWM" not in text]
+    assert ld == pytest.approx((-2.06, 5.02))
+    with pytest.raises(ValueError, match="choose one regime"):
+        plots.scatter(paper)
+
+
+@pytest.mark.parametrize("column", ["single", "double"])
+def test_names_in_a_crowded_scatter_do_not_overlap(paper, column):
+    assert_legible(plots.scatter(paper, regime="mixed", paper=True, column=column))
+    assert_legible(plots.pareto(paper, "IN-100", "SSv2", regime="mixed", paper=True, column=column))
+
+
+def test_the_pareto_front_of_the_printed_accuracies(paper):
+    figure = plots.pareto(paper, "IN-100", "SSv2", regime="mixed", paper=True)
+    (front,) = [line for line in figure.axes[0].lines if len(line.get_xdata()) > 1]
+    assert list(front.get_xdata()) == [22.80, 30.78] and list(front.get_ydata()) == [13.41, 11.60]
+
+
+def test_ranks_and_correlations_are_legible_and_state_their_numbers(paper, tmp_path):
+    own = make_runs(tmp_path, CELLS, seeds=4)
+    figure = plots.ranks(own, paper=True)
+    assert_legible(figure)
+    assert texts(figure).count("Kendall’s W") == 3
+    both = plots.correlations(pd.concat([paper, own]), regime="mixed", paper=True)
+    assert_legible(both)
+    assert "this run, 7 variants" in texts(both) and "paper, printed, 14 variants" in texts(both)
+    with pytest.raises(ValueError, match="no rows"):
+        plots.ranks(paper, paper=True)
+
+
+# --- audit ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["single", "double"])
+def test_the_audit_draws_both_baselines_the_untrained_encoder_and_the_constant(paper, column):
+    figure = plots.audit(paper, paper=True, column=column)
+    assert_legible(figure)
+    written = texts(figure)
+    for words in ("baseline, seed 239", "baseline, seed 42", "random-init encoder", "3.60 points (IN-100), 1.77 points (SSv2)", "13.66 %"):
+        assert words in written
+    in100 = next(ax for ax in figure.axes if ax.get_title() == "IN-100")
+    lines = {round(float(line.get_xdata()[0]), 2) for line in in100.lines if len(set(line.get_xdata())) == 1}
+    assert {21.26, 24.86, 1.0} <= lines and any(abs(line - 13.655) < 0.01 for line in lines)
+    with pytest.raises(ValueError, match="no 'run' rows"):
+        plots.audit(paper, source="run")
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_table_holds_the_printed_cells_in_order(paper):
+    table = plots.result_table(paper, "Table 4", regime="mixed", benchmarks=BENCHMARKS, sources=["paper"])
+    printed = pd.read_csv(PAPER / "printed" / "table4.csv").set_index("method")
+    assert list(table.cells.index) == list(printed.index)
+    cell = table.cells.loc["FWM-HW-LD"].tolist()
+    assert cell == ["8.38† (−0.30)", "30.78 (+5.92)", "11.60 (+3.21)"]
+    assert table.bold.sum().tolist() == [0, 1, 1]  # nobody is best on D-48: no row is above the constant predictor
+    assert "‡" in plots.result_table(paper, regime="ucf101", benchmarks=BENCHMARKS, sources=["paper"]).to_html()
+
+
+def test_own_runs_stand_beside_with_intervals_and_seeds(paper, tmp_path):
+    own = make_runs(tmp_path / "runs", ["baseline", "ld", "mine"], seeds=3)
+    small = make_runs(tmp_path / "small", ["fwm"], seeds=1, n=20)
+    table = plots.result_table(pd.concat([paper, own, small]), regime="mixed", benchmarks=BENCHMARKS)
+    assert table.cells.columns.get_level_values(0).unique().tolist() == ["Paper, printed, one seed", "This run, 3 seeds"]
+    assert re.fullmatch(r"\d+\.\d\d \([+−]\d+\.\d\d \[[+−]\d+\.\d, [+−]\d+\.\d\]\)", table.cells.loc["mine"].iloc[-1])
+    assert table.cells.loc["FWM-JEPA"].iloc[-1] == "" and "3 measurements of runs too small" in table.notes[-1]
+
+
+def test_tables_are_saved_in_three_forms(paper, tmp_path):
+    files = plots.result_table(paper, "100 % of & λ_kin", regime="mixed", sources=["paper"]).save(tmp_path / "table4")
+    page, csv, tex = (file.read_text() for file in files)
+    assert pd.read_csv(files[1]).shape == (15, 4) and "Baseline" in csv
+    assert page.count("<tr>") == 17 and "<caption>100 % of &amp; λ<sub>kin</sub>" in page
+    assert (
+        r"\toprule" in tex and r"\caption{100 \% of \& $\lambda_{\mathrm{kin}}$}" in tex and tex.count(r"\begin") == tex.count(r"\end") == 2
+    )
+    assert all(line.count("&") == 3 for line in tex.splitlines() if "JEPA" in line)
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 8])
+def test_tables_of_words_keep_every_cell(number):
+    frame = pd.read_csv(PAPER / "printed" / f"table{number}.csv")
+    table = plots.text_table(frame)
+    assert table.cells.shape == (len(frame), frame.shape[1] - 1)
+    assert "nan" not in table.to_html() and not re.search(r"(?<!\\)[%&#_](?![^$]*\$)", re.sub(r" & |\$[^$]*\$", "", table.to_latex()))
+
+
+# --- Figure 1 ---------------------------------------------------------------------------------------------------------
+
+HEADLINE = [
+    {"label": "JEPA", "reads": ["pred", "target"]},
+    {"label": "JEPA", "hard": True, "reads": ["pred", "target"]},
+    {"label": "Static", "weight": "0.05", "reads": ["z.app"]},
+    {"label": "Orthogonal", "weight": "0.01", "reads": ["z.app", "z.dyn"]},
+    {"label": "Dynamics", "hard": True, "reads": ["z.dyn", "h"], "head": "MLP 256"},
+]
+
+
+def arrows(figure) -> int:
+    return sum(text.arrow_patch is not None for text in figure.axes[0].texts if hasattr(text, "arrow_patch"))
+
+
+def test_the_diagram_draws_only_what_the_terms_read():
+    baseline = plots.diagram({"title": "baseline", "terms": HEADLINE[:1]}, paper=True)
+    headline = plots.diagram({"title": "Eq. 12", "terms": HEADLINE}, paper=True)
+    assert "full clip" not in texts(baseline) and "full clip" in texts(headline)
+    assert "Hard Dynamics" in texts(headline) and "0.05 × Static" in texts(headline) and "head: MLP 256" in texts(headline)
+    assert arrows(baseline) == 6 + 2 and arrows(headline) == 6 + 4 + sum(len(term["reads"]) for term in HEADLINE)
+    for figure in (baseline, headline):
+        assert_legible(figure)
+
+
+@pytest.mark.parametrize(("teacher", "reads"), list(product(["ema", "online", "frozen"], [["visible", "h"], ["z", "pixels"]])))
+def test_every_structure_can_be_drawn(teacher, reads):
+    assert_legible(plots.diagram({"teacher": teacher, "terms": [*HEADLINE, {"label": "Other", "reads": reads}]}, paper=True))
+
+
+def test_a_structure_that_cannot_be_drawn_is_named():
+    with pytest.raises(ValueError, match=r"reads q; known: pred"):
+        plots.diagram({"terms": [{"label": "x", "reads": ["q"]}]})
+    with pytest.raises(ValueError, match="teacher 'none'"):
+        plots.diagram({"teacher": "none", "terms": HEADLINE})
 
 
 # --- style ------------------------------------------------------------------------------------------------------------

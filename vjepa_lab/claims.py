@@ -416,11 +416,11 @@ class _Cells:
 
     def __init__(self, rows: pd.DataFrame):
         rows = rows.assign(seed=rows["seed"].fillna(-1))
-        by_seed = rows.groupby(["regime", "variant", "benchmark", "seed"], dropna=False, sort=False)[["value", "n"]].mean()
+        by_seed = rows.groupby(["regime", "variant", "benchmark", "seed"], dropna=False)[["value", "n"]].mean()
         table = by_seed["value"].unstack("seed")
         self.keys = {key: k for k, key in enumerate(table.index)}
         self.x = table.to_numpy()  # [cells s]
-        self.n = by_seed["n"].groupby(level=[0, 1, 2], sort=False).mean().reindex(table.index).to_numpy()
+        self.n = by_seed["n"].groupby(level=[0, 1, 2]).mean().reindex(table.index).to_numpy()
         self.count = (~np.isnan(self.x)).sum(1)
         self.mean = np.nanmean(self.x, 1)
         self.seeds = int(self.count.min())
@@ -590,9 +590,9 @@ def table(judged: Iterable[dict]) -> pd.DataFrame:
     )
 
 
-def main(source: str = "paper", as_json: bool = False) -> int:
-    """Print the verdicts on `source` (see `evidence`), as JSON or as lines with a count; returns 0."""
-    judged = evaluate(source)
+def main(evidence: str = "paper", as_json: bool = False) -> int:
+    """Print the verdicts on `evidence`: paper, released, released@239 or a folder of runs; as JSON or as lines with a count. Returns 0."""
+    judged = evaluate(evidence)
     if as_json:
         print(json.dumps(judged, indent=1, ensure_ascii=False))
         return 0

@@ -182,7 +182,16 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
     if open_ended.any():
         table.loc[open_ended, ["lo", "hi"]] = np.column_stack(wilson(table.loc[open_ended, "value"], table.loc[open_ended, "n"]))
     key = [column for column in table if column not in MEASURED]
-    return table.drop_duplicates(key, keep="last", ignore_index=True)
+    place = table.groupby(
+        key, dropna=False, sort=False
+    ).ngroup()  # a repeated measurement keeps the place of the first and the value of the last
+    return (
+        table.assign(_place=place)
+        .drop_duplicates("_place", keep="last")
+        .sort_values("_place")
+        .drop(columns="_place")
+        .reset_index(drop=True)
+    )
 
 
 def wilson(value, n, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

@@ -4,24 +4,30 @@ from .ablation import ablation, effects, interaction
 from .audit import audit
 from .bars import tradeoffs
 from .clips import Player, Players, curves, error_maps, masked, strips
+from .diagram import diagram
 from .fronts import correlations, pareto, ranks, scatter
 from .style import save
+from .tables import Table, result_table, text_table
 
 __all__ = [
     "Player",
     "Players",
+    "Table",
     "ablation",
     "audit",
     "correlations",
     "curves",
+    "diagram",
     "effects",
     "error_maps",
     "interaction",
     "masked",
     "pareto",
     "ranks",
+    "result_table",
     "save",
     "scatter",
     "strips",
+    "text_table",
     "tradeoffs",
 ]

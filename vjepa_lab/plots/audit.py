@@ -31,12 +31,13 @@ def audit(
     more than their own
     sampling interval. Returns a matplotlib Figure.
     """
-    known = results.select(df[df["source"].isin([source, "constant"])], regime=None, benchmarks=benchmarks)
-    rows = known[known["source"].eq(source) & known["regime"].eq(regime)]
-    if rows.empty or not rows["variant"].eq(against).any():
+    rows = df[df["source"].eq(source) & df["regime"].eq(regime)]
+    if not rows["variant"].eq(against).any():
         raise ValueError(
             f"no {source!r} rows of regime {regime!r} with a baseline {against!r}; regimes: {sorted(df['regime'].dropna().unique())}"
         )
+    known = results.select(df[df["source"].isin([source, "constant"])], benchmarks=benchmarks)
+    rows = known[known["source"].eq(source) & known["regime"].eq(regime)]
     base, others = rows[rows["variant"].eq(against)], rows[rows["variant"].ne(against)]
     untrained, constants = results.random_init(known), results.constants(known)
     shown = [name for name in benchmark_order([rows]) if name in set(base["benchmark"])]

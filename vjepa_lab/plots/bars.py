@@ -39,9 +39,10 @@ def tradeoffs(
     otherwise a plotly Figure. Raises ValueError naming what the table holds when nothing is left to draw.
     """
     panels = _panels(df, against, regime, benchmarks, variants, sources, baseline_seed)
+    notes = _notes(panels, against) + _left_out(df, panels, against, regime, sources)
     if interactive and not paper:
-        return _plotly(panels, against)
-    return _matplotlib(panels, against, paper, column)
+        return _plotly(panels, against, notes)
+    return _matplotlib(panels, against, notes, paper, column)
 
 
 def _panels(df, against, regime, benchmarks, variants, sources, baseline_seed) -> dict[str, pd.DataFrame]:
@@ -128,10 +129,18 @@ def _notes(panels: dict[str, pd.DataFrame], against: str) -> list[str]:
     return notes
 
 
+def _left_out(df: pd.DataFrame, panels: dict[str, pd.DataFrame], against: str, regime: str | None, sources: Sequence[str]) -> list[str]:
+    """Says so when own runs are not drawn because their regime has no run of the baseline."""
+    own = df[df["source"].eq("run") & (df["regime"].eq(regime) if regime else True)] if "run" in sources else df[:0]
+    drawn = {where for part in panels.values() for where in part.loc[part["source"].eq("run"), "regime"]}
+    lost = sorted({str(where) for where in own["regime"].unique() if where not in drawn})
+    return [f"Not drawn: runs pretrained on {', '.join(lost)}, for want of a run of {against} there."] if lost else []
+
+
 # --- print ------------------------------------------------------------------------------------------------------------
 
 
-def _matplotlib(panels: dict[str, pd.DataFrame], against: str, paper: bool, column: str):
+def _matplotlib(panels: dict[str, pd.DataFrame], against: str, notes: list[str], paper: bool, column: str):
     benchmarks, labels = benchmark_order(panels.values()), _labels(panels)
     shared = _shared(panels)
     orders = [_order(panels.values() if shared else [part]) for part in panels.values()]
@@ -156,7 +165,7 @@ def _matplotlib(panels: dict[str, pd.DataFrame], against: str, paper: bool, colu
             ncols=min(len(benchmarks), 6 if column == "double" else 3),
             columnspacing=1.2,
         )
-        footnote(fig, _notes(panels, against))
+        footnote(fig, notes)
     return fig
 
 
@@ -197,7 +206,7 @@ def _handles(benchmarks: Sequence[str]) -> list:
 # --- screen -----------------------------------------------------------------------------------------------------------
 
 
-def _plotly(panels: dict[str, pd.DataFrame], against: str):
+def _plotly(panels: dict[str, pd.DataFrame], against: str, notes: list[str]):
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -224,9 +233,9 @@ def _plotly(panels: dict[str, pd.DataFrame], against: str):
         fig.update_xaxes(title_text=f"difference from {against} (pp)", **at)
     if shared and len({frozenset(part["benchmark"]) for part in panels.values()}) == 1:
         fig.update_xaxes(matches="x")
-    notes = "<br>".join(line for note in _notes(panels, against) for line in textwrap.wrap(note, 100))
+    written = "<br>".join(line for note in notes for line in textwrap.wrap(note, 100))
     fig.add_annotation(
-        text=notes,
+        text=written,
         xref="paper",
         yref="paper",
         x=0,
@@ -296,15 +305,22 @@ def _daggers(go, rows: pd.DataFrame):
 
 
 def _hover(rows: pd.DataFrame, against: str) -> list[str]:
-    basis = {"seeds": "over seed pairs", "samples": "test sampling only"}
-    return [
-        f"<b>{r.name}</b>, {r.benchmark} ({r.probe})<br>{r.value:.2f} % against {r.base:.2f} % of {against}: <b>{r.delta:+.2f} pp</b>"
-        f"<br>95 % interval {r.lo:+.2f} to {r.hi:+.2f} ({basis[r.basis]})<br>{r.seeds} seed{'s' * (r.seeds != 1)}, n = {r.n:,.0f}"
-        + (f"<br>no better than a constant predictor ({r.flag})" if r.flag else "")
-        + ("<br>an untrained encoder was measured" if r.random_init else "")
-        + ("<br>demonstration size: not evidence" if r.smoke else "")
-        for r in rows.itertuples(index=False)
+    return [_about(row, against) for row in rows.itertuples(index=False)]
+
+
+def _about(r, against: str) -> str:
+    """Everything known of one bar, in lines."""
+    basis = {"seeds": "over seed pairs", "samples": "test sampling only"}[r.basis]
+    lines = [
+        f"<b>{r.name}</b>, {r.benchmark} ({r.probe})",
+        f"{r.value:.2f} % against {r.base:.2f} % of {against}: <b>{r.delta:+.2f} pp</b>",
+        f"95 % interval {r.lo:+.2f} to {r.hi:+.2f} ({basis})",
+        f"{r.seeds} seed{'s' * (r.seeds != 1)}, n " + ("unknown" if np.isnan(r.n) else f"= {r.n:,.0f}"),
+        f"no better than a constant predictor ({r.flag})" if r.flag else "",
+        "an untrained encoder was measured" if r.random_init else "",
+        "demonstration size: not evidence" if r.smoke else "",
     ]
+    return "<br>".join(filter(None, lines))
 
 
 def _sort_menu(panels: dict[str, pd.DataFrame], benchmarks: Sequence[str], labels: Mapping[str, str], names: list[str]) -> dict:
