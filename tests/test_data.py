@@ -12,6 +12,7 @@ import torch
 from vjepa_lab import data
 from vjepa_lab.data.core import ClipError, Sample, Source
 from vjepa_lab.data.memory import Memory
+from vjepa_lab.data.throughput import throughput
 
 
 class Toy(Source):
@@ -237,3 +238,10 @@ def test_clear_errors():
         data.open("nowhere")
     with pytest.raises(data.DataError, match="batch is 0"):
         data.loader(Toy(), 0)
+
+
+def test_throughput_measures_every_kind_of_source():
+    table = throughput(frames=2, size=16, seconds=0.05, length=12, progress=False)
+    assert len(table) == 14 and (table["clips_per_s_per_core"] > 0).all()
+    cost = table.set_index("reader")["ms_per_clip"]
+    assert cost["gathered"] < cost["memory map"] < cost["decord, 1 thread"].max()

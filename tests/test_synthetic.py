@@ -9,8 +9,10 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from vjepa_lab import data
+from vjepa_lab.data.dirs8 import Dirs8
+from vjepa_lab.data.scenes import CAMERAS, FACTORS, MOTIONS, SIZES, render
 from vjepa_lab.data.shapes import SHAPES, TEXTURES, distance, unit
-from vjepa_lab.data.synthetic import APPEARANCE, FACTORS, LAWS, MOTIONS, SIZES, Dirs8, FactorMotion, render
+from vjepa_lab.data.synthetic import APPEARANCE, LAWS, FactorMotion
 
 
 def pixels(source, frames=slice(None)):
@@ -91,6 +93,39 @@ def test_the_motion_that_is_named_is_the_motion_that_is_seen(name):
         axis = {"right": "x", "left": "x", "down": "y", "up": "y"}.get(name, "area")
         sign = 1 if name in ("right", "down", "grow") else -1
         assert sign * seen.pop(axis) > 1 and all(abs(value) < 0.5 for value in seen.values())
+
+
+def test_dials_leave_the_plain_scene_alone():
+    plain = FactorMotion(n=20, size=32)
+    for dials in ({"camera": True}, {"clutter": 3}, {"noise": 10.0}, {"events": 2}, {"contrast": 0.4}):
+        hard = FactorMotion(n=20, size=32, **dials)
+        assert all(hard.scene(i).labels | plain.scene(i).labels == hard.scene(i).labels for i in range(20))
+        assert not all(torch.equal(hard[i].clip, plain[i].clip) for i in range(20)) and torch.equal(hard[3].clip, hard[3].clip)
+        assert "unknown factor" not in repr(hard) and all(hard.labels[name].max() < len(values) for name, values in hard.classes.items())
+
+
+def test_two_events_and_their_order():
+    source = data.open("synthetic:order", n=400, size=16)
+    first, then, order = (source.labels[name] for name in ("motion", "then", "order"))
+    assert source.classes["class"] == ["forward", "backward"] and (first != then).all() and torch.equal(order, (first > then).long())
+    assert 0.4 < order.float().mean() < 0.6
+    path = source.scene(0).path(16)
+    moved = [np.flatnonzero(np.abs(np.diff(path[half], axis=0)).max(0)).tolist() for half in (slice(0, 9), slice(8, 16))]
+    assert moved == [[MOTIONS[FACTORS["motion"][int(which[0])]][0]] for which in (first, then)]
+
+
+def test_the_camera_moves_the_whole_picture():
+    source = FactorMotion(n=60, size=64, camera=True)
+    for i in range(60):
+        scene = source.scene(i)
+        name = FACTORS["camera"][scene.labels["camera"]]
+        shift = np.multiply(scene.camera, 4 * 64 / 8)
+        still = replace(scene, velocity=np.zeros(4), phase=np.array([0.5, 0.5, 0.1, 0.3]))
+        clip = torch.from_numpy(render(still, 8, 64)).double()
+        spectrum = torch.fft.fft2(clip[:, 4]) * torch.fft.fft2(clip[:, 0]).conj()  # phase correlation
+        peak = torch.fft.ifft2(spectrum / spectrum.abs().clamp(min=1e-9)).real.mean(0).argmax()
+        y, x = ((int(v) + 32) % 64 - 32 for v in divmod(int(peak), 64))
+        assert abs(x - shift[0]) < 1 and abs(y - shift[1]) < 1 and tuple(np.sign((x, y))) == CAMERAS[name]
 
 
 def test_compositional_split_holds_out_a_latin_square():

@@ -40,11 +40,11 @@ class Report:
         table = self.table.copy()
         if path.parent.resolve() != self.root.resolve():
             table["path"] = [str(self.root.resolve() / file) for file in table["path"]]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".parquet":
-            table.to_parquet(path, index=False)
-        else:
-            table.to_csv(path, index=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (table.to_parquet if path.suffix == ".parquet" else table.to_csv)(path, index=False)
+        except OSError as error:
+            raise DataError(f"the manifest cannot be written to {path} ({error.strerror}); name another place") from error
         return path
 
     def __str__(self) -> str:

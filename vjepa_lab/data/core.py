@@ -46,6 +46,13 @@ class DataError(ValueError):
     """A data set cannot be used as asked; the message says what was found, what was expected and what to do."""
 
 
+def known(what: str, value, allowed):
+    """`value`, if it is one of `allowed`; else DataError, naming them."""
+    if value not in allowed:
+        raise DataError(f"unknown {what} {value!r}; one of {', '.join(map(str, allowed))}")
+    return value
+
+
 def check_options(function, options: dict, what: str, also=()) -> None:
     """Raise DataError if `function` takes no argument of some option's name; says which it does take, nearest first."""
     known = [*inspect.signature(function).parameters, *also]
