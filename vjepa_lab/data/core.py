@@ -59,11 +59,8 @@ def check_options(function, options: dict, what: str, also=()) -> None:
     for name in options:
         if name not in known:
             near = get_close_matches(name, known)
-            hint = (
-                f"did you mean {near[0]!r}?"
-                if near
-                else f"it takes {', '.join(k for k in known if k not in ('self', 'split', 'root', 'listing'))}"
-            )
+            takes = ", ".join(k for k in known if k not in ("self", "split", "root", "listing"))
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {takes}"
             raise DataError(f"{what} has no option {name!r}; {hint}")
 
 
@@ -210,6 +207,11 @@ class Source(Dataset):
     def __len__(self) -> int:
         raise NotImplementedError
 
+    @property
+    def files(self) -> int:
+        """Files that clips come from, of which some may be unreadable."""
+        return len(self)
+
     def read(self, index: int, epoch: int = 0) -> Sample:
         """The sample at `index`; raises ClipError if it cannot be read."""
         raise NotImplementedError
@@ -285,7 +287,7 @@ class Source(Dataset):
     def faults(self) -> Faults:
         """What could not be read so far, as the loaders of this process have seen it."""
         if "_faults" not in self.__dict__:
-            self._faults = Faults(len(self), self.bad)
+            self._faults = Faults(self.files, self.bad)
         return self._faults
 
     def report(self) -> dict:

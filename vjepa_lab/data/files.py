@@ -87,6 +87,10 @@ class Files(Source):
                     labels["class"] = self.listing.mirrored.get(labels["class"], labels["class"])
         return Sample(frames.movedim(1, 0).contiguous(), labels, place, is_image(clip.path))
 
+    @property
+    def files(self) -> int:
+        return len(self.listing.clips)
+
     def where(self, index: int) -> str:
         return self.listing.clips[index // self.copies].path
 

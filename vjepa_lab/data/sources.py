@@ -29,6 +29,9 @@ def open(
     WEIGHT*SPEC + ...    a mixture of any of these, every sample drawn by weight: "0.2*ucf101:A + 0.6*ssv2:B + 0.2*imagenet100:C"
     NAME:ROOT            a data set as it is distributed: ucf101, ssv2, diving48, imagenet100, hmdb51, moments, ava, kinetics
 
+    time:SPEC            any videos, played forwards, backwards, frozen, shuffled or at double speed: dynamics known, appearance real
+    kenburns:SPEC        any images under a camera that does one of eight motions
+
     `frames` a clip (1: images), `size` pixels square, every `stride`-th frame of a video (a synthetic clip fills its frames exactly).
     `options` go to the set's listing, to `Files` or to the synthetic world. `cache="memory"` keeps the clips of a fixed source in memory;
     `cache=FOLDER` keeps decoded videos there, at a short side of 8/7 of `size` (a `Cache` sets its own).
@@ -41,6 +44,8 @@ def open(
     files = {"stride": stride, **_disk(cache, size)}
     if " + " in str(spec):
         source = _mixture(str(spec), split, **options, **files)
+    elif name in ("time", "kenburns") and rest:
+        source = _edited(name, rest, split, **options, **files)
     elif name == "synthetic":
         from .synthetic import world
 
@@ -61,6 +66,16 @@ def _disk(cache, size: int) -> dict:
     from .cache import Cache
 
     return {"cache": cache if isinstance(cache, Cache) else Cache(cache, side=-(-size * 8 // 7))}
+
+
+def _edited(name: str, spec: str, split: str, frames: int, size: int, seed: int, **options) -> Source:
+    """Real pixels with made dynamics; the inner source gives the frames or the image that they are made from."""
+    from .edited import KenBurns, TimeEdit
+
+    if name == "time":
+        return TimeEdit(open(spec, split, frames=2 * frames, size=size, seed=seed, **options), seed)
+    image = open(spec, split, frames=1, size=2 * size, seed=seed, **{"augment": False, **options})
+    return KenBurns(image, frames, size, seed)
 
 
 def _mixture(spec: str, split: str, **options) -> Source:

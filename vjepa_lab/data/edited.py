@@ -1,0 +1,109 @@
+"""Real pixels with dynamics that are known, because we make them: appearance and dynamics labels are independent by construction.
+
+`TimeEdit` plays real videos forwards, backwards, frozen, shuffled or twice as fast; `KenBurns` moves a camera over real images. Both draw
+the edit of a clip from (seed, split, index), whatever the clip shows.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as N
+
+from .core import DataError, Sample, Source
+from .scenes import MOTIONS, SPEEDS
+
+EDITS = ("forward", "reversed", "frozen", "shuffled", "double")
+SPLITS = ("train", "val", "test", "all")
+
+
+class _Edited(Source):
+    """A source whose clips are edited; labels: what the clip shows (`what`) and what was done to it (also "class")."""
+
+    def __init__(self, source: Source, name: str, what: str, edit: str, edits: tuple[str, ...], seed: int):
+        self.source, self.seed, self.split, self.bad, self.fixed = source, seed, source.split, source.bad, source.fixed
+        self.name, self._what, self._edit, self._edits = f"{name}:{source.name}", what, edit, edits
+        self.classes = {"class": list(edits), edit: list(edits), what: source.classes["class"]}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def where(self, index: int) -> str:
+        return self.source.where(index)
+
+    def _rng(self, index: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, SPLITS.index(self.split), index, 0xED17))
+
+    def read(self, index: int, epoch: int = 0) -> Sample:
+        sample, rng = self.source.read(index, epoch), self._rng(index)
+        edit = int(rng.integers(len(self._edits)))
+        labels = {"class": edit, self._edit: edit, self._what: sample.labels["class"]}
+        return Sample(self.apply(sample.clip, self._edits[edit], rng), labels, sample.index)
+
+    def apply(self, clip: Tensor, edit: str, rng: np.random.Generator) -> Tensor:
+        raise NotImplementedError
+
+    @cached_property
+    def labels(self) -> dict[str, Tensor]:
+        edits = torch.tensor([int(self._rng(index).integers(len(self._edits))) for index in range(len(self))])
+        return {"class": edits, self._edit: edits, self._what: self.source.labels["class"]}
+
+
+class TimeEdit(_Edited):
+    """Videos (a source of clips of an even number of frames, 2f) -> clips of f frames, edited in time; labels `edit` and `action`."""
+
+    def __init__(self, source: Source, seed: int = 0):
+        super().__init__(source, "time", "action", "edit", EDITS, seed)
+
+    def apply(self, clip: Tensor, edit: str, rng: np.random.Generator) -> Tensor:
+        frames = clip.shape[1] // 2
+        if frames < 2:
+            raise DataError(f"time edits need clips of at least 2 frames; {self.source.name} gives {clip.shape[1]} before the edit")
+        first = frames // 2  # the middle of the clip, so that only "double" sees its ends
+        numbers = {
+            "forward": first + np.arange(frames),
+            "reversed": first + np.arange(frames)[::-1],
+            "frozen": np.full(frames, first + rng.integers(frames)),
+            "shuffled": first + _disorder(frames, rng),
+            "double": np.arange(0, 2 * frames, 2),
+        }[edit]
+        return clip[:, torch.from_numpy(numbers.copy())]
+
+
+def _disorder(n: int, rng: np.random.Generator) -> np.ndarray:
+    """A permutation that is neither the order nor its reverse."""
+    while True:
+        order = rng.permutation(n)
+        if n < 3 or len(set(np.diff(order))) > 1:
+            return order
+
+
+class KenBurns(_Edited):
+    """Images (a source of one-frame clips) -> clips of `frames` frames at `size`, a camera doing one of the eight motions over each.
+
+    The image is mirrored without end, the camera's place, angle and log-zoom start uniformly on it and only the motion's axis moves, so one
+    frame does not tell the motion. Named as the picture is seen to move. Labels `motion` and `object`.
+    """
+
+    def __init__(self, source: Source, frames: int = 8, size: int = 64, seed: int = 0):
+        super().__init__(source, "kenburns", "object", "motion", tuple(MOTIONS), seed)
+        self.frames, self.size = frames, size
+
+    def apply(self, clip: Tensor, edit: str, rng: np.random.Generator) -> Tensor:
+        axis, direction = MOTIONS[edit]
+        phase, (low, high) = rng.random(4), list(SPEEDS.values())[rng.integers(len(SPEEDS))]
+        path = np.tile(phase, (self.frames, 1))
+        path[:, axis] -= (
+            direction * rng.uniform(low, high) * np.arange(self.frames) / self.frames
+        )  # the camera moves, the picture the other way
+        x, y, angle, zoom = torch.from_numpy(path % 1).float().T
+        half = 0.35 * 2**zoom  # of the view; the image spans -1 to 1 and its mirror images 4
+        cos, sin = half * torch.cos(2 * torch.pi * angle), half * torch.sin(2 * torch.pi * angle)
+        pose = torch.stack([cos, -sin, 4 * x, sin, cos, 4 * y], dim=-1).view(-1, 2, 3)
+        grid = N.affine_grid(pose, [self.frames, 3, self.size, self.size], align_corners=False)
+        image = clip[:, 0].float().expand(self.frames, -1, -1, -1)
+        seen = N.grid_sample(image, grid, padding_mode="reflection", align_corners=False)  # [f c y x]
+        return seen.round().clamp(0, 255).to(torch.uint8).movedim(1, 0).contiguous()
