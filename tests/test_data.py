@@ -137,8 +137,9 @@ def test_an_error_in_a_worker_is_the_error_in_the_run():
         def read(self, index, epoch=0):
             raise KeyError("a bug, not a fault")
 
-    with pytest.raises(KeyError, match="a bug"):
+    with pytest.raises(KeyError, match="a bug") as error:
         next(data.loader(Wrong(), 4, workers=1))
+    assert "in read" in error.value.__notes__[0]
 
 
 def test_workers_end_with_the_loader():

@@ -7,8 +7,10 @@ like any other unreadable clip), a new worker takes over, and the sequence of ba
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -58,6 +60,10 @@ class _Worker:
             except (EOFError, OSError):
                 self.process.join(5)
                 code = self.process.exitcode
+                if code == -signal.SIGBUS:
+                    raise DataError(
+                        "a worker process ran out of shared memory (/dev/shm); give the container more (--shm-size=8g), or use workers=0"
+                    ) from None
                 why = f"reading it killed the decoder ({signal.Signals(-code).name if code and code < 0 else f'exit code {code}'})"
             index = self.at.value
             self.stop()
@@ -86,11 +92,23 @@ def _serve(source: Source, replace: bool, pipe, at, parent: int) -> None:
             keys = pipe.recv()
             at.value = -1
             try:
-                pipe.send(source.batch(keys, replace))
+                made = source.batch(keys, replace)
             except Exception as error:
-                pipe.send(error)
+                made = _portable(error)
+            pipe.send(made)
     except (EOFError, OSError):
         return
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that can travel to another process, with its traceback as a note."""
+    text = traceback.format_exc()
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(str(error))
+    error.add_note(f"In a worker process:\n{text}")
+    return error
 
 
 def batches(source: Source, keys: Iterable, workers: int, replace: bool, patience: float) -> Iterator[Batch]:
