@@ -179,7 +179,7 @@ def test_run_that_is_interrupted(tmp_path, number):
         time.sleep(0.05)
     assert process.poll() is None
     os.kill(process.pid, number)
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate(timeout=240)[1]
     assert process.returncode == 128 + number and f"interrupted by {number.name}" in err and "Traceback" not in err
 
 
