@@ -146,7 +146,7 @@ class Broken(Term):
 
 
 def test_a_loss_that_breaks_names_its_term(world, tmp_path):
-    with pytest.raises(FloatingPointError, match="Broken became .* at step 0"):
+    with pytest.raises(FloatingPointError, match=r"Broken became .* at step 0"):
         vl.pretrain(JEPA() + Broken(), world, runs=tmp_path, **QUICK)
 
 
