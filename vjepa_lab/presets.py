@@ -47,7 +47,7 @@ TINY = replace(
 )
 MICRO = replace(
     TINY, name="micro", depth=6, patch=8, pred_dim=96, pred_depth=3, pred_heads=3, frames=8, size=64,
-    steps=600, warmup=40, lr=1e-3, start_lr=1e-5, ema=0.99,
+    batch=16, steps=1500, warmup=60, lr=5e-4, start_lr=1e-5, ema=0.998,
 )  # fmt: skip
 SMOKE = replace(MICRO, name="smoke", dim=48, depth=2, heads=2, pred_dim=24, pred_depth=1, pred_heads=1, size=32, batch=4, steps=4, warmup=1)
 PRESETS = {p.name: p for p in (SMOKE, MICRO, TINY, SMALL, BASE)}

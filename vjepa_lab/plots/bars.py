@@ -125,7 +125,7 @@ def _notes(panels: dict[str, pd.DataFrame], against: str) -> list[str]:
         flagged = sorted(set(table.loc[table["flag"].ne(""), "benchmark"]))
         notes.append(f"{DAGGER} accuracy not above a predictor that always names the test set’s largest class ({', '.join(flagged)}).")
     if table["random_init"].any():
-        notes.append(f"{DOUBLE_DAGGER} EMA off: the released evaluation measured a teacher that never left its random initialisation.")
+        notes.append(f"{DOUBLE_DAGGER} an untrained encoder (the paper's evaluation without EMA loads a teacher that never moved).")
     return notes
 
 

@@ -203,7 +203,7 @@ def _notes(frame: pd.DataFrame, untrained: set[str], small: int) -> list[str]:
     if frame.map(lambda cell: DAGGER in cell).any(axis=None):
         notes.append(f"{DAGGER} not above a predictor that always names the test set’s largest class.")
     if untrained:
-        notes.append(f"{DOUBLE_DAGGER} EMA off: the released evaluation measured a teacher that never left its random initialisation.")
+        notes.append(f"{DOUBLE_DAGGER} an untrained encoder (the paper's evaluation without EMA loads a teacher that never moved).")
     if small:
         notes.append(f"{small} measurements of runs too small to be evidence are left out.")
     return notes
