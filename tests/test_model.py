@@ -177,8 +177,11 @@ def test_online_teacher_shares_the_full_pass(objective, passes, monkeypatch):
     monkeypatch.setattr(Encoder, "encode", lambda self, *a, **k: calls.append(1) or encode(self, *a, **k))
     model = VJEPA.build(SMOKE, teacher="online")
     loss = Loss(objective, model.width)
-    loss(model.latents(clip(), masks.MultiBlock().draw(2, SMOKE.grid, seed=0, step=0), full="full" in loss.objective.views))
+    latents = model.latents(clip(), masks.MultiBlock().draw(2, SMOKE.grid, seed=0, step=0), full="full" in loss.objective.views)
+    loss(latents)
     assert len(calls) == passes
+    assert not latents.h.requires_grad
+    assert "z" not in vars(latents) or latents.z.requires_grad  # asked for first by the target, it must still carry gradient
 
 
 def test_ema_moves_the_teacher_a_little():

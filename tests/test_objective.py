@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from laws import SIZE, Stub, latents, tokens
 
 from vjepa_lab import masks, variants
-from vjepa_lab.objective import Cosine, Loss, Objective, Ramp, Recipe, Term, diff
+from vjepa_lab.objective import Cosine, ErrorMap, Loss, Objective, Ramp, Recipe, Term, diff
 from vjepa_lab.terms import JEPA, Delta, Dynamics, Hard, Kinematic, Orthogonal, token_distance
 from vjepa_lab.values import read
 
@@ -203,6 +203,44 @@ def test_weights_of_kinds_are_equal():
 def test_bad_values_are_refused_by_name(make, message):
     with pytest.raises((ValueError, TypeError), match=message.replace("(", r"\(").replace("+", r"\+")):
         make()
+
+
+class Shapeless(Term):
+    def error(self, view, head):
+        return view.z.mean()
+
+
+class Absent(Term):
+    def error(self, view, head):
+        return None
+
+
+class Untouched(Term):
+    def error(self, view, head):
+        return view.h.abs().mean(-1)
+
+
+class Negative(Term):
+    def error(self, view, head):
+        error = view.z.abs().mean(-1)
+        return ErrorMap(error, -torch.ones_like(error))
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (Shapeless(view="visible"), r"Shapeless: .*one entry per token"),
+        (Absent(), r"Absent: .*got NoneType"),
+        (Untouched(), r"Untouched: .*nothing that trains"),
+        (Hard(Negative()), r"Hard\(Negative\): .*not negative"),
+    ],
+    ids=repr,
+)
+def test_a_term_that_is_wrong_on_purpose_is_named(term, message):
+    objective = JEPA() + term
+    net, lat = latents(objective)
+    with pytest.raises((ValueError, TypeError), match=message):
+        Loss(objective, net.width)(lat)
 
 
 def test_a_term_without_an_error_is_refused_by_name():

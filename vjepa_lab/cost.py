@@ -108,7 +108,7 @@ def _term(term: Term, size: Preset, levels: int, lengths) -> float:
     width = latents.model.width
     with torch.device("meta"):
         loss = Loss(term, width)
-        full = torch.empty(1, *latents.grid, width)
-        seen, hidden = ([torch.empty(1, n, width) for n in side] for side in zip(*lengths, strict=True))
+        full = torch.empty(1, *latents.grid, width, requires_grad=True)
+        seen, hidden = ([torch.empty(1, n, width, requires_grad=True) for n in side] for side in zip(*lengths, strict=True))
     latents.__dict__.update(z=full, h=full, seen=seen, context=seen, pred=hidden, target=hidden)
     return _gflop(lambda: loss(latents))

@@ -306,8 +306,10 @@ class Latents:
                 return self.on_grid(self.normalise(self._encode(self.model.teacher)))
         if not self.model.stop_grad:
             return self.normalise(self.z)
+        if self.full:
+            return self.normalise(self.z.detach())
         with torch.no_grad():
-            return self.normalise(self.z.detach() if self.full else self.on_grid(self._encode(self.model.student)))
+            return self.on_grid(self.normalise(self._encode(self.model.student)))
 
     @cached_property
     def target(self) -> list[Tensor]:

@@ -260,6 +260,8 @@ class Term(Value):
         out = []
         for view in self.views(latents):
             error = self.error(view, head)
+            if not isinstance(error, Tensor | ErrorMap):
+                raise TypeError(f"error() must return a tensor or an ErrorMap, got {type(error).__name__}")
             out.append(error if isinstance(error, ErrorMap) else ErrorMap(error, view.valid_for(error)))
         return out
 
@@ -267,6 +269,8 @@ class Term(Value):
         """Mean of each map, then over mask kinds (as V-JEPA averages)."""
         means = [m.mean() for m in self.maps(latents, head)]
         return sum(means) / len(means)
+
+    idle = False  # True for a term that is meant to give no gradient
 
     @property
     def label(self) -> str:
@@ -362,10 +366,23 @@ class Loss(nn.Module):
             self.register_buffer("scale", torch.ones(len(heads)))
 
     def forward(self, latents) -> tuple[Tensor, dict[str, Tensor]]:
-        """(total, {term name: unweighted loss}) as scalars on the device; reading them is what waits for it."""
+        """(total, {term name: unweighted loss}) as scalars on the device; reading them is what waits for it.
+
+        Raises what a term raises, with the term's name before it; ValueError for a term that nothing trainable has a part in.
+        """
         terms = zip(self.objective.names, self.objective, self.heads, strict=True)
-        parts = {name: term.loss(latents, head) for name, (_, term), head in terms}
+        parts = {name: self._part(name, term, latents, head) for name, (_, term), head in terms}
         return self.total(parts, latents.progress), parts
+
+    @staticmethod
+    def _part(name: str, term: Term, latents, head: nn.Module) -> Tensor:
+        try:
+            part = term.loss(latents, head)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise type(error)(f"{name}: {error}") from error
+        if torch.is_grad_enabled() and not (part.requires_grad or term.idle):
+            raise ValueError(f"{name}: its error depends on nothing that trains; use view.z, view.pred or a head in it")
+        return part
 
     def total(self, parts: dict[str, Tensor], progress: float = 0.0) -> Tensor:
         """The weighted sum of {term name: loss}."""

@@ -413,6 +413,8 @@ class Modifier(Term):
 class Detached(Modifier):
     """A term that is computed and added but gives no gradient: what the paper's released code does to hard-weighted LD."""
 
+    idle = True
+
     def maps(self, latents, head):
         with torch.no_grad():
             return super().maps(latents, head)
@@ -456,6 +458,8 @@ class Hard(Modifier):
     def weights(self, error: Tensor, base: Tensor | None) -> Tensor:
         """Weights of errors [g n], one softmax per row, times the map's own weights `base` [g n]; mean 1 over what counts."""
         base = torch.ones_like(error) if base is None else base.to(error.dtype)
+        if base.device.type == "cpu" and (base < 0).any():  # elsewhere the check would wait for the device
+            raise ValueError("hard weights need an ErrorMap whose own weights are not negative")
         total = base.sum(-1, keepdim=True).clamp_min(1e-12)
         if self.standardise:
             centred = error - (base * error).sum(-1, keepdim=True) / total
