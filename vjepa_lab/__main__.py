@@ -234,7 +234,8 @@ def claims(parser):
     """judge each statement of the paper on printed numbers, released ones, or runs"""
     from .claims import main
 
-    offer(parser, main)
+    offer(parser, main, leave_out=("as_json",))
+    parser.add_argument("--json", dest="as_json", action="store_true", help="machine-readable verdicts")
     return main
 
 
