@@ -16,6 +16,7 @@ _HOME = {
     "presets": "Preset preset PRESETS",
     "train": "pretrain Run load_run",
     "evaluate": "probe",
+    "stats": "plan",
 }
 _MODULES = [
     "objective",
