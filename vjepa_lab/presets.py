@@ -1,7 +1,10 @@
 """Sizes of model, clip and training, as values. `PRESETS["base"]` is the paper's Table 1."""
 
 import difflib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+
+from vjepa_lab.masks import MULTIBLOCK, Blocks, MultiBlock
+from vjepa_lab.values import read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,20 @@ class Preset:
     final_lr: float
     weight_decay: float = 0.04
     ema: float = 0.99925
+    masks: MultiBlock | None = None  # stands in for V-JEPA's multiblock in recipes that use it; None: they keep it
+
+    def masks_of(self, wanted: MultiBlock) -> MultiBlock:
+        """The masks to train with at this size where a recipe wants `wanted`: only V-JEPA's default ones are replaced."""
+        plain = self.masks is not None and replace(wanted, where=MULTIBLOCK.where) == MULTIBLOCK
+        return replace(self.masks, where=wanted.where) if plain else wanted
+
+    def plain(self) -> dict:
+        """The fields as JSON-like data; `read` takes them back."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"masks": self.masks and repr(self.masks)}
+
+    @classmethod
+    def read(cls, values: dict) -> "Preset":
+        return cls(**values | {"masks": values.get("masks") and read(values["masks"])})
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -47,9 +64,14 @@ TINY = replace(
 )
 MICRO = replace(
     TINY, name="micro", depth=6, patch=8, pred_dim=96, pred_depth=3, pred_heads=3, frames=8, size=64,
-    batch=16, steps=1500, warmup=60, lr=5e-4, start_lr=1e-5, ema=0.998,
+    batch=16, steps=1000, warmup=60, lr=5e-4, start_lr=1e-5, ema=0.998,
+    # Full tubes leave so little of a small clip to see that in minutes a JEPA learns its colours and unlearns its motion. Here most of the
+    # first half is seen and the second half foretold.
+    masks=MultiBlock((Blocks(1, 0.15),), max_temporal_keep=0.5, full_complement=True),
 )  # fmt: skip
-SMOKE = replace(MICRO, name="smoke", dim=48, depth=2, heads=2, pred_dim=24, pred_depth=1, pred_heads=1, size=32, batch=4, steps=4, warmup=1)
+SMOKE = replace(
+    MICRO, name="smoke", masks=None, dim=48, depth=2, heads=2, pred_dim=24, pred_depth=1, pred_heads=1, size=32, batch=4, steps=4, warmup=1
+)
 PRESETS = {p.name: p for p in (SMOKE, MICRO, TINY, SMALL, BASE)}
 
 

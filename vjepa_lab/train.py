@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def preset(self) -> Preset:
-        return Preset(**self.config["preset"])
+        return Preset.read(self.config["preset"])
 
     def metrics(self):
         """The logged steps, a pandas table: step, loss, lr, grad_norm, clips_per_s, std, one column per term."""
@@ -194,6 +194,7 @@ def pretrain(
     plan = variants.recipe(recipe, edition)
     size = overridden(preset, ({"steps": 0} if plan.probe == "initial" else {}) | overrides)
     named = variants.name_of(plan)
+    plan = replace(plan, masks=size.masks_of(plan.masks))
     if variant is None:
         variant, edition = named or (f"custom-{hashlib.sha1(repr(plan).encode()).hexdigest()[:6]}", "sound")
     source = training_source(data, size, seed)
@@ -201,7 +202,7 @@ def pretrain(
     device = device_of(device)
     bf16 = fast_bf16(device) if bf16 is None else bf16
     config = {
-        "variant": variant, "edition": edition, "data": Path(source.name).name, "clips": len(source), "seed": seed, "preset": asdict(size),
+        "variant": variant, "edition": edition, "data": Path(source.name).name, "clips": len(source), "seed": seed, "preset": size.plain(),
         "spec": str(data) if isinstance(data, str | Path) else getattr(source, "spec", source.name),
         "teacher": plan.teacher, "stop_grad": plan.stop_grad, "levels": plan.levels, "probe": plan.probe,
         "bf16": bf16,

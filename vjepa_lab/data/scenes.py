@@ -18,6 +18,9 @@ TINTS = {"warm": 0.08, "olive": 0.22, "teal": 0.47, "violet": 0.72}
 SIZES = (0.17, 0.42)
 """Smallest and largest object: side of a square of the same area, as a share of the picture."""
 
+MEAN = np.float32(90)
+"""Mean brightness of the ground, of 255."""
+
 CAMERAS = {"still": (0, 0), "pan_right": (-1, 0), "pan_left": (1, 0), "tilt_down": (0, -1), "tilt_up": (0, 1)}
 """Camera motion -> direction in which the whole picture then moves."""
 
@@ -49,6 +52,8 @@ class Scene:
     camera: np.ndarray | tuple = (0.0, 0.0)  # [2] torus lengths per clip by which the picture moves
     clutter: tuple[Scene, ...] = ()  # objects that stand behind
     noise: float = 0.0  # standard deviation of the sensor's noise, of 255
+    sizes: tuple[float, float] = SIZES
+    ground: float = 1.0  # strength of the ground's pattern, 0: flat
 
     def path(self, frames: int) -> np.ndarray:
         """The object's torus coordinates in the picture `[f 4]`, in [0, 1)."""
@@ -62,7 +67,8 @@ class Scene:
 def render(scene: Scene, frames: int, size: int) -> np.ndarray:
     """The clip `[c f y x]` uint8: anti-aliased objects over a 1/f ground, all frames drawn at once."""
     shifts = np.multiply(scene.camera, np.arange(frames)[:, None] / frames) if np.any(scene.camera) else np.zeros((1, 2))
-    picture = background(scene.seed, size, shifts)[None] * scene.tint[:, None, None, None]  # [c f y x], f = 1 if nothing moves it
+    ground = MEAN + np.float32(scene.ground) * (background(scene.seed, size, shifts) - MEAN)
+    picture = ground[None] * scene.tint[:, None, None, None]  # [c f y x], f = 1 if nothing moves it
     for thing in (*scene.clutter, scene):
         cover, colour = _object(thing, frames, size)
         picture = picture + cover * (colour - picture)
@@ -75,7 +81,8 @@ def render(scene: Scene, frames: int, size: int) -> np.ndarray:
 def _object(scene: Scene, frames: int, size: int):
     """How much of every pixel the object covers `[f y x]`, and its colour there `[c f y x]`, 0 to 255."""
     x, y, angle, log_size = scene.path(frames).T.astype(np.float32)
-    scale = np.float32(SIZES[0]) * np.float32(SIZES[1] / SIZES[0]) ** log_size
+    small, large = scene.sizes
+    scale = np.float32(small) * np.float32(large / small) ** log_size
     cos, sin = np.cos(2 * np.pi * angle) / scale, np.sin(2 * np.pi * angle) / scale
     axis = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / size
     dx, dy = _around(axis - x[:, None]), _around(axis - y[:, None])  # [f x], [f y]
@@ -112,4 +119,4 @@ def background(seed: int, size: int, shifts: np.ndarray, side: int = 32) -> np.n
         turns = np.fft.fftfreq(size, 1 / size)[:, None] * shifts[:, 1, None, None] + np.arange(size // 2 + 1) * shifts[:, 0, None, None]
         kept = kept * np.exp(-2j * np.pi * turns).astype(np.complex64)  # [f y x]
     field = np.fft.irfft2(kept.reshape(-1, size, size // 2 + 1), s=(size, size), axes=(1, 2))
-    return np.clip(np.float32(90) + np.float32(32) / (field[0].std() + np.float32(1e-12)) * field, 20, 170).astype(np.float32)
+    return np.clip(MEAN + np.float32(32) / (field[0].std() + np.float32(1e-12)) * field, 20, 170).astype(np.float32)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .core import DataError, Sample, Source, check_options, known
 from .dirs8 import Dirs8
-from .scenes import CAMERAS, FACTORS, HUES, MOTIONS, SPEEDS, TINTS, Scene, render
+from .scenes import CAMERAS, FACTORS, HUES, MOTIONS, SIZES, SPEEDS, TINTS, Scene, render
 from .shapes import SHAPES, rgb
 
 APPEARANCE, DYNAMICS = ("shape", "hue", "texture", "tint"), ("motion", "speed")
@@ -39,6 +39,9 @@ class FactorMotion(Source):
     `camera`     the picture pans or tilts (label `camera`);
     `clutter`    so many bystanders, which do not move by themselves;
     `contrast`   of the object to the ground, down from 1;  `noise` of the sensor, standard deviation of 255.
+    And dials that make it easier, so that a small model learns in minutes:
+    `sizes`      of the object, smallest and largest, as a share of the picture;  `ground` strength of its pattern, 0: flat;
+    `colours=False`  one hue and one tint for all (and no such labels): nothing that is the same in all tokens of a clip can be guessed.
     """
 
     fixed = True
@@ -58,6 +61,9 @@ class FactorMotion(Source):
         clutter: int = 0,
         contrast: float = 1.0,
         noise: float = 0.0,
+        sizes: tuple[float, float] = SIZES,
+        ground: float = 1.0,
+        colours: bool = True,
     ):
         self.split, self.name = known("split", split, CLIPS), "synthetic"
         self.law, self.frames, self.size, self.seed = known("law", law, LAWS), frames, size, seed
@@ -67,8 +73,12 @@ class FactorMotion(Source):
         if events not in (1, 2) or clutter < 0 or noise < 0 or not 0 < contrast <= 1:
             dials = f"events={events}, clutter={clutter}, contrast={contrast}, noise={noise}"
             raise DataError(f"a synthetic clip has 1 or 2 events, clutter >= 0, noise >= 0 and contrast in (0, 1]; got {dials}")
+        if not 0 < sizes[0] <= sizes[1] <= 1 or not 0 <= ground <= 1:
+            raise DataError(f"sizes are (smallest, largest) in (0, 1], ground lies in [0, 1]; got sizes={sizes}, ground={ground}")
         self.events, self.camera, self.clutter, self.contrast, self.noise = events, camera, clutter, contrast, noise
-        drawn = APPEARANCE + DYNAMICS + ("then", "order") * (events == 2) + ("camera",) * camera
+        self.sizes, self.ground, self.colours = tuple(sizes), ground, colours
+        seen = APPEARANCE if colours else tuple(name for name in APPEARANCE if name not in ("hue", "tint"))
+        drawn = seen + DYNAMICS + ("then", "order") * (events == 2) + ("camera",) * camera
         names = [known("factor", name, drawn) for name in factors or drawn if frames > 1 or name in APPEARANCE]
         if not names:
             raise DataError(f"{', '.join(factors)} cannot be seen in one frame; it needs frames >= 2")
@@ -84,6 +94,8 @@ class FactorMotion(Source):
         u = rng.random(20)
         labels = {name: int(x * len(FACTORS[name])) for name, x in zip(APPEARANCE + DYNAMICS, u, strict=False)}
         labels["shape"] = self._shape(labels["shape"], labels["motion"], u[6], u[7])
+        if not self.colours:
+            labels |= {"hue": 2, "tint": 0}
         hue = HUES[FACTORS["hue"][labels["hue"]]] + 0.06 * (u[9] - 0.5)
         tint = rgb(TINTS[FACTORS["tint"][labels["tint"]]] + 0.06 * (u[10] - 0.5), 0.3 + 0.2 * u[17], 1.0)
         ground = tint * np.float32(90 / 255)
@@ -95,6 +107,8 @@ class FactorMotion(Source):
             tint=tint,
             seed=int(u[18] * 2**32),
             noise=self.noise,
+            sizes=self.sizes,
+            ground=self.ground,
         )
         return self._complicated(scene, rng, u[8])
 
@@ -153,12 +167,13 @@ TASKS = {
     "": (FactorMotion, {}),
     "trs8": (FactorMotion, {"factors": ("motion",)}),
     "dirs8": (Dirs8, {}),
+    "plain": (FactorMotion, {"sizes": (0.3, 0.42), "ground": 0.0, "colours": False}),
     "order": (FactorMotion, {"events": 2, "factors": ("order", "motion", "then")}),
     "compositional": (FactorMotion, {"law": "compositional"}),
     "spurious": (FactorMotion, {"law": "spurious"}),
 }
-"""What "synthetic:NAME" opens: trs8 is the factor world with the motion (translation, rotation, scaling) as its only label, order that
-of two events."""
+"""What "synthetic:NAME" opens: trs8 is the factor world with the motion (translation, rotation, scaling) as its only label, plain
+has a larger object of one colour on a flat ground, order asks for that of two events."""
 
 
 def world(task: str = "", split: str = "train", **options) -> Source:
