@@ -4,6 +4,11 @@ The names a notebook needs; each module loads when first used, so that `import v
 """
 
 import importlib
+import os
+
+# Idle OpenMP threads sleep instead of spinning: on a CPU that does anything else besides, spinning makes a training step several times
+# slower. It must be set before torch is loaded; a value of the user's own is kept.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 
