@@ -64,7 +64,7 @@ TINY = replace(
 )
 MICRO = replace(
     TINY, name="micro", depth=6, patch=8, pred_dim=96, pred_depth=3, pred_heads=3, frames=8, size=64,
-    batch=16, steps=1000, warmup=60, lr=5e-4, start_lr=1e-5, ema=0.998,
+    batch=16, steps=600, warmup=60, lr=5e-4, start_lr=1e-5, ema=0.998,
     # Full tubes leave so little of a small clip to see that in minutes a JEPA learns its colours and unlearns its motion. Here most of the
     # first half is seen and the second half foretold.
     masks=MultiBlock((Blocks(1, 0.15),), max_temporal_keep=0.5, full_complement=True),

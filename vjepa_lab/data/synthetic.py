@@ -167,7 +167,7 @@ TASKS = {
     "": (FactorMotion, {}),
     "trs8": (FactorMotion, {"factors": ("motion",)}),
     "dirs8": (Dirs8, {}),
-    "plain": (FactorMotion, {"sizes": (0.3, 0.42), "ground": 0.0, "colours": False}),
+    "plain": (FactorMotion, {"sizes": (0.35, 0.65), "ground": 0.0, "colours": False}),
     "order": (FactorMotion, {"events": 2, "factors": ("order", "motion", "then")}),
     "compositional": (FactorMotion, {"law": "compositional"}),
     "spurious": (FactorMotion, {"law": "spurious"}),

@@ -1,0 +1,78 @@
+"""Every notebook runs from its first cell to its last, headless and at a size that shows nothing but that."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import vjepa_lab as vl
+from vjepa_lab import notebook, results
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with one pretrained run."""
+    runs = tmp_path_factory.mktemp("runs")
+    source = vl.data.open("synthetic", frames=8, size=32, n=24, cache="memory")
+    vl.pretrain("baseline", source, "smoke", runs=runs, progress=False)
+    return runs
+
+
+def execute(name: str, folder: Path, **params) -> nbformat.NotebookNode:
+    """The executed notebook; its kernel works in the project's folder, as from the command line."""
+    done = notebook.run(FOLDER / f"{name}.ipynb", folder / f"{name}.ipynb", params, cwd=FOLDER.parent, progress=False)
+    return nbformat.read(done, as_version=4)
+
+
+def pictures(nb: nbformat.NotebookNode) -> int:
+    kinds = ("image/png", "application/vnd.plotly.v1+json")
+    return sum(kind in output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", []) for kind in kinds)
+
+
+def test_quickstart(tmp_path):
+    nb = execute("00_quickstart", tmp_path, preset="smoke", steps=4, batch=4, clips=48, out=str(tmp_path / "out"))
+    assert pictures(nb) >= 4
+    table = results.load(tmp_path / "out")
+    assert set(table["variant"]) >= {"baseline", "fwm-hw-ld", "straight", "random-init"}
+    assert (tmp_path / "out" / "figures" / "tradeoffs.pdf").is_file()
+
+
+def test_quickstart_on_real_clips(tmp_path, clips):
+    nb = execute("00_quickstart", tmp_path, preset="smoke", steps=4, batch=4, out=str(tmp_path / "out"), data=str(clips / "tennis7_160p"))
+    assert pictures(nb) >= 4
+
+
+def test_pretrain(tmp_path):
+    nb = execute("01_pretrain", tmp_path, variant="JEPA() + 0.1*Delta()", preset="smoke", runs=str(tmp_path), overrides={"steps": 6})
+    assert pictures(nb) >= 1
+    (run,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert vl.load_run(run).steps_done == 6
+
+
+def test_probe(tmp_path, trained):
+    (run,) = trained.iterdir()
+    execute("02_probe", tmp_path, run=str(run), labels=["motion", "shape"], limit=40)
+    rows = results.load(run)
+    assert {"synthetic/motion", "synthetic/shape"} <= set(rows["benchmark"])
+    assert {"student", "random-init"} <= set(rows["encoder"].dropna())
+
+
+def test_tradeoffs(tmp_path, trained):
+    nb = execute("03_tradeoffs", tmp_path, runs=str(trained), out=str(tmp_path / "figures"))
+    assert pictures(nb) >= 2
+    assert (tmp_path / "figures" / "tradeoffs-mixed.pdf").is_file()
+
+
+def test_your_objective(tmp_path):
+    nb = execute("10_your_objective", tmp_path, preset="smoke", steps=4, batch=4, out=str(tmp_path / "out"))
+    assert pictures(nb) >= 2
+
+
+def test_audit(tmp_path):
+    nb = execute("12_audit", tmp_path, steps=4, out=str(tmp_path))
+    said = "".join(output.get("text", "") for cell in nb.cells for output in cell.get("outputs", []))
+    assert "confirmed: as coded, HW-LD is HW alone" in said
+    assert "open" not in {line.split(":")[0] for line in said.splitlines()}
+    assert (tmp_path / "audit.pdf").is_file()
