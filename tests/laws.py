@@ -235,6 +235,25 @@ class TestRecipe:
         assert bool(place) == (edition == "released" and name in ("hw-ld", "fwm-hw-ld"))
 
 
+@pytest.mark.parametrize("first", [Detached(Dynamics(view="visible", hidden=8)), VelGate(), Hard(Delta(view="visible"))], ids=repr)
+def test_gradients_do_not_depend_on_the_order_of_terms(first):
+    """Terms share the latents: one that is computed first must not leave them without gradient."""
+    gradients = []
+    for objective in (first + JEPA(), JEPA() + first):
+        torch.manual_seed(1)
+        net, lat = latents(objective)
+        torch.manual_seed(2)
+        Loss(objective, net.width)(lat)[0].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.student.parameters()]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_hard_weights_of_a_clip_in_which_nothing_counts():
+    """Official truncation can leave a clip without two successive visible steps: it gets no weight, and no NaN."""
+    weights = Hard(Delta()).weights(torch.rand(2, 5), torch.tensor([[True] * 5, [False] * 5]))
+    assert torch.isfinite(weights).all() and not weights[1].any()
+
+
 def test_empty_map_is_a_differentiable_zero():
     empty = torch.zeros(3, 0, requires_grad=True)
     mean = ErrorMap(empty).mean()

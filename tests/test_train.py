@@ -84,6 +84,29 @@ def test_encoder_of_a_run_is_the_trained_one(world, tmp_path, which):
     assert not any(p.requires_grad for p in encoder.parameters())
 
 
+def test_an_edited_term_is_another_run(world, tmp_path):
+    """Its repr is the same, its source is not."""
+
+    def once():
+        class Mine(Term):
+            def error(self, view, head):
+                return view.z.abs().mean(-1)
+
+        return Mine()
+
+    def twice():
+        class Mine(Term):
+            def error(self, view, head):
+                return 2 * view.z.abs().mean(-1)
+
+        return Mine()
+
+    assert repr(once()) == repr(twice())
+    vl.pretrain(JEPA() + once(), world, out=tmp_path / "a", **QUICK)
+    with pytest.raises(ValueError, match="own_terms"):
+        vl.pretrain(JEPA() + twice(), world, out=tmp_path / "a", **QUICK)
+
+
 def test_a_finished_run_is_not_run_again(world, tmp_path):
     run = vl.pretrain("baseline", world, runs=tmp_path, **QUICK)
     before = (run.path / "last.pt").stat().st_mtime_ns
@@ -134,7 +157,7 @@ def test_interrupt_saves_and_says_how_to_go_on(world, tmp_path, capsys, monkeypa
     monkeypatch.setattr(train.Trainer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         vl.pretrain("baseline", world, out=tmp_path / "a", **QUICK)
-    assert "goes on from there" in capsys.readouterr().out
+    assert "goes on from the last checkpoint" in capsys.readouterr().out
     monkeypatch.undo()
     cut = vl.pretrain("baseline", world, out=tmp_path / "a", **QUICK)
     assert same(weights(cut), weights(vl.pretrain("baseline", world, out=tmp_path / "b", **QUICK)))

@@ -40,7 +40,6 @@ _MODULES = [
     "diagnose",
     "bench",
     "widgets",
-    "study",
     "notebook",
 ]
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}

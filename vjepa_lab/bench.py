@@ -2,7 +2,7 @@
 
 The yardstick is a plain training step of V-JEPA 2's structure (facebookresearch/vjepa2 app/vjepa/train.py, written anew): convolutional
 patch embedding of all tokens once per mask, rotary angles computed in every layer and call, predictor tokens sorted by place, one pass per
-mask throughout, targets normalised per mask, an optimiser and an EMA of many small steps, and a host synchronisation every step.
+mask throughout, an optimiser and an EMA of many small steps, and a host synchronisation every step.
 Same maths, same weights, same masks, same clips as ours: both must give the same loss before anything is timed.
 """
 
@@ -207,7 +207,7 @@ def step(
     One row per contender: median ms, quartiles, clips/s, GFLOP/s, share of the attainable matrix-product rate, and for ours the ratio to
     the contender it stands against, the median over rounds. `variant` adds our step of another recipe.
     """
-    device, size = device_of(device), replace(preset(name), ema=0.999)
+    device, size = device_of(device), replace(preset(name), ema=0.999, masks=None)
     batch, bf16 = batch or BATCH.get(name, 8), dtype == "bf16"
     clip = torch.randint(0, 256, (batch, 3, size.frames, size.size, size.size), dtype=torch.uint8).to(device)
     recipe = variants.recipe("baseline")
@@ -221,14 +221,14 @@ def step(
     rate = gemm_rate(batch * 256, size.dim, torch.bfloat16 if bf16 else torch.float32, device)
     count = iter(range(10**9))
     contenders = {"plain step": lambda: plain.step(next(count), clip), "our step": lambda: ours.step(next(count), clip)}
-    work = {"plain step": recipe.cost(name, batch).total, "our step": recipe.cost(name, batch).total}
+    work = {"plain step": recipe.cost(size, batch).total, "our step": recipe.cost(size, batch).total}
     if variant:
         other = trainer(variants.recipe(variant))
         contenders[variant] = lambda: other.step(next(count), clip)
-        work[variant] = other.recipe.cost(name, batch).total
+        work[variant] = other.recipe.cost(size, batch).total
     if encoder and (theirs := hugging_face(ours.model, size, clip)):
         contenders |= {"HF encoder": theirs, "our encoder": our_encoder(ours.model, clip)}
-        teacher = recipe.cost(name, batch).passes["teacher"]
+        teacher = recipe.cost(size, batch).passes["teacher"]
         work |= {"HF encoder": 3 * teacher, "our encoder": 3 * teacher}
     times = interleaved(contenders, repeats, device)
     against = {"our step": "plain step", "our encoder": "HF encoder", variant: "our step"}

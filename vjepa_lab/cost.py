@@ -51,7 +51,9 @@ def cost(recipe: Recipe, size: Preset | str = "base", batch: int = 8) -> Cost:
 
 def _spent(recipe: Recipe, size: Preset, batch: int) -> dict[str, float]:
     """GFLOP of the passes that the recipe's terms ask for, and of the terms. Backward is two products for each of forward."""
-    lengths, views = typical_lengths(recipe.masks, size, batch), recipe.objective.views
+    lengths, views = typical_lengths(size.masks_of(recipe.masks), size, batch), recipe.objective.views
+    if recipe.teacher == "online" and not recipe.stop_grad:
+        views |= {"full"}  # the target itself is a pass with gradient
     forward = _passes(size, recipe.levels, lengths)
     terms = sum(_term(term, size, recipe.levels, lengths) for _, term in recipe.objective)
     wanted = {

@@ -41,6 +41,8 @@ class Schedule(Value):
         raise NotImplementedError(f"{type(self).__name__} must say its value at a progress between 0 and 1")
 
     def __mul__(self, other):
+        if isinstance(other, Schedule):
+            raise TypeError(f"cannot multiply two schedules, {self!r} and {other!r}")
         return replace(self, start=self.start * other, end=self.end * other) if isinstance(other, int | float) else other * self
 
     __rmul__ = __mul__
@@ -435,6 +437,8 @@ class Recipe(Value):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"Recipe({name}={getattr(self, name)!r}): expected one of {', '.join(map(str, allowed))}")
+        if self.weighting is not None and (len(self.objective.terms) < 2 or any(t.idle for _, t in self.objective)):
+            raise ValueError(f"{self.weighting!r} weighs auxiliaries by their gradients: it needs two terms or more, none of them Detached")
         if not self.objective.terms:
             raise ValueError("a recipe needs an objective with at least one term, such as JEPA()")
 

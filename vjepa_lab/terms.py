@@ -98,7 +98,7 @@ class Delta(Term):
 class Dynamics(Term):
     """A head should foresee the teacher's next change: |Dyn(z[t]) - (h[t+1] - h[t])| (LD, Eq. 6); all channels of h, whatever z it sees.
 
-    hidden  width of the two-layer GELU head (Table 7: 256); 0 makes the head the identity, which turns LD's equation into a loss on z[t].
+    hidden  width of the two-layer GELU head (Table 7: 256).
     """
 
     hidden: int = 256
@@ -260,10 +260,10 @@ class VelGate(Term):
         error = diff(view.z).abs().mean(-1)
         return ErrorMap(error, self.background(view, view.valid_for(error))) if error.numel() else error
 
-    @torch.no_grad()
     def background(self, view: View, valid: Tensor | None) -> Tensor:
         """True where a token moves little, among the valid ones: [b t-1 h w]."""
-        speed = diff(view.h).abs().mean(-1) if self.gate == "teacher" else motion_score(view.clip, view.grid)[:, :-1]
+        by_teacher = self.gate == "teacher"
+        speed = diff(view.h.detach()).abs().mean(-1) if by_teacher else motion_score(view.clip, view.grid)[:, :-1]
         known = speed if valid is None else speed.masked_fill(~valid, torch.nan)
         start = 1 if self.within == "clip" else 2
         limit = known.flatten(start).nanquantile(self.quantile, dim=-1)
@@ -416,8 +416,8 @@ class Detached(Modifier):
     idle = True
 
     def maps(self, latents, head):
-        with torch.no_grad():
-            return super().maps(latents, head)
+        # Not under no_grad: that would leave the latents, which all terms share, without gradient.
+        return [ErrorMap(m.value.detach(), m.weight) for m in self.term.maps(latents, head)]
 
 
 class Shuffled(Modifier):
@@ -465,7 +465,8 @@ class Hard(Modifier):
             centred = error - (base * error).sum(-1, keepdim=True) / total
             spread = ((base * centred.square()).sum(-1, keepdim=True) / total).sqrt()
             error = centred / spread.clamp_min(1e-12)
-        return torch.softmax((error / self.tau).clamp(-20, 20) + base.log(), dim=-1) * total
+        share = torch.softmax((error / self.tau).clamp(-20, 20) + base.log(), dim=-1)
+        return share.nan_to_num(0.0) * total  # a row in which nothing counts has no weights
 
     def maps(self, latents, head):
         maps = self.term.maps(latents, head)

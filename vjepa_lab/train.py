@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -205,7 +206,7 @@ def pretrain(
         "variant": variant, "edition": edition, "data": Path(source.name).name, "clips": len(source), "seed": seed, "preset": size.plain(),
         "spec": str(data) if isinstance(data, str | Path) else getattr(source, "spec", source.name),
         "teacher": plan.teacher, "stop_grad": plan.stop_grad, "levels": plan.levels, "probe": plan.probe,
-        "bf16": bf16,
+        "bf16": bf16, "own_terms": own_terms(plan.objective),
     }  # fmt: skip
     run = _open_folder(folder, repr(plan), config, device)
     if (run.path / "report.json").exists():
@@ -226,17 +227,19 @@ def pretrain(
         if size.steps == 0:
             trainer.save(run.path / "last.pt", 0)
         for step, batch in zip(range(start, size.steps), batches, strict=False):
-            record = trainer.step(step, batch.clip, log=step % log_every == 0 or step == size.steps - 1)
+            saving = (step + 1) % save_every == 0 or step + 1 == size.steps
+            record = trainer.step(step, batch.clip, log=saving or step % log_every == 0)
             clips += len(batch.clip)
             bar.update()
             if record:
                 log(record | {"clips_per_s": round(clips / (time.perf_counter() - began), 2)})
                 bar.set_postfix_str(f"loss {record['loss']:.3f}")
-            if (step + 1) % save_every == 0 or step + 1 == size.steps:
+            if saving:  # a step whose record was checked: a checkpoint never holds a loss that is not finite
                 trainer.save(run.path / "last.pt", step + 1)
     except KeyboardInterrupt:
-        trainer.save(run.path / "last.pt", trainer.done)
-        print(f"interrupted after step {trainer.done}: saved in {run.path}; the same call goes on from there")
+        if trainer.whole:
+            trainer.save(run.path / "last.pt", trainer.done)
+        print(f"interrupted after step {trainer.done}: the same call goes on from the last checkpoint in {run.path}")
         raise
     finally:
         bar.close()
@@ -267,6 +270,21 @@ def overridden(base: str | Preset, overrides: dict) -> Preset:
     return replace(size, **overrides)
 
 
+def own_terms(objective) -> dict[str, str]:
+    """Fingerprints of the source of every term defined outside this package: an edited one makes another run, whatever its repr."""
+    found = {}
+    for _, term in objective:
+        while term is not None:
+            kind = type(term)
+            if not kind.__module__.startswith("vjepa_lab."):
+                try:
+                    found[kind.__name__] = hashlib.sha1(inspect.getsource(kind).encode()).hexdigest()[:12]
+                except (OSError, TypeError):
+                    found[kind.__name__] = "source unknown"
+            term = getattr(term, "term", None)
+    return found
+
+
 def _open_folder(folder: Path, recipe: str, config: dict, device: torch.device) -> Run:
     """Make the run folder, or check that it holds this very run."""
     run = Run(folder)
@@ -286,13 +304,21 @@ def _open_folder(folder: Path, recipe: str, config: dict, device: torch.device) 
     return run
 
 
+def _step_of(line: str) -> int | None:
+    """The step of a logged line; None for one that a kill cut short."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return None
+
+
 class _Log:
     """metrics.jsonl: one line per logged step; what a killed run wrote past its checkpoint is dropped on resume."""
 
     def __init__(self, path: Path, start: int, callback=None):
         self.path, self.callback = path, callback
         lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < start]
+        kept = [line for line in lines if (step := _step_of(line)) is not None and step < start]
         with replacing(path) as part:
             part.write_text("".join(line + "\n" for line in kept))
 
@@ -319,6 +345,7 @@ class Trainer:
             warmup_lr_init=size.start_lr, warmup_prefix=True, t_in_epochs=False,
         )  # fmt: skip
         self.done = 0
+        self.whole = True  # False in the middle of an update: such weights must not be saved
 
     def step(self, step: int, clip: Tensor, log: bool = False) -> dict | None:
         """One optimiser step on uint8 clips [b c f y x]; with `log`, what to write down about it."""
@@ -336,25 +363,29 @@ class Trainer:
         record = self._record(step, total, parts, latents) if log else None
         if self.device.type == "cpu" and not log and not math.isfinite(total.item()):
             self._record(step, total, parts, latents)
+        self.whole = False
         self.optimizer.step()
         self.model.update_teacher(self.size.ema)
-        self.done = step + 1
+        self.done, self.whole = step + 1, True
         return record
 
     def _record(self, step: int, total: Tensor, parts: dict[str, Tensor], latents) -> dict:
         """Numbers of this step; raises FloatingPointError naming the terms that are not finite."""
         values = {name: part.item() for name, part in parts.items()}
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        if not math.isfinite(norm) and all(map(math.isfinite, values.values())):
+            values["the gradient"] = norm
         if bad := [name for name, value in values.items() if not math.isfinite(value)]:
             raise FloatingPointError(
                 f"{' and '.join(bad)} became {values[bad[0]]} at step {step}; try a smaller lr or weight. The last checkpoint is intact."
             )
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
         return {
             "step": step,
             "loss": total.item(),
             "parts": values,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": torch.nn.utils.get_total_norm(gradients).item(),
+            "grad_norm": norm,
             # Spread of the teacher's channels over clips and tokens: it falls towards 0 when the representation collapses.
             "std": latents.h.flatten(0, 3).std(0).mean().item(),
         }
