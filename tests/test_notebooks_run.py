@@ -40,7 +40,9 @@ def test_quickstart(tmp_path):
 
 
 def test_quickstart_on_real_clips(tmp_path, clips):
-    nb = execute("00_quickstart", tmp_path, preset="smoke", steps=4, batch=4, out=str(tmp_path / "out"), data=str(clips / "tennis7_160p"))
+    nb = execute(
+        "00_quickstart", tmp_path, preset="smoke", steps=4, batch=4, out=str(tmp_path / "out"), data=str(clips / "ucf101_6cls_128p")
+    )
     assert pictures(nb) >= 4
 
 
