@@ -8,6 +8,7 @@ import torch
 
 from vjepa_lab import masks, variants
 from vjepa_lab.model import VJEPA
+from vjepa_lab.modifiers import Detached, Hard, Shuffled
 from vjepa_lab.objective import ErrorMap, Loss, Objective, View, as_objective
 from vjepa_lab.presets import PRESETS
 from vjepa_lab.terms import (
@@ -15,14 +16,11 @@ from vjepa_lab.terms import (
     Context,
     Contrast,
     Delta,
-    Detached,
     Dynamics,
     Hamiltonian,
-    Hard,
     Kinematic,
     Orthogonal,
     Pixels,
-    Shuffled,
     SIGReg,
     Spectral,
     Straight,

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from laws import SIZE, Stub, latents, tokens
 
 from vjepa_lab import masks, variants
-from vjepa_lab.objective import Cosine, ErrorMap, Loss, Objective, Ramp, Recipe, Term, diff
-from vjepa_lab.terms import JEPA, Delta, Dynamics, Hard, Kinematic, Orthogonal, token_distance
+from vjepa_lab.modifiers import Hard
+from vjepa_lab.objective import ErrorMap, Loss, Objective, Recipe, Term, diff
+from vjepa_lab.schedules import Cosine, Ramp
+from vjepa_lab.terms import JEPA, Delta, Dynamics, Kinematic, Orthogonal, token_distance
 from vjepa_lab.values import read
 
 

@@ -7,8 +7,9 @@ from laws import Stub, tokens
 
 from vjepa_lab import variants
 from vjepa_lab.cost import cost
+from vjepa_lab.modifiers import Hard
 from vjepa_lab.objective import Recipe
-from vjepa_lab.terms import Contrast, Dynamics, Hamiltonian, Hard, Kinematic, Pixels, SIGReg, Spectral, Straight, VelGate
+from vjepa_lab.terms import Contrast, Dynamics, Hamiltonian, Kinematic, Pixels, SIGReg, Spectral, Straight, VelGate
 
 
 def views(seed=0, **shape):

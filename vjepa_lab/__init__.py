@@ -13,8 +13,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __version__ = "0.1.0"
 
 _HOME = {
-    "objective": "Term View ErrorMap Objective Loss Recipe Cosine Ramp diff",
-    "terms": "JEPA Kinematic Delta Dynamics Orthogonal Hard",
+    "objective": "Term View ErrorMap Objective Loss Recipe diff",
+    "schedules": "Cosine Ramp",
+    "modifiers": "Hard",
+    "terms": "JEPA Kinematic Delta Dynamics Orthogonal",
     "variants": "recipe",
     "masks": "MultiBlock Blocks Motion",
     "model": "Encoder Predictor VJEPA Latents",
@@ -26,6 +28,8 @@ _HOME = {
 _MODULES = [
     "objective",
     "terms",
+    "modifiers",
+    "schedules",
     "variants",
     "masks",
     "model",

@@ -16,21 +16,19 @@ import types
 from dataclasses import replace
 
 from vjepa_lab import masks
-from vjepa_lab.objective import Cosine, GradientRatio, Objective, Ramp, Recipe, Term, as_recipe
+from vjepa_lab.modifiers import Detached, Hard, Modifier, Shuffled
+from vjepa_lab.objective import Objective, Recipe, Term, as_recipe
+from vjepa_lab.schedules import Cosine, GradientRatio, Ramp
 from vjepa_lab.terms import (
     JEPA,
     Context,
     Contrast,
     Delta,
-    Detached,
     Dynamics,
     Hamiltonian,
-    Hard,
     Kinematic,
-    Modifier,
     Orthogonal,
     Pixels,
-    Shuffled,
     SIGReg,
     Spectral,
     Straight,

@@ -1,0 +1,60 @@
+"""Weights that change over training, and rules that set them."""
+
+import math
+from dataclasses import dataclass, replace
+
+from vjepa_lab.values import Value
+
+
+@dataclass(frozen=True, repr=False)
+class Schedule(Value):
+    """A weight that changes over training: called with progress in [0, 1]. `schedule * term` weighs a term by it."""
+
+    start: float
+    end: float
+
+    def __call__(self, progress: float) -> float:
+        raise NotImplementedError(f"{type(self).__name__} must say its value at a progress between 0 and 1")
+
+    def __mul__(self, other):
+        if isinstance(other, Schedule):
+            raise TypeError(f"cannot multiply two schedules, {self!r} and {other!r}")
+        return replace(self, start=self.start * other, end=self.end * other) if isinstance(other, int | float) else other * self
+
+    __rmul__ = __mul__
+
+
+@dataclass(frozen=True, repr=False)
+class Cosine(Schedule):
+    """Half a cosine from `start` to `end` over the whole training."""
+
+    def __call__(self, progress: float) -> float:
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
+
+
+@dataclass(frozen=True, repr=False)
+class Ramp(Schedule):
+    """`start` until progress `begin`, then linear, `end` from progress `until` on (V-JEPA 2.1: 0 to 0.5 from half-way to the end)."""
+
+    begin: float = 0.0
+    until: float = 1.0
+
+    def __call__(self, progress: float) -> float:
+        share = (progress - self.begin) / max(self.until - self.begin, 1e-12)
+        return self.start + (self.end - self.start) * min(max(share, 0.0), 1.0)
+
+
+Weight = float | Schedule
+
+
+@dataclass(frozen=True, repr=False)
+class GradientRatio(Value):
+    """Weigh every auxiliary so that its gradient is `ratio` times the first term's in norm, on the student's parameters.
+
+    Measured every `every` steps and smoothed by `momentum`; the terms' own weights are left out. Of terms with the same equation at
+    different scales it makes one and the same objective, which fixed weights do not.
+    """
+
+    ratio: float = 0.3
+    every: int = 50
+    momentum: float = 0.9
