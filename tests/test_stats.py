@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats as sps
 
-from vjepa_lab import results, stats
+from vjepa_lab import planning, results, stats
 
 PAPER = Path(__file__).parents[1] / "data" / "paper"
 
@@ -61,23 +61,23 @@ def table(values: dict[str, list[float]], benchmark="motion", n=1000, **columns)
     ],
 )  # fmt: skip
 def test_detectable_differences(seeds, family, expected):
-    assert stats.detectable(seeds, family) == pytest.approx(expected, abs=0.05 if expected > 9 else 0.0055)
+    assert planning.detectable(seeds, family) == pytest.approx(expected, abs=0.05 if expected > 9 else 0.0055)
 
 
 def test_detectable_with_power_is_statsmodels_answer():
     from statsmodels.stats.power import TTestPower
 
     expected = TTestPower().solve_power(nobs=5, alpha=0.05, power=0.8)
-    assert stats.detectable(5, power=0.8) == pytest.approx(expected, abs=1e-3)
-    assert stats.detectable(5, 15, power=0.8) > stats.detectable(5, 15)
+    assert planning.detectable(5, power=0.8) == pytest.approx(expected, abs=1e-3)
+    assert planning.detectable(5, 15, power=0.8) > planning.detectable(5, 15)
     with pytest.raises(ValueError, match="one seed"):
-        stats.detectable(1)
+        planning.detectable(1)
 
 
 def test_sampling_floor_of_the_benchmarks():
-    assert stats.sampling_floor(8.4, 1970) == pytest.approx(1.7, abs=0.05)
-    assert stats.sampling_floor([9, 25], 5000) == pytest.approx([1.1, 1.7], abs=0.05)
-    assert stats.sampling_floor(8.39, 24777) == pytest.approx(0.5, abs=0.05)
+    assert planning.sampling_floor(8.4, 1970) == pytest.approx(1.7, abs=0.05)
+    assert planning.sampling_floor([9, 25], 5000) == pytest.approx([1.1, 1.7], abs=0.05)
+    assert planning.sampling_floor(8.39, 24777) == pytest.approx(0.5, abs=0.05)
 
 
 def test_newcombe_covers_the_printed_differences():
@@ -278,13 +278,13 @@ def test_rank_stability_is_kendalls_w():
 
 
 def test_plan_counts_runs_hours_and_what_they_resolve():
-    plan = stats.plan(["baseline", "ld", "fwm", "hw", "delta"], seeds=5, sd=2.0, hours_per_run=28)
+    plan = planning.plan(["baseline", "ld", "fwm", "hw", "delta"], seeds=5, sd=2.0, hours_per_run=28)
     assert (plan.runs, plan.gpu_hours) == (25, 700)
     resolves = plan.table.set_index("tests")["resolves_pp"]
-    assert resolves[1] == pytest.approx(2.48, abs=0.01) and resolves[9] == pytest.approx(2 * stats.detectable(5, 9))
+    assert resolves[1] == pytest.approx(2.48, abs=0.01) and resolves[9] == pytest.approx(2 * planning.detectable(5, 9))
     assert "25 runs" in str(plan) and "700 GPU-h" in str(plan)
     with pytest.raises(ValueError, match="at least one variant"):
-        stats.plan(["baseline"], 3)
+        planning.plan(["baseline"], 3)
 
 
 # --- the stated error rates are the real ones -------------------------------------------------------------------------
@@ -324,7 +324,7 @@ def test_family_of_null_comparisons_errs_in_one_study_of_twenty():
 
 @pytest.mark.parametrize("power", [0.5, 0.8])
 def test_power_is_what_the_planner_says(power):
-    size = stats.detectable(5, family=5, power=None if power == 0.5 else power)
+    size = planning.detectable(5, family=5, power=None if power == 0.5 else power)
     rng = np.random.default_rng(3)
     found = stats.t_interval(rng.normal(size, 1.0, (4000, 5))).p < 0.05 / 5
     expected = sps.nct.sf(sps.t.ppf(1 - 0.005, 4), 4, size * np.sqrt(5))

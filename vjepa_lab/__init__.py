@@ -23,7 +23,7 @@ _HOME = {
     "presets": "Preset preset PRESETS",
     "train": "pretrain Run load_run",
     "evaluate": "probe",
-    "stats": "plan",
+    "planning": "plan",
 }
 _MODULES = [
     "objective",
@@ -40,6 +40,7 @@ _MODULES = [
     "results",
     "plots",
     "stats",
+    "planning",
     "claims",
     "diagnose",
     "bench",
