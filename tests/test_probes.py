@@ -11,7 +11,8 @@ from torch import nn
 
 from vjepa_lab import data, probes, results
 from vjepa_lab.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, positions, stack
-from vjepa_lab.probes import Features, attentive, controls, extract, few_shot, frame_difference_nn, knn, linear, mean_frame_nn, ridge
+from vjepa_lab.pixels import frame_difference_nn, mean_frame_nn
+from vjepa_lab.probes import Features, attentive, controls, extract, few_shot, knn, linear, ridge
 
 GRID, DIM = (4, 2, 2), 48
 QUICK = {"progress": False}
@@ -114,7 +115,7 @@ def test_rows_intervals_and_classes_are_counted_right():
     y = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2, 2])
     top1 = torch.tensor([0, 0, 0, 1, 1, 1, 0, 2, 2, 0])  # 3/4, 2/2, 2/4; class 3 does not occur
     test = features(torch.zeros(10, 16, DIM), y, 4, "test")
-    result = probes._result(0.7 * F.one_hot(top1, 4) + 0.075, test, test, "class", "made", None, 5, {})
+    result = probes.scored(0.7 * F.one_hot(top1, 4) + 0.075, test, test, "class", "made", None, 5, {})
     rows = {row["metric"]: row for row in result.rows}
     assert set(rows) == {"top1", "balanced_accuracy"}  # top-5 of 4 classes says nothing
     assert rows["top1"]["value"] == pytest.approx(70) and rows["balanced_accuracy"]["value"] == pytest.approx(75)
@@ -136,7 +137,7 @@ def test_top5_is_there_with_six_classes():
     probability = torch.rand(12, 6)
     probability[torch.arange(12), y] = torch.cat([torch.full((9,), 2.0), torch.full((3,), -1.0)])  # three are last of six
     test = features(torch.zeros(12, 16, DIM), y, 6, "test")
-    assert probes._result(probability, test, test, "class", "made", None, 0, {}).value("top5") == pytest.approx(75)
+    assert probes.scored(probability, test, test, "class", "made", None, 0, {}).value("top5") == pytest.approx(75)
 
 
 def test_controls_and_their_flags():
@@ -148,7 +149,7 @@ def test_controls_and_their_flags():
 
     at = features(torch.zeros(10, 16, DIM), test, 3, "test")
     constant = F.one_hot(torch.ones(10, dtype=torch.long), 3)
-    weak, strong = (probes._result(guess, at, at, "class", "made", "made", 0, {}).table() for guess in (constant, F.one_hot(test, 3)))
+    weak, strong = (probes.scored(guess, at, at, "class", "made", "made", 0, {}).table() for guess in (constant, F.one_hot(test, 3)))
     assert weak["flag"].iloc[0].startswith("= majority") and strong["flag"].iloc[0] == ""
 
 

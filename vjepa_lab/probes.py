@@ -11,12 +11,11 @@ Hyperparameters are chosen on a held-out fifth of *train*; the test labels are u
 `mean_frame_nn`, `frame_difference_nn`, which need no encoder at all.
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -27,166 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vjepa_lab import data, results
+from vjepa_lab import results
+from vjepa_lab.features import Features, device_for, extract, few_shot, rank_in_class
 from vjepa_lab.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, pick, positions, stack
 
-Grid = tuple[int, int, int]
-
-# ------------------------------------------------------------------------------------------------------------------- features
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Features:
-    """What a frozen encoder makes of every clip of a source.
-
-    pooled: mean over tokens, float32 [n d].  tokens: float16 [n t*h*w d], or None.  grid: tokens (t, h, w).
-    labels: by name, long [n], -1 where a clip has none.  classes: class names by label name.  index: each clip's place in the source [n].
-    name, split, encoder: where they come from.
-    """
-
-    pooled: Tensor
-    labels: dict[str, Tensor]
-    classes: dict[str, list[str]]
-    index: Tensor
-    tokens: Tensor | None = None
-    grid: Grid | None = None
-    name: str = ""
-    split: str = ""
-    encoder: str = ""
-
-    def __len__(self) -> int:
-        return len(self.pooled)
-
-    def __repr__(self) -> str:
-        tokens = "" if self.tokens is None else f", tokens {self.grid}"
-        return f"Features({self.name} [{self.split}], {len(self)} clips, {self.pooled.shape[1]} channels{tokens}, encoder {self.encoder!r})"
-
-    def subset(self, rows: Tensor) -> "Features":
-        """The clips `rows` (indices or a bool mask)."""
-        labels = {name: values[rows] for name, values in self.labels.items()}
-        tokens = None if self.tokens is None else self.tokens[rows]
-        return replace(self, pooled=self.pooled[rows], labels=labels, index=self.index[rows], tokens=tokens)
-
-    def labelled(self, label: str) -> "Features":
-        """The clips that have this label. Raises ValueError when there is no such label, or no clip with it."""
-        if label not in self.labels:
-            raise ValueError(f"{self.name or 'these features'} have no label {label!r}; they have {', '.join(self.labels)}")
-        known = self.labels[label] >= 0
-        if not known.any():
-            raise ValueError(f"no clip of {self.name} [{self.split}] has the label {label!r}")
-        return self if known.all() else self.subset(known)
-
-
-def extract(
-    encoder: nn.Module,
-    source: data.Source,
-    *,
-    tokens: bool = False,
-    batch: int = 64,
-    bf16: bool = False,
-    workers: int = 0,
-    device: torch.device | str | None = None,
-    cache: str | Path | None = None,
-    encoder_name: str = "",
-    progress: bool = True,
-) -> Features:
-    """Features of every readable clip of `source`, in order, by one pass of the frozen `encoder`.
-
-    encoder: any module clip [b c f y x] (normalised floats) -> tokens [b n d], with `.grid(clip) -> (t, h, w)`; in eval mode meanwhile.
-    tokens: keep all tokens (the attentive probe needs them), not only their mean.  bf16: run the encoder under autocast.
-    cache: a folder; features of the same weights and clips are read from there the next time.
-    encoder_name: "student", "teacher", "random-init" ..., written into every row.
-    """
-    device = _device(device)
-    if cache is not None:
-        path = Path(cache) / f"{source.name.replace('/', '-')}-{source.split}-{_fingerprint(encoder, source, tokens, bf16)}.pt"
-        if path.is_file():
-            return replace(Features(**torch.load(path)), encoder=encoder_name)
-    features = _extract(encoder, source, tokens, batch, bf16, workers, device, encoder_name, progress)
-    if cache is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        torch.save(vars(features), part)
-        os.replace(part, path)
-    return features
-
-
-@torch.no_grad()
-def _extract(encoder, source, tokens, batch, bf16, workers, device, encoder_name, progress) -> Features:
-    pooled = kept = grid = None
-    labels, index, done = [], [], 0
-    training = encoder.training
-    encoder.eval().to(device)
-    try:
-        with _clip_bar(source, "features", progress) as bar:
-            for part in data.loader(source, batch, train=False, workers=workers, pin=device.type == "cuda"):
-                clip = data.normalize(part.clip.to(device, non_blocking=True))
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    z = encoder(clip).float()
-                if pooled is None:
-                    grid = tuple(encoder.grid(clip))
-                    pooled = torch.empty(len(source), z.shape[-1])
-                    kept = torch.empty(len(source), *z.shape[1:], dtype=torch.float16) if tokens else None
-                rows = slice(done, done := done + len(z))
-                pooled[rows] = z.mean(1)
-                if tokens:
-                    kept[rows] = z
-                labels.append(part.labels)
-                index.append(part.index)
-                bar.update(len(z))
-    finally:
-        encoder.train(training)
-    if pooled is None:
-        raise ValueError(f"no clip of {source.name} [{source.split}] could be read")
-    return Features(
-        pooled=pooled[:done],
-        labels={name: torch.cat([part[name] for part in labels]) for name in source.classes},
-        classes=dict(source.classes),
-        index=torch.cat(index),
-        tokens=kept[:done] if tokens else None,
-        grid=grid,
-        name=source.name,
-        split=source.split,
-        encoder=encoder_name,
-    )
-
-
-def _clip_bar(source: data.Source, what: str, progress: bool) -> tqdm:
-    return tqdm(total=len(source), desc=f"{source.name} [{source.split}] {what}", unit="clip", disable=not progress, leave=False)
-
-
-def _fingerprint(encoder: nn.Module, source: data.Source, *options) -> str:
-    """Of the weights, of the source's first and last clip and of the options: what decides the features."""
-    digest = hashlib.sha256(repr((repr(source), len(source), options)).encode())
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    for place in (0, len(source) - 1):
-        digest.update(source[place].clip.contiguous().numpy())
-    return digest.hexdigest()[:16]
-
-
-def few_shot(features: Features, shots: int, label: str = "class", seed: int = 0) -> Features:
-    """`shots` random clips of each class; nested, so that more shots with the same seed contain the fewer.
-
-    Raises ValueError naming the first class that has fewer clips.
-    """
-    features = features.labelled(label)
-    y, names = features.labels[label], features.classes[label]
-    count = torch.bincount(y, minlength=len(names))
-    short = [f"{names[i]} ({int(count[i])})" for i in range(len(names)) if 0 < count[i] < shots]
-    if short:
-        raise ValueError(f"{shots} shots of {label!r} are not there for: {', '.join(short[:5])}")
-    return features.subset(_rank_in_class(y, seed) < shots)
-
-
-def _rank_in_class(y: Tensor, seed: int) -> Tensor:
-    """Each sample's place in a random order of its class [n]."""
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    order = order[y[order].argsort(stable=True)]  # grouped by class, random inside
-    first = torch.bincount(y).cumsum(0) - torch.bincount(y)
-    return torch.empty_like(y).scatter_(0, order, torch.arange(len(y)) - first[y[order]])
-
+__all__ = ["Features", "ProbeResult", "attentive", "controls", "extract", "few_shot", "knn", "linear", "ridge"]
 
 # -------------------------------------------------------------------------------------------------------------------- results
 
@@ -251,7 +95,7 @@ def controls(train_labels: Tensor, test_labels: Tensor, classes: int | None = No
     return [same | {"variant": name, "value": 100 * share} for name, share in shares.items()]
 
 
-def _result(
+def scored(
     probability: Tensor, train: Features, test: Features, label: str, probe: str, benchmark: str | None, seed: int, selected: dict,
     search: Sequence[dict] = (),
 ) -> ProbeResult:  # fmt: skip
@@ -288,7 +132,7 @@ def _per_class(y: Tensor, top1: Tensor, names: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame({"class": there, "name": [names[i] for i in there], "n": count[there], "top1": share, "lo": lo, "hi": hi})
 
 
-def _pair(train: Features, test: Features, label: str) -> tuple[Features, Features]:
+def paired(train: Features, test: Features, label: str) -> tuple[Features, Features]:
     train, test = train.labelled(label), test.labelled(label)
     if train.classes[label] != test.classes[label]:
         raise ValueError(f"train and test number the classes of {label!r} differently; open both from the same class list")
@@ -364,7 +208,7 @@ def _logits(head: nn.Module, x: _Inputs, rows: Tensor) -> Tensor:
 
 def _held_out(y: Tensor, share: float, seed: int) -> Tensor:
     """A stratified `share` of the samples, as a bool mask; a class too small to give one away gives none."""
-    return _rank_in_class(y, seed) < (share * torch.bincount(y)).floor()[y]
+    return rank_in_class(y, seed) < (share * torch.bincount(y)).floor()[y]
 
 
 def _validate(heads: nn.Module, group: Sequence[tuple[float, float]], x: _Inputs, y: Tensor, rows: Tensor) -> list[dict]:
@@ -407,7 +251,7 @@ def _probe(
     val: float, refit: bool, seed: int, benchmark: str | None, device, progress: bool,
 ) -> ProbeResult:  # fmt: skip
     """Choose (lr, wd) on a held-out part of train, train the chosen head on all of train (or keep it), score it on test."""
-    device = _device(device)
+    device = device_for(device)
     seen, unseen = (_Inputs(part, device, None if add is None else add.to(device)) for part in x)
     y, choose = train.labels[label], len(recipe.candidates) > 1
     refit = refit or not choose
@@ -420,7 +264,7 @@ def _probe(
             head = _train(recipe, [(selected["lr"], selected["wd"])], seen, y, torch.arange(len(y)), seed, bar)
     probability = _logits(head, unseen, torch.arange(len(test)))[0].softmax(-1)
     selected |= {"refit": refit, "epochs": recipe.epochs}
-    return _result(probability, train, test, label, recipe.probe, benchmark, seed, selected, search)
+    return scored(probability, train, test, label, recipe.probe, benchmark, seed, selected, search)
 
 
 @contextmanager
@@ -431,10 +275,6 @@ def _threads(count: int):
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _device(device) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 # --------------------------------------------------------------------------------------------------------------------- probes
@@ -461,7 +301,7 @@ def linear(
     All lr x wd heads are trained at once by AdamW with a cosine; the best on a held-out, stratified part `val` of train wins (ties: lower
     loss) and is trained again on all of train (`refit`), or kept as it is.
     """
-    train, test = _pair(train, test, label)
+    train, test = paired(train, test, label)
     x = _standardise(train.pooled, test.pooled)
     recipe = _Recipe("linear", LinearHead, len(train.classes[label]), list(product(lrs, wds)), epochs, batch)
     with _threads(1):  # matrices this small: more threads would spend the time waiting for one another
@@ -506,7 +346,7 @@ def attentive(
       either, `vjepa` and `released` cannot see the order of tokens.
     Selection and refit as in `linear`.
     """
-    train, test = _pair(train, test, label)
+    train, test = paired(train, test, label)
     if train.tokens is None or test.tokens is None:
         raise ValueError("the attentive probe reads all tokens, these features hold their mean only; extract(..., tokens=True)")
     if form not in ATTENTIVE:
@@ -540,7 +380,7 @@ def knn(
 
     k is chosen by leaving one out of train.
     """
-    train, test = _pair(train, test, label)
+    train, test = paired(train, test, label)
     x, z = (F.normalize(part) for part in _standardise(train.pooled, test.pooled))
     y, classes, most = train.labels[label], len(train.classes[label]), min(max(ks), len(x) - 1)
     ks = [k for k in ks if k <= most] or [most]
@@ -553,7 +393,7 @@ def knn(
     among = (x @ x.T).fill_diagonal_(-torch.inf)
     search = [{"k": k, "val_top1": 100 * float((vote(among, k).argmax(1) == y).double().mean())} for k in ks]
     selected = max(search, key=lambda row: row["val_top1"]) | {"val_n": len(x)}
-    return _result(vote(z @ x.T, selected["k"]), train, test, label, "knn", benchmark, 0, selected, search)
+    return scored(vote(z @ x.T, selected["k"]), train, test, label, "knn", benchmark, 0, selected, search)
 
 
 ALPHAS = tuple(10.0**i for i in range(-2, 6))
@@ -590,42 +430,3 @@ def _standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     std, mean = torch.std_mean(train, dim=0, correction=0)
     scale = torch.where(std > 1e-6 * std.max().clamp_min(1e-12), 1 / std, 0.0)
     return (train - mean) * scale, (test - mean) * scale
-
-
-# ----------------------------------------------------------------------------------------------------------- controls on pixels
-
-
-def mean_frame_nn(
-    train: data.Source, test: data.Source, label: str = "class", *, benchmark: str | None = None, progress: bool = True
-) -> ProbeResult:
-    """Nearest neighbour on the mean frame, 24 x 32 pixels, by Euclidean distance: what appearance alone gives, with no encoder."""
-    return _pixel_nn("mean-frame-1nn", lambda clip: clip.mean(2), train, test, label, benchmark, progress)
-
-
-def frame_difference_nn(
-    train: data.Source, test: data.Source, label: str = "class", *, benchmark: str | None = None, progress: bool = True
-) -> ProbeResult:
-    """Nearest neighbour on the mean absolute difference of successive frames, 24 x 32 pixels: where things move, with no encoder."""
-    return _pixel_nn("frame-difference-1nn", lambda clip: clip.diff(dim=2).abs().mean(2), train, test, label, benchmark, progress)
-
-
-def _pixel_nn(probe, view, train_source, test_source, label, benchmark, progress) -> ProbeResult:
-    train, test = _pair(*(_pixels(view, source, probe, progress) for source in (train_source, test_source)), label)
-    near = torch.cdist(test.pooled, train.pooled).argmin(1)
-    vote = F.one_hot(train.labels[label][near], len(train.classes[label]))
-    return _result(vote, train, test, label, probe, benchmark, 0, {"k": 1})
-
-
-def _pixels(view, source: data.Source, probe: str, progress: bool) -> Features:
-    """Small frames [n c*24*32] of every clip, in [0, 1]."""
-    rows, labels, index = [], [], []
-    with _clip_bar(source, probe, progress) as bar:
-        for part in data.loader(source, 64, train=False):
-            rows.append(F.interpolate(view(part.clip.float() / 255), (24, 32), mode="area").flatten(1))
-            labels.append(part.labels)
-            index.append(part.index)
-            bar.update(len(part))
-    gathered = {name: torch.cat([each[name] for each in labels]) for name in source.classes}
-    return Features(
-        torch.cat(rows), gathered, dict(source.classes), torch.cat(index), name=source.name, split=source.split, encoder="pixels"
-    )
