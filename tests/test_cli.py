@@ -13,6 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from vjepa_lab import __main__ as cli
+from vjepa_lab import options
 from vjepa_lab.arguments import REQUIRED
 
 ROOT = Path(__file__).parents[1]
@@ -42,15 +43,15 @@ def example(
 
 
 def parse(*argv: str) -> dict:
-    parser = cli.Parser("example")
-    cli.offer(parser, example, leave_out=["preset"])
+    parser = options.Parser("example")
+    options.offer(parser, example, leave_out=["preset"])
     return vars(parser.parse_args(argv))
 
 
 def test_options_come_from_the_function():
-    assert [a.name for a in cli.arguments(example)] == ["name", "preset", "seed", "lr", "kind", "save"]
-    assert cli.arguments(example)[0].default is REQUIRED
-    assert cli.explained(example) == {
+    assert [a.name for a in options.arguments(example)] == ["name", "preset", "seed", "lr", "kind", "save"]
+    assert options.arguments(example)[0].default is REQUIRED
+    assert options.explained(example) == {
         "name": "what it is called",
         "lr": "peak of the learning rate, 100% of it",
         "preset": "a size; `a word`",

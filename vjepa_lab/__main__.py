@@ -10,106 +10,15 @@ import argparse
 import contextlib
 import difflib
 import importlib
-import inspect
 import os
-import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .arguments import REQUIRED, Argument, describe, literal
-
-
-class UserError(Exception):
-    """What the user gave cannot be used; the message says how to go on."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Takes no abbreviations (a later option could change what they mean), and says what is wrong in one line."""
-
-    def __init__(self, prog: str, **kwargs):
-        super().__init__(prog, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str):
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
-# ------------------------------------------------------------------------------------------------------------------- a function's options
-
-
-def arguments(function: Callable) -> list[Argument]:
-    """A function's named arguments."""
-    signature = inspect.signature(function, eval_str=True)
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    missing = inspect.Parameter.empty
-    return [
-        Argument(p.name, Any if p.annotation is missing else p.annotation, REQUIRED if p.default is missing else p.default)
-        for p in signature.parameters.values()
-        if p.kind in kinds
-    ]
-
-
-def explained(function: Callable) -> dict[str, str]:
-    """What a docstring's `name   text` lines say of each argument; a continuation is indented further."""
-    found, name = {}, ""
-    for line in inspect.cleandoc(function.__doc__ or "").splitlines():
-        if start := re.fullmatch(r"(\w+) {2,}(\S.*)|(\w+) (\S.*)", line) if not line.startswith(" ") else None:
-            name = start[1] or ""
-            if name:
-                found[name] = start[2]
-        elif name and line.startswith("  "):
-            found[name] += " " + line.strip()
-        else:
-            name = ""
-    return found
-
-
-def offer(parser: argparse.ArgumentParser, function: Callable, leave_out: Iterable[str] = ()) -> None:
-    """Give a parser an option for each argument of a function; one without default is positional."""
-    says = explained(function)
-    for argument in arguments(function):
-        if argument.name not in leave_out:
-            add(parser, argument, says.get(argument.name, ""))
-
-
-def add(parser, argument: Argument, says: str = "") -> None:
-    if argument.default is REQUIRED:
-        parser.add_argument(argument.name, metavar=argument.name.upper(), type=_reader(argument), help=_escaped(says))
-        return
-    flag = "--" + argument.name.replace("_", "-")
-    known = describe(argument.kind) if argument.kind is not Any else ""
-    default = "" if argument.default in (None, "") else f"default {argument.default}"
-    if argument.kind is bool:
-        default = f"default {'on' if argument.default else 'off'}"
-        how = {"action": argparse.BooleanOptionalAction}
-    else:
-        how = {"type": _reader(argument), "metavar": "VALUE"}
-    words = "; ".join(filter(None, (says, "" if argument.kind is bool else known, default)))
-    parser.add_argument(flag, dest=argument.name, default=argparse.SUPPRESS, help=_escaped(words), **how)
-
-
-def _reader(argument: Argument) -> Callable[[str], Any]:
-    def read(text: str):
-        try:
-            return argument.read(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error).removeprefix(f"{argument.name}: ")) from None
-
-    return read
-
-
-def _escaped(text: str) -> str:
-    return text.replace("%", "%%")
-
-
-def setting(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
-    return name, literal(value)
-
+from .arguments import REQUIRED, Argument, describe
+from .options import Parser, UserError, add, arguments, escaped, offer, setting
 
 # ------------------------------------------------------------------------------------------------------------------------------ commands
 
@@ -337,7 +246,7 @@ def parse(argv: list[str]) -> tuple[Callable[[], int | None], bool]:
     rest = argv[len(name.split()) :]
     if name in OWN_ARGUMENTS:
         return lambda: importlib.import_module(f"{__package__}.{name}").main(rest), show
-    parser = Parser(f"vjepa-lab {name}", description=_escaped(about(name)))
+    parser = Parser(f"vjepa-lab {name}", description=escaped(about(name)))
     call = COMMANDS[name](parser)
     parser.epilog = " ".join(filter(None, (parser.epilog, "--traceback shows where an error came from.")))
     options = vars(parser.parse_args(rest))
