@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from vjepa_lab import data
+from vjepa_lab.data import codecs
 from vjepa_lab.data.corruptions import CORRUPTIONS, Corrupted, corrupt
+from vjepa_lab.data.encode import x264_options
 from vjepa_lab.data.memory import Memory
 
 ORDERED = [name for name, corruption in CORRUPTIONS.items() if corruption.ordered]
@@ -72,6 +74,17 @@ def test_what_each_does():
     dot = torch.zeros(3, 1, 33, 33, dtype=torch.uint8)
     dot[:, 0, 16, 16] = 255
     assert corrupt(dot, "defocus_blur", 5)[0, 0].gt(0).sum() == 9 and corrupt(dot, "static_rotate", 5)[0, 0, 16, 16] > 200
+
+
+def test_a_lost_slice_spoils_only_what_comes_after_it():
+    ramp = data.open("synthetic", frames=12, size=128)[0].clip
+    packets = codecs.encode(ramp, "libx264", {"crf": "23", "slices": "4", **x264_options()})
+    whole = codecs.decode(packets, "h264", 12)
+    arrived = [*packets[:6], b"", *packets[7:]]
+    damaged = codecs.decode(arrived, "h264", 12)
+    assert len(packets) == 12 and torch.equal(damaged[:, :6], whole[:, :6]) and not torch.equal(damaged[:, 7:], whole[:, 7:])
+    assert [len(codecs._slices(packet)) for packet in packets] == [4] * 12
+    assert (whole.float() - ramp.float()).abs().mean() < 6
 
 
 def test_a_corrupted_source_gives_each_clip_its_own_draw():

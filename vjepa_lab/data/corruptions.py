@@ -6,13 +6,10 @@ Parameters are published ones, named in each docstring:
   C  ImageNet-C: Hendrycks and Dietterich, ICLR 2019
 Lengths in pixels are meant for pictures 224 wide and scale with the width. Random draws are independent per frame, as in A, or one draw
 for the whole clip (`per_frame=False`), and depend on (name, severity, seed) alone.
-
-Left out: A's bit errors and packet loss, which need more bytes than a clip at model size has, and bit-rate limits (crf covers compression).
 """
 
 from __future__ import annotations
 
-import io
 import math
 import zlib
 from collections.abc import Callable
@@ -24,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as N
 from torchvision.transforms.v2 import functional as F
 
+from . import codecs
 from .core import DataError, Sample, Source
-from .encode import x264_options
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,9 @@ class _Draw:
 
     def uniform(self, clip: Tensor, shape=None) -> Tensor:
         return self._many(clip, torch.rand, clip.shape if shape is None else shape)
+
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng(self.generator.initial_seed())
 
     def order(self, n: int, device) -> Tensor:
         return torch.randperm(n, generator=self.generator, device=device)
@@ -326,45 +326,43 @@ def box_jumble(draw: _Draw, clip: Tensor, severity: int) -> Tensor:
 @_corruption("codec")
 def jpeg(draw: _Draw, clip: Tensor, severity: int) -> Tensor:
     """B, C: every frame through JPEG at quality 25 18 15 10 7."""
-    from PIL import Image
-
-    def through(frame):
-        buffer = io.BytesIO()
-        Image.fromarray(frame).save(buffer, "JPEG", quality=(25, 18, 15, 10, 7)[severity - 1])
-        return torch.from_numpy(np.array(Image.open(buffer)))
-
-    frames = clip.permute(1, 2, 3, 0).contiguous().cpu().numpy()
-    return torch.stack([through(frame) for frame in frames]).permute(3, 0, 1, 2).contiguous().to(clip.device)
+    return codecs.jpeg(clip, (25, 18, 15, 10, 7)[severity - 1])
 
 
 @_corruption("codec")
 def h264_crf(draw: _Draw, clip: Tensor, severity: int) -> Tensor:
     """A: through H.264 at CRF 23 30 37 44 51 (25 frames a second)."""
-    return _coded(clip, "libx264", (23, 30, 37, 44, 51)[severity - 1])
+    return codecs.h264(clip, crf=(23, 30, 37, 44, 51)[severity - 1])
 
 
 @_corruption("codec")
 def h265_crf(draw: _Draw, clip: Tensor, severity: int) -> Tensor:
     """A: through H.265 at CRF 27 33 39 45 51 (25 frames a second)."""
-    return _coded(clip, "libx265", (27, 33, 39, 45, 51)[severity - 1])
+    return codecs.h265(clip, crf=(27, 33, 39, 45, 51)[severity - 1])
 
 
-def _coded(clip: Tensor, encoder: str, crf: int) -> Tensor:
-    """Encode and decode in memory; edges are continued to even sizes of at least 128, since x265 fails on pictures of one block."""
-    import av
+@_corruption("codec")
+def h264_abr(draw: _Draw, clip: Tensor, severity: int) -> Tensor:
+    """A: through H.264 at 1/2 1/4 1/8 1/16 1/32 of the bit rate, which is here what the clip takes at CRF 23."""
+    return codecs.h264(clip, b=max(1000, codecs.bit_rate(clip) >> severity))
 
-    height, width = clip.shape[-2:]
-    rows, columns = (torch.arange(max(128, side + side % 2), device=clip.device).clamp(max=side - 1) for side in (height, width))
-    frames = clip[..., rows[:, None], columns]
-    options = {"x265-params": f"crf={crf}:log-level=none:pools=1"} if encoder == "libx265" else {"crf": str(crf), **x264_options()}
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="matroska") as container:
-        stream = container.add_stream(encoder, rate=25)
-        stream.width, stream.height, stream.pix_fmt, stream.options = frames.shape[-1], frames.shape[-2], "yuv420p", options
-        for frame in frames.permute(1, 2, 3, 0).contiguous().cpu().numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    buffer.seek(0)
-    with av.open(buffer) as container:
-        pictures = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-    return torch.stack(pictures).permute(3, 0, 1, 2)[..., :height, :width].contiguous().to(clip.device)
+
+@_corruption("codec")
+def h265_abr(draw: _Draw, clip: Tensor, severity: int) -> Tensor:
+    """A: through H.265 at 1/2 1/4 1/8 1/16 1/32 of the bit rate, which is here what the clip takes as H.264 at CRF 23."""
+    return codecs.h265(clip, bitrate=max(1, (codecs.bit_rate(clip) >> severity) // 1000))
+
+
+@_corruption("codec")
+def bit_error(draw: _Draw, clip: Tensor, severity: int) -> Tensor:
+    """A: one bit flipped in 100 50 30 20 10 thousand bytes of H.264, one at least.
+
+    A clip at model size has few bytes, so errors are counted per frame, as if one took 2,000 bytes: .02 .04 .067 .1 .2 a frame.
+    """
+    return codecs.h264(clip, codecs.bit_errors(draw.rng(), (0.02, 0.04, 0.067, 0.1, 0.2)[severity - 1]), crf=23, slices=4)
+
+
+@_corruption("codec")
+def packet_loss(draw: _Draw, clip: Tensor, severity: int) -> Tensor:
+    """As A's, our rates: 2 5 10 20 40 % of H.264's slices, four a picture, are lost (none of the first picture); the decoder conceals."""
+    return codecs.h264(clip, codecs.losses(draw.rng(), (0.02, 0.05, 0.1, 0.2, 0.4)[severity - 1]), crf=23, slices=4)
