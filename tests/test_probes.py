@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from vjepa_lab import data, probes, results
-from vjepa_lab.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, positions, stack
+from vjepa_lab.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, stack
 from vjepa_lab.pixels import frame_difference_nn, mean_frame_nn
 from vjepa_lab.probes import Features, attentive, controls, extract, few_shot, knn, linear, ridge
+from vjepa_lab.rope import positions
 
 GRID, DIM = (4, 2, 2), 48
 QUICK = {"progress": False}
@@ -142,15 +143,34 @@ def test_top5_is_there_with_six_classes():
 
 def test_controls_and_their_flags():
     train, test = torch.tensor([0, 0, 0, 1, 2]), torch.tensor([1] * 5 + [0] * 3 + [2] * 2)
-    rows = {row["variant"]: row for row in controls(train, test, benchmark="made")}
-    assert rows["chance"]["value"] == pytest.approx(100 / 3)
-    assert rows["majority-train"]["value"] == 30 and rows["majority-test"]["value"] == 50
-    assert all(row["source"] == "constant" and row["n"] == 10 for row in rows.values())
+    made = controls(train, test, benchmark="made")
+    rows = {(row["metric"], row["variant"]): row["value"] for row in made}
+    assert rows["top1", "chance"] == pytest.approx(100 / 3) and rows["balanced_accuracy", "chance"] == pytest.approx(100 / 3)
+    assert rows["top1", "majority-train"] == 30 and rows["top1", "majority-test"] == 50
+    assert all(row["source"] == "constant" and row["n"] == 10 for row in made)
 
     at = features(torch.zeros(10, 16, DIM), test, 3, "test")
     constant = F.one_hot(torch.ones(10, dtype=torch.long), 3)
     weak, strong = (probes.scored(guess, at, at, "class", "made", "made", 0, {}).table() for guess in (constant, F.one_hot(test, 3)))
     assert weak["flag"].iloc[0].startswith("= majority") and strong["flag"].iloc[0] == ""
+
+
+def test_every_metric_is_held_against_its_own_constant():
+    """A probe that always answers the same is flagged under each metric; top-5 by the five largest classes, not by the largest."""
+    y = torch.arange(60) % 10  # ten classes
+    y[:30] = 0
+    at = features(torch.zeros(60, 16, DIM), y, 10, "test")
+    by_size = torch.bincount(y, minlength=10).argsort(descending=True, stable=True)
+    ranking = torch.linspace(1, 0.1, 10)[by_size.argsort()].expand(60, -1)
+    same = probes.scored(ranking, at, at, "class", "made", "made", 0, {}).table()
+    constant = same[same["source"] == "constant"].set_index(["metric", "variant"])["value"]
+    assert constant["top5", "majority-test"] == pytest.approx(100 * torch.bincount(y).sort().values[-5:].sum() / 60)
+    own = same[same["source"] == "run"].set_index("metric")
+    assert (own["flag"] != "").all() and own.loc["top5", "value"] == pytest.approx(constant["top5", "majority-test"])
+    # right on every other clip: far above 1/10 balanced, though top-1 stays below the share of the largest class
+    guess = torch.where(torch.arange(60) % 2 == 0, y, (y + 1) % 10)
+    half = probes.scored(F.one_hot(guess, 10).float(), at, at, "class", "made", "made", 0, {}).table().set_index(["source", "metric"])
+    assert half.loc[("run", "balanced_accuracy"), "flag"] == "" and half.loc[("run", "top1"), "flag"] != ""
 
 
 def test_clips_without_the_label_are_left_out():
@@ -222,7 +242,7 @@ def test_a_result_is_saved_as_rows_and_predictions(tmp_path):
     result.save(tmp_path / "run")
     result.save(tmp_path / "run")  # probing again replaces
     table = results.read_run(tmp_path / "run")
-    assert len(table) == len(result.rows) + 3
+    assert len(table) == len(result.rows) + len(result.controls)
     assert table["value"].iloc[0] == pytest.approx(result.value()) and table["encoder"].iloc[0] == "none"
     assert table["variant"].tolist() == ["baseline"] * len(result.rows) + ["chance", "majority-train", "majority-test"]
     (file,) = (tmp_path / "run" / "predictions").iterdir()

@@ -213,12 +213,3 @@ def pick(head: nn.Module, i: int) -> nn.Module:
     for parameter in head.parameters():
         parameter.data = parameter.data[i : i + 1].clone()
     return head
-
-
-def positions(grid: tuple[int, int, int], dim: int) -> Tensor:
-    """V-JEPA's fixed 3-D sine-cosine embedding [t*h*w d]: 2*ceil(d/6) channels for each of t, h, w, cut to d (its `uniform_power`)."""
-    pairs = math.ceil(dim / 6)
-    omega = 10000.0 ** -(torch.arange(pairs) / pairs)
-    places = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in grid), indexing="ij"), -1).flatten(0, 2)  # [n 3]
-    angle = places[..., None] * omega
-    return torch.cat([angle.sin(), angle.cos()], -1).flatten(1)[:, :dim]

@@ -7,7 +7,7 @@ checkpoints map one to one.
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 
@@ -20,15 +20,16 @@ from torch.utils.checkpoint import checkpoint
 
 from vjepa_lab.masks import Mask
 from vjepa_lab.presets import Preset
-from vjepa_lab.rope import Rotary, rotary, rotate
+from vjepa_lab.rope import Rotary, positions, rotary, rotate
 
 Grid = tuple[int, int, int]
 TEACHERS = ("ema", "online", "frozen")
+POSITIONS = ("rope", "sincos")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
-    """softmax(q k' / sqrt d) v for q, k, v [b heads n d]; keys where `valid` [b n] is False are not attended to."""
-    mask = None if valid is None else valid[:, None, None, :]
+    """softmax(q k' / sqrt d) v for q, k, v [b heads n d]; keys where `valid`, [b n] or for each query [b n n], is False are left out."""
+    mask = None if valid is None else valid[:, None, None, :] if valid.ndim == 2 else valid[:, None]
     # The CPU's fused bf16 attention has a slow backward: for short sequences plain products are about twice as fast.
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled() and q.shape[-2] <= 512:
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
@@ -37,7 +38,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tens
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with rotary queries and keys: x [b n d] -> [b n d]."""
+    """Multi-head self-attention: x [b n d] -> [b n d]; queries and keys are rotated where tables are given."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -47,10 +48,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, rope: Rotary, valid: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rotary | None, valid: Tensor | None = None) -> Tensor:
         qkv = rearrange(self.qkv(x), "b n (g d) -> b n g d", g=3 * self.heads)  # q, k and v heads side by side
         qk, v = qkv.split((2 * self.heads, self.heads), dim=2)
-        q, k = rotate(qk, rope).chunk(2, dim=2)
+        q, k = (qk if rope is None else rotate(qk, rope)).chunk(2, dim=2)
         out = attend(*(u.transpose(1, 2) for u in (q, k, v)), valid)
         return self.proj(rearrange(out, "b g n d -> b n (g d)"))
 
@@ -63,10 +64,10 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, rope: Rotary, valid: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rotary | None, valid: Tensor | None = None) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x), rope, valid))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -84,7 +85,7 @@ def initialise(module: nn.Module, blocks: Iterable[Block]) -> None:
 
 
 def run_blocks(
-    blocks: nn.ModuleList, x: Tensor, rope: Rotary, valid: Tensor | None, *, after: Iterable[int] = (-1,), remember: bool = True
+    blocks: nn.ModuleList, x: Tensor, rope: Rotary | None, valid: Tensor | None, *, after: Iterable[int] = (-1,), remember: bool = True
 ) -> list[Tensor]:
     """x [b n d] through all blocks; its value after each of the blocks numbered in `after`.
 
@@ -103,10 +104,19 @@ def gather(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-class Encoder(nn.Module):
-    """Video vision transformer over tubelets, with 3-D RoPE: clip [b c f y x] -> tokens [b n d].
+def placed(x: Tensor, grid: Grid, index: Tensor | None = None, base: Grid | None = None) -> Tensor:
+    """Tokens [b k d] at places `index` [b k] of a grid (None: all of them), with V-JEPA 1's fixed table added."""
+    table = positions(grid, x.shape[-1], base).to(x)
+    return x + (table if index is None else table[index])
 
-    levels      1, or 4: also normalise the outputs after 1/4, 2/4 and 3/4 of the depth (V-JEPA 2.1's multi-level targets).
+
+class Encoder(nn.Module):
+    """Video vision transformer over tubelets: clip [b c f y x] -> tokens [b n d].
+
+    position    "rope": rotary queries and keys, `rope` their style; "sincos": V-JEPA 1's fixed table added to the embedded patches,
+                stretched from `sincos_grid` where that is given.
+    levels      1, or 4: also normalise the outputs after 1/4, 2/4 and 3/4 of the depth (V-JEPA 2.1's multi-level targets), or after the
+                blocks numbered in `after`, the last one among them.
     image_path  a still image gets a patch embedding of its own with tubelet 1, and both modalities a learned mark (V-JEPA 2.1);
                 without it a single frame is repeated to fill one tubelet.
     remember    keep activations for the backward pass (False: recompute them, less memory for about a third more time).
@@ -124,22 +134,31 @@ class Encoder(nn.Module):
         drop_path: float = 0.0,
         rope: str = "interleaved",
         rope_base_grid: int | None = None,
+        position: str = "rope",
+        sincos_grid: Grid | None = None,
         levels: int = 1,
+        after: Sequence[int] | None = None,
         image_path: bool = False,
     ):
         super().__init__()
+        if position not in POSITIONS:
+            raise ValueError(f"position {position!r}: expected one of {', '.join(POSITIONS)}")
         if levels not in (1, 4):
             raise ValueError(f"levels={levels}: expected 1 (last block) or 4 (every quarter of the depth, V-JEPA 2.1)")
         if depth < levels:
             raise ValueError(f"{levels} levels need as many blocks; the encoder has {depth}")
         self.dim, self.depth, self.heads, self.patch, self.tubelet, self.levels = dim, depth, heads, patch, tubelet, levels
         self.rope, self.rope_base_grid, self.remember = rope, rope_base_grid, True
+        self.position, self.sincos_grid = position, sincos_grid and tuple(sincos_grid)
         self.patch_embed = nn.Linear(3 * tubelet * patch**2, dim)
         self.patch_embed_img = nn.Linear(3 * patch**2, dim) if image_path else None
         if image_path:
             self.img_mod_embed, self.video_mod_embed = (nn.Parameter(torch.randn(1, 1, dim) * 1e-6) for _ in range(2))
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, drop_path * i / max(depth - 1, 1)) for i in range(depth))
-        self.norms = nn.ModuleDict({str((i + 1) * depth // levels - 1): nn.LayerNorm(dim, eps=1e-6) for i in range(levels)})
+        after = [(i + 1) * depth // levels - 1 for i in range(levels)] if after is None else list(after)
+        if len(after) != levels or after[-1] != depth - 1:
+            raise ValueError(f"after={after}: expected {levels} blocks, the last of them {depth - 1}")
+        self.norms = nn.ModuleDict({str(i): nn.LayerNorm(dim, eps=1e-6) for i in after})
         initialise(self, self.blocks)
 
     def grid(self, clip: Tensor) -> Grid:
@@ -166,8 +185,11 @@ class Encoder(nn.Module):
     def encode(self, patches: Tensor, grid: Grid, keep: Tensor | None = None, valid: Tensor | None = None, levels: bool = False) -> Tensor:
         """Patches [b n p] of a `grid`, only those in `keep` [b k] if given -> tokens [b k d], or [b k levels*d] with `levels`."""
         x = self.embed(patches if keep is None else gather(patches, keep))
-        tables = rotary(grid, self.dim // self.heads, self.rope, self.rope_base_grid)
-        rope = tables.to(x).at(keep)
+        rope = None
+        if self.position == "sincos":
+            x = placed(x, grid, keep, self.sincos_grid)
+        else:
+            rope = rotary(grid, self.dim // self.heads, self.rope, self.rope_base_grid).to(x).at(keep)
         after = [int(i) for i in self.norms] if levels else [self.depth - 1]
         outputs = run_blocks(self.blocks, x, rope, valid, after=after, remember=self.remember or not torch.is_grad_enabled())
         return torch.cat([self.norms[str(i)](x) for i, x in zip(after, outputs, strict=True)], dim=-1)
@@ -180,19 +202,39 @@ class Encoder(nn.Module):
 class Predictor(nn.Module):
     """Narrow transformer that guesses the teacher's tokens at hidden places from the student's tokens at seen ones.
 
-    kinds  mask tokens, one per mask kind, zero at the start (V-JEPA 1; V-JEPA 2 in effect shares the first among kinds).
+    kinds    mask tokens, one per mask kind, zero at the start (V-JEPA 1; V-JEPA 2 in effect shares the first among kinds).
+    out      channels predicted; by default `levels` times `width`, the student's own (V-JEPA 2.1's distilled models guess a wider teacher).
+    context  a projection of its own for the seen places; by default where there are several levels.
+    Positions as in the encoder.
     """
 
-    def __init__(self, width: int, dim: int = 256, depth: int = 8, heads: int = 8, *, levels: int = 1, kinds: int = 2, rope="interleaved"):
+    def __init__(
+        self,
+        width: int,
+        dim: int = 256,
+        depth: int = 8,
+        heads: int = 8,
+        *,
+        levels: int = 1,
+        kinds: int = 2,
+        rope: str = "interleaved",
+        rope_base_grid: int | None = None,
+        position: str = "rope",
+        sincos_grid: Grid | None = None,
+        out: int | None = None,
+        context: bool | None = None,
+    ):
         super().__init__()
-        self.dim, self.heads, self.rope = dim, heads, rope
+        self.dim, self.heads, self.rope, self.rope_base_grid = dim, heads, rope, rope_base_grid
+        self.position, self.sincos_grid = position, sincos_grid and tuple(sincos_grid)
+        out = out or levels * width
         single = nn.Linear(width, dim)
         self.embed = single if levels == 1 else nn.Sequential(nn.Linear(levels * width, width), nn.GELU(), single)
         self.mask_tokens = nn.Parameter(torch.zeros(kinds, 1, 1, dim))
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.proj = nn.Linear(dim, levels * width)
-        self.proj_context = nn.Linear(dim, levels * width) if levels > 1 else None
+        self.proj = nn.Linear(dim, out)
+        self.proj_context = nn.Linear(dim, out) if (levels > 1 if context is None else context) else None
         initialise(self, self.blocks)
 
     def forward(self, tokens: Tensor, mask: Mask, grid: Grid, kind: int = 0) -> tuple[Tensor, Tensor]:
@@ -201,8 +243,12 @@ class Predictor(nn.Module):
         known = self.embed(tokens)
         blank = self.mask_tokens[kind % len(self.mask_tokens)].to(known.dtype).expand(*hidden.shape, -1)
         x = torch.cat([known, blank], dim=1)
-        # The rotary tables carry the places, so tokens need no sorting by place as upstream does.
-        rope = rotary(grid, self.dim // self.heads, self.rope).to(x).at(torch.cat([seen, hidden], dim=1))
+        # The tables carry the places, so tokens need no sorting by place as upstream does.
+        places, rope = torch.cat([seen, hidden], dim=1), None
+        if self.position == "sincos":
+            x = placed(x, grid, places, self.sincos_grid)
+        else:
+            rope = rotary(grid, self.dim // self.heads, self.rope, self.rope_base_grid).to(x).at(places)
         valid = None if mask.seen_valid is None else torch.cat([mask.seen_valid, mask.hidden_valid], dim=1)
         (x,) = run_blocks(self.blocks, x, rope, valid)
         state, guess = self.norm(x).split((seen.shape[1], hidden.shape[1]), dim=1)
@@ -233,7 +279,8 @@ class VJEPA(nn.Module):
     def build(cls, p: Preset, *, teacher: str = "ema", stop_grad: bool = True, levels: int = 1, bf16: bool = False, **encoder) -> "VJEPA":
         """The model of a preset's size; further keywords go to the Encoder."""
         student = Encoder(p.dim, p.depth, p.heads, p.patch, p.tubelet, levels=levels, **encoder)
-        predictor = Predictor(p.dim, p.pred_dim, p.pred_depth, p.pred_heads, levels=levels, rope=student.rope)
+        same = {name: getattr(student, name) for name in ("rope", "rope_base_grid", "position", "sincos_grid")}
+        predictor = Predictor(p.dim, p.pred_dim, p.pred_depth, p.pred_heads, levels=levels, **same)
         return cls(student, predictor, teacher=teacher, stop_grad=stop_grad, bf16=bf16)
 
     @property
@@ -261,10 +308,22 @@ class Latents:
     A list holds one tensor per mask kind. An objective pays for what it touches: the baseline never asks for `z`.
     step, progress  training step and share of the training done (0 to 1), for terms that depend on them.
     full            say that `z` will be asked for: an online teacher then shares that pass instead of running its own.
+    still           boolean [b]: samples that are images repeated to fill the frames, which terms about change leave out; None: none is
     """
 
-    def __init__(self, model: VJEPA, clip: Tensor, masks: list[Mask], *, step: int = 0, progress: float = 0.0, full: bool = False):
+    def __init__(
+        self,
+        model: VJEPA,
+        clip: Tensor,
+        masks: list[Mask],
+        *,
+        step: int = 0,
+        progress: float = 0.0,
+        full: bool = False,
+        still: Tensor | None = None,
+    ):
         self.model, self.clip, self.masks, self.step, self.progress, self.full = model, clip, masks, step, progress, full
+        self.still = still
         self.grid = model.student.grid(clip)
 
     def autocast(self):
@@ -297,6 +356,12 @@ class Latents:
     def z(self) -> Tensor:
         """Student's view of the full clip, with gradient: [b t h w d]. Costs a second student pass."""
         return self.on_grid(self._encode(self.model.student))
+
+    @cached_property
+    def causal(self) -> Tensor:
+        """Student's view of the full clip in which a token sees its own time and the past only: [b t h w d]. Costs a second pass."""
+        time = torch.arange(math.prod(self.grid), device=self.clip.device) // math.prod(self.grid[1:])
+        return self.on_grid(self._encode(self.model.student, valid=(time[:, None] >= time)[None]))
 
     @cached_property
     def h(self) -> Tensor:

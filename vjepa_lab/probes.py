@@ -28,7 +28,8 @@ from tqdm.auto import tqdm
 
 from vjepa_lab import results
 from vjepa_lab.features import Features, device_for, extract, few_shot, rank_in_class
-from vjepa_lab.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, pick, positions, stack
+from vjepa_lab.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, pick, stack
+from vjepa_lab.rope import positions
 
 __all__ = ["Features", "ProbeResult", "attentive", "controls", "extract", "few_shot", "knn", "linear", "ridge"]
 
@@ -60,10 +61,7 @@ class ProbeResult:
     def table(self) -> pd.DataFrame:
         """Rows and controls with the column `flag`: which constant predictor a number cannot be told from, if any."""
         table = pd.DataFrame([{"source": "run"} | row for row in self.rows] + self.controls)
-        table["flag"] = ""
-        top1 = table["metric"].eq("top1")
-        table.loc[top1, "flag"] = results.flag_constant(table[top1])
-        return table
+        return table.assign(flag=results.flag_constant(table))
 
     def save(self, run: str | Path) -> None:
         """Add the rows (with the controls) to the run folder's rows.csv and the predictions to its predictions/."""
@@ -83,16 +81,20 @@ class ProbeResult:
 
 
 def controls(train_labels: Tensor, test_labels: Tensor, classes: int | None = None, benchmark: str = "class") -> list[dict]:
-    """Rows (source "constant") of predictors that ignore the clip: chance, the largest class of train, the largest class of test.
+    """Rows (source "constant") of predictors that ignore the clip: chance, the largest classes of train, the largest classes of test.
 
-    Labels: long [n], no -1.  Values in percent of the test set; chance is 1 / classes.
+    Labels: long [n], no -1.  Values in percent of the test set. top1: chance is 1 / classes; top5 (from six classes on): the five largest
+    classes, ranked by train or by test; balanced_accuracy: 1 / classes that occur in test, whatever is named.
     """
     classes = classes or int(torch.cat([train_labels, test_labels]).max()) + 1
     n, seen = len(test_labels), torch.bincount(test_labels, minlength=classes)
-    common = int(torch.bincount(train_labels, minlength=classes).argmax())
-    shares = {"chance": 1 / classes, "majority-train": int(seen[common]) / n, "majority-test": int(seen.max()) / n}
-    same = {"source": "constant", "benchmark": benchmark, "probe": "constant", "metric": "top1", "n": n}
-    return [same | {"variant": name, "value": 100 * share} for name, share in shares.items()]
+    ranked = {"majority-train": torch.bincount(train_labels, minlength=classes), "majority-test": seen}
+    same = {"source": "constant", "benchmark": benchmark, "probe": "constant", "n": n}
+    rows = [same | {"variant": "chance", "metric": "top1", "value": 100 / classes}]
+    for metric, k in [("top1", 1), *[("top5", 5)] * (classes > 5)]:
+        named = {name: counts.argsort(descending=True, stable=True)[:k] for name, counts in ranked.items()}
+        rows += [same | {"variant": name, "metric": metric, "value": 100 * int(seen[top].sum()) / n} for name, top in named.items()]
+    return [*rows, same | {"variant": "chance", "metric": "balanced_accuracy", "value": 100 / int((seen > 0).sum())}]
 
 
 def scored(
@@ -400,29 +402,33 @@ ALPHAS = tuple(10.0**i for i in range(-2, 6))
 
 
 def ridge(train: Features, test: Features, targets: tuple[Tensor, Tensor], *, name: str, alphas: Sequence[float] = ALPHAS) -> dict:
-    """R^2 of a ridge regression on standardised mean-pooled features, for a factor with values `targets` ([n] of train, [n] of test).
+    """R^2 of a ridge regression on standardised mean-pooled features, for a factor with values `targets` ([n] or [n m], of train and test).
 
     alpha is chosen by the leave-one-out error of train, in closed form. Returns one row; R^2 is 1 minus the error relative to the test
-    targets' variance, and negative for a regression worse than their mean.
+    targets' variance (both summed over the m numbers of a value), negative for a regression worse than their mean. Its 95 % interval is
+    the delta method's for a ratio of two means over the test clips.
     """
     x, z = (part.double() for part in _standardise(train.pooled, test.pooled))
-    y, y_test = (part.double() for part in targets)
+    y, y_test = (part.double().reshape(len(part), -1) for part in targets)
     if len(y) != len(x) or len(y_test) != len(z):
         raise ValueError(f"ridge of {name!r}: {len(y)} and {len(y_test)} targets for {len(x)} and {len(z)} clips")
-    mean = y.mean()
+    mean = y.mean(0)
     u, s, vt = torch.linalg.svd(x, full_matrices=False)
-    uy = u.T @ (y - mean)
+    uy = u.T @ (y - mean)  # [r m]
 
     def left_out(alpha: float) -> float:
         shrink = s**2 / (s**2 + alpha)
         leverage = (u**2 * shrink).sum(1) + 1 / len(y)  # the mean is fitted as well
-        return float((((y - mean - u @ (shrink * uy)) / (1 - leverage).clamp_min(1e-9)) ** 2).mean())
+        return float((((y - mean - u @ (shrink[:, None] * uy)) / (1 - leverage).clamp_min(1e-9)[:, None]) ** 2).mean())
 
     alpha = min(alphas, key=left_out)
-    guess = z @ (vt.T @ (s / (s**2 + alpha) * uy)) + mean
-    r2 = 1 - float(((y_test - guess) ** 2).mean() / y_test.var(correction=0))
+    guess = z @ (vt.T @ ((s / (s**2 + alpha))[:, None] * uy)) + mean
+    error, spread = ((y_test - guess) ** 2).sum(1), ((y_test - y_test.mean(0)) ** 2).sum(1)  # [n] each
+    share = error.mean() / spread.mean()
+    half = 1.96 * float((error - share * spread).std() / spread.mean()) / math.sqrt(len(z))
+    r2 = 1 - float(share)
     about = {"benchmark": f"{test.name}/{name}", "probe": "ridge", "metric": "r2", "encoder": test.encoder}
-    return about | {"value": r2, "n": len(z), "alpha": alpha}
+    return about | {"value": r2, "n": len(z), "lo": r2 - half, "hi": r2 + half, "alpha": alpha}
 
 
 def _standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:

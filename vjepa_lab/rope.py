@@ -1,9 +1,10 @@
-"""3-D rotary position embedding: cos and sin tables made once per token grid, gathered by token index.
+"""Where a token is: 3-D rotary tables (cos and sin), and V-JEPA 1's fixed table, made once per token grid, gathered by token index.
 
 Each head vector is laid out as [time | row | column | rest]; the first three parts rotate by the token's coordinate on that axis, the
 rest does not rotate (V-JEPA 2, vjepa2:src/models/utils/modules.py RoPEAttention).
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -58,3 +59,19 @@ def rotate(x: Tensor, rope: Rotary) -> Tensor:
     """Rotate every head: x [... n heads d] by rope [... n d] with the same leading axes."""
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return torch.addcmul(x * rope.cos.unsqueeze(-2), swapped, rope.sin.unsqueeze(-2))
+
+
+@lru_cache(maxsize=32)
+def positions(grid: tuple[int, int, int], dim: int, base: tuple[int, int, int] | None = None) -> Tensor:
+    """V-JEPA 1's fixed 3-D sine-cosine embedding [t*h*w d]: 2*ceil(d/6) channels for each of t, h, w, cut to d (its `uniform_power`).
+
+    base  the grid that a network was trained on: its table is stretched to other grids, trilinearly, as jepa's encoder does.
+    """
+    if base is not None and base != grid:
+        table = positions(base, dim).T.unflatten(1, base)[None]  # [1 d t h w]
+        return torch.nn.functional.interpolate(table, size=grid, mode="trilinear")[0].flatten(1).T.contiguous()
+    pairs = math.ceil(dim / 6)
+    omega = 10_000.0 ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
+    places = torch.stack(torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij"), -1).flatten(0, 2)  # [n 3]
+    angle = places[..., None] * omega
+    return torch.cat([angle.sin(), angle.cos()], -1).flatten(1)[:, :dim].float()
