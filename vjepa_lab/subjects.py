@@ -1,0 +1,93 @@
+"""The frozen encoders that a study looks at: runs that are there, or are trained now, each as student, as teacher and as it was before training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vjepa_lab import results
+from vjepa_lab.data import Source
+from vjepa_lab.features import Features, extract
+from vjepa_lab.model import Encoder
+from vjepa_lab.presets import Preset
+from vjepa_lab.train import Run, overridden, pretrain, training_source
+
+ENCODERS = ("student", "teacher", "initial")
+
+
+def finished(folder: str | Path) -> list[Run]:
+    """The runs in a folder whose training is over, by name; none if there is no such folder."""
+    folder = Path(folder)
+    return [Run(path) for path in sorted(folder.iterdir()) if (path / "report.json").is_file()] if folder.is_dir() else []
+
+
+def runs_of(
+    variants: Sequence[str], seeds: Iterable[int], data="synthetic", preset: str | Preset = "micro", runs: str | Path = "runs", **how
+) -> list[Run]:
+    """Every variant with every seed, trained now unless it is there; without variants, every finished run in the folder `runs`.
+
+    how: further arguments of `pretrain`, and fields of the preset, such as steps=200.
+    Raises ValueError when there is neither a variant to train nor a finished run.
+    """
+    if not variants:
+        if not (there := finished(runs)):
+            raise ValueError(f"{runs}: no finished run in this folder; name the variants to train")
+        return there
+    size = overridden(preset, {name: value for name, value in how.items() if name in Preset.__dataclass_fields__})
+    source = training_source(data, size) if str(data).startswith("synthetic") else data  # drawn once for all runs
+    return [pretrain(variant, source, preset, seed, runs=runs, **how) for variant in variants for seed in seeds]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One frozen encoder of a run: its "student", its "teacher", or the "initial" one, which stands for an untrained encoder."""
+
+    run: Run
+    which: str
+
+    @property
+    def name(self) -> str:
+        """The encoder's name in the tables: student, teacher or random-init."""
+        return "random-init" if self.which == "initial" else self.which
+
+    @property
+    def size(self) -> Preset:
+        return self.run.preset
+
+    @property
+    def about(self) -> dict:
+        """What every row about this encoder says; `teacher` is how the run makes its targets, `smoke` too few steps to be evidence."""
+        config = self.run.config
+        known = {"regime": config["data"], "pretrain": config["data"]} | config
+        facts = {key: known.get(key) for key in ("variant", "edition", "seed", "regime", "pretrain", "teacher")}
+        if self.which == "initial":
+            facts |= {"variant": "random-init", "edition": "sound", "teacher": None}
+        smoke = self.which != "initial" and self.size.steps < results.SMOKE_STEPS
+        return {"run": self.run.name} | facts | {"encoder": self.name, "source": "run", "smoke": smoke}
+
+    def encoder(self) -> Encoder:
+        """Loaded anew at each call: a study of many runs holds one at a time."""
+        return self.run.encoder(self.which)
+
+    def features(self, source: Source, **how) -> Features:
+        """Its features of every clip of a source; `how` goes to `features.extract`."""
+        return extract(self.encoder(), source, encoder_name=self.name, bf16=self.run.config["bf16"], **how)
+
+
+def subjects(runs: Iterable[Run], encoders: Sequence[str] = ("student",), initial: bool = True) -> list[Subject]:
+    """The encoders to look at: of each run those in `encoders`, and with `initial` the untrained encoder of each seed and size, once.
+
+    A teacher is there where the run kept one apart (an EMA); a run of no steps gives its initial encoder only.
+    Raises ValueError for an unknown encoder.
+    """
+    if unknown := [name for name in encoders if name not in ENCODERS]:
+        raise ValueError(f"unknown encoder {unknown[0]!r}: expected some of {', '.join(ENCODERS)}")
+    trained, untrained = [], {}
+    for run in runs:
+        config = run.config
+        untrained.setdefault((config["seed"], config["preset"]["name"]), Subject(run, "initial"))
+        if config["preset"]["steps"]:
+            apart = [name for name in encoders if name == "student" or (name == "teacher" and config["teacher"] == "ema")]
+            trained += [Subject(run, name) for name in apart]
+    return trained + list(untrained.values()) * (initial or "initial" in encoders)
