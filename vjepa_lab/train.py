@@ -13,7 +13,7 @@ from vjepa_lab import data as video
 from vjepa_lab import variants
 from vjepa_lab.objective import Loss
 from vjepa_lab.presets import Preset, preset
-from vjepa_lab.runs import Log, Run, open_folder, own_terms, run_name, write_json
+from vjepa_lab.runs import Log, Run, build, load_run, open_folder, own_terms, replacing, run_name, write_json
 from vjepa_lab.trainer import Trainer, device_of, fast_bf16
 
 __all__ = [
