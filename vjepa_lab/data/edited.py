@@ -6,6 +6,7 @@ the edit of a clip from (seed, split, index), whatever the clip shows.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -107,3 +108,35 @@ class KenBurns(_Edited):
         image = clip[:, 0].float().expand(self.frames, -1, -1, -1)
         seen = N.grid_sample(image, grid, padding_mode="reflection", align_corners=False)  # [f c y x]
         return seen.round().clamp(0, 255).to(torch.uint8).movedim(1, 0).contiguous()
+
+
+class Frozen(Source):
+    """The clips of a source stopped at one frame: all that appearance gives, and nothing moves.
+
+    at: where in the clip the frame lies, from 0 (the first) to 1 (the last). The labels stay what they were.
+    """
+
+    def __init__(self, source: Source, at: float = 0.5):
+        if not 0 <= at <= 1:
+            raise DataError(f"a clip is stopped between its first frame (at=0) and its last (at=1); got at={at}")
+        self.source, self.at, self.name, self.split = source, at, f"frozen:{source.name}", source.split
+        self.classes, self.fixed, self.bad = source.classes, source.fixed, source.bad
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def where(self, index: int) -> str:
+        return self.source.where(index)
+
+    def read(self, index: int, epoch: int = 0) -> Sample:
+        sample = self.source.read(index, epoch)
+        frames = sample.clip.shape[1]
+        frame = sample.clip[:, round(self.at * (frames - 1))]
+        return replace(sample, clip=frame[:, None].expand(-1, frames, -1, -1).contiguous())
+
+    @property
+    def labels(self) -> dict[str, Tensor]:
+        return self.source.labels
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()}, stopped at {self.at}"
