@@ -102,7 +102,7 @@ def test_paper_and_own_runs_stand_together_and_are_labelled(paper, tmp_path, pap
     own = make_runs(tmp_path, ["baseline", "fwm", "ld", "hw", "fwm-ld", "fwm-hw-ld", "hw-ld", "delta"], seeds=3)
     figure = plots.tradeoffs(pd.concat([paper, own]), regime="mixed", benchmarks=BENCHMARKS, paper=paper_print)
     written = texts(figure)
-    assert "Paper, printed, one seed" in written and "This run, 3 seeds" in written and "95 % interval over 3 seed pairs" in written
+    assert "Paper, printed, one seed" in written and "Our runs, 3 seeds" in written and "95 % interval over 3 seed pairs" in written
     if paper_print:
         assert len(figure.axes) == 2 and figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
         assert_legible(figure)
@@ -179,7 +179,7 @@ def test_a_complete_factorial_has_its_eighth_cell_and_seed_intervals(tmp_path):
     own = make_runs(tmp_path, CELLS, seeds=3)
     figure = plots.ablation(own, paper=True)
     assert all(len(heights(ax)) == 8 and not ax.texts for ax in figure.axes)
-    assert "This run, 3 seeds; 95 % interval over 3 seeds" in texts(figure)
+    assert "Our runs, 3 seeds; 95 % interval over 3 seeds" in texts(figure)
     assert "FWM × LD × HW" in texts(plots.effects(own, paper=True))
     with pytest.raises(ValueError, match="no variant of the factorial"):
         plots.ablation(own.assign(variant="delta"), paper=True)
@@ -219,7 +219,7 @@ def test_ranks_and_correlations_are_legible_and_state_their_numbers(paper, tmp_p
     assert texts(figure).count("Kendall’s W") == 3
     both = plots.correlations(pd.concat([paper, own]), regime="mixed", paper=True)
     assert_legible(both)
-    assert "this run, 7 variants" in texts(both) and "paper, printed, 14 variants" in texts(both)
+    assert "our runs, 7 variants" in texts(both) and "paper, printed, 14 variants" in texts(both)
     with pytest.raises(ValueError, match="no rows"):
         plots.ranks(paper, paper=True)
 
@@ -258,7 +258,7 @@ def test_own_runs_stand_beside_with_intervals_and_seeds(paper, tmp_path):
     own = make_runs(tmp_path / "runs", ["baseline", "ld", "mine"], seeds=3)
     small = make_runs(tmp_path / "small", ["fwm"], seeds=1, n=20)
     table = plots.result_table(pd.concat([paper, own, small]), regime="mixed", benchmarks=BENCHMARKS)
-    assert table.cells.columns.get_level_values(0).unique().tolist() == ["Paper, printed, one seed", "This run, 3 seeds"]
+    assert table.cells.columns.get_level_values(0).unique().tolist() == ["Paper, printed, one seed", "Our runs, 3 seeds"]
     assert re.fullmatch(r"\d+\.\d\d \([+−]\d+\.\d\d \[[+−]\d+\.\d, [+−]\d+\.\d\]\)", table.cells.loc["mine"].iloc[-1])
     assert table.cells.loc["FWM-JEPA"].iloc[-1] == "" and "3 measurements of runs too small" in table.notes[-1]
 

@@ -244,7 +244,7 @@ def test_a_result_is_saved_as_rows_and_predictions(tmp_path):
     table = results.read_run(tmp_path / "run")
     assert len(table) == len(result.rows) + len(result.controls)
     assert table["value"].iloc[0] == pytest.approx(result.value()) and table["encoder"].iloc[0] == "none"
-    assert table["variant"].tolist() == ["baseline"] * len(result.rows) + ["chance", "majority-train", "majority-test"]
+    assert table["variant"].tolist() == ["baseline"] * len(result.rows) + [row["variant"] for row in result.controls]
     (file,) = (tmp_path / "run" / "predictions").iterdir()
     assert pd.read_parquet(file).equals(result.predictions)
     assert {"id", "label", "top1", "margin", "benchmark", "probe"} <= set(result.predictions)

@@ -331,23 +331,26 @@ def _keyed(df: pd.DataFrame) -> pd.DataFrame:
     return df.assign(**{column: df[column].astype(object).fillna("").astype(str) for column in (*GROUP, "edition")})
 
 
-def constants(df: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Accuracy of predictors that ignore their input, per benchmark: `{"D-48": {"majority-train": 3.5, "majority-test": 8.27}}`."""
-    rows = df[df["source"].eq("constant")]
+def constants(df: pd.DataFrame, metric: str = "top1") -> dict[str, dict[str, float]]:
+    """What predictors that ignore their input reach, per benchmark: `{"D-48": {"majority-train": 3.5, "majority-test": 8.27}}`."""
+    rows = df[df["source"].eq("constant") & df["metric"].eq(metric)]
     return {benchmark: dict(zip(part["variant"], part["value"], strict=True)) for benchmark, part in rows.groupby("benchmark")}
 
 
 def flag_constant(df: pd.DataFrame) -> pd.Series:
     """Where a number is no better than a predictor that ignores its input: `"= majority-test"` when that constant lies inside the row's
-    interval, `"< majority-test"` when the whole interval lies below it, else an empty string. The best constant of the benchmark
-    decides."""
-    best = {benchmark: max(known.items(), key=lambda item: item[1]) for benchmark, known in constants(df).items()}
+    interval, `"< majority-test"` when the whole interval lies below it, else an empty string.
 
-    def flag(benchmark: str, lo: float, hi: float) -> str:
-        name, value = best.get(benchmark, ("", -np.inf))
+    The best constant of the same benchmark and metric decides: top-1 is held against the largest class, top-5 against the five largest,
+    balanced accuracy against 1 / classes. A metric whose constants are not in the table is not flagged."""
+    rows = df[df["source"].eq("constant")].sort_values("value")
+    best = {(row.benchmark, row.metric): (row.variant, row.value) for row in rows.itertuples()}  # the last one stays: the largest
+
+    def flag(benchmark: str, metric: str, lo: float, hi: float) -> str:
+        name, value = best.get((benchmark, metric), ("", -np.inf))
         return "" if not lo <= value else f"= {name}" if value <= hi else f"< {name}"
 
-    flags = [flag(*row) for row in df[["benchmark", "lo", "hi"]].itertuples(index=False)]
+    flags = [flag(*row) for row in df[["benchmark", "metric", "lo", "hi"]].itertuples(index=False)]
     return pd.Series(flags, index=df.index, name="flag", dtype=object).where(df["source"].ne("constant"), "")
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
-from .results import delta, flag_constant, wilson
+from .results import GROUP, delta, flag_constant, wilson
 
 __all__ = [
     "FAMILY", "Interval", "benjamini_hochberg", "compare", "compare_predictions", "correlation", "factorial",
@@ -184,12 +184,14 @@ def compare(
     Columns added to source, edition, regime, variant, benchmark, probe, metric, printed: `value, base, delta, lo, hi, p`; `seeds` (pairs);
     `n`; `basis` (`seeds`: t-interval over seed pairs; `samples`: one run, sampling of test examples only); `family` (`primary` is
     Holm-adjusted over all its variants and benchmarks, `exploratory` Benjamini-Hochberg); `p_adj`, `significant`;
-    `flag` (no better than a constant predictor), `smoke`, `random_init`.
+    `flag`, `base_flag` (no better than a constant predictor), `smoke`, `random_init`.
     """
     deltas = delta(df, against, baseline_seed)
-    deltas["flag"] = flag_constant(pd.concat([deltas, df[df["source"].eq("constant")]]))[: len(deltas)]
+    constant = df[df["source"].eq("constant")]
+    deltas["flag"] = flag_constant(pd.concat([deltas, constant]))[: len(deltas)]
     keys = ["source", "edition", "regime", "variant", "benchmark", "probe", "metric"]
-    baseline = df[df["variant"].eq(against)]
+    baseline = df[df["variant"].eq(against)].reset_index(drop=True)
+    baseline["flag"] = flag_constant(pd.concat([baseline, constant], ignore_index=True))[: len(baseline)]
     rows = [
         dict(zip(keys, key, strict=True)) | _compare_one(part, baseline) for key, part in deltas.groupby(keys, dropna=False, sort=False)
     ]
@@ -215,6 +217,7 @@ def _compare_one(part: pd.DataFrame, baseline: pd.DataFrame) -> dict:
     else:
         interval, basis = newcombe(seeds["value"].mean(), n, seeds["base"].mean(), base_n), "samples"
     first = used.iloc[0]
+    same = baseline[[*GROUP]].fillna("").eq(first[GROUP].fillna("")).all(axis=1)
     return {
         "printed": first.get("printed", np.nan),
         "value": seeds["value"].mean(),
@@ -226,10 +229,16 @@ def _compare_one(part: pd.DataFrame, baseline: pd.DataFrame) -> dict:
         "seeds": len(seeds),
         "n": n,
         "basis": basis,
-        "flag": next((flag for flag in used["flag"] if flag), "") if used["flag"].ne("").all() else "",
+        "flag": _every(used["flag"]),
+        "base_flag": _every(baseline.loc[same, "flag"]),
         "smoke": bool(used["smoke"].any()) if "smoke" in used else False,
         "random_init": bool(used["encoder"].eq("random-init").any()) if "encoder" in used else False,
     }
+
+
+def _every(flags: pd.Series) -> str:
+    """The first flag if all runs carry one: the mean of several is no better than a constant only if none of them is."""
+    return str(flags.iloc[0]) if len(flags) and flags.ne("").all() else ""
 
 
 def compare_predictions(

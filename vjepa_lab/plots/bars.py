@@ -11,8 +11,21 @@ import pandas as pd
 from .. import results, stats
 from .style import INK, PALE, RULE, WIDTH, colours, footnote, hatches, look, new_figure
 
-SOURCES = {"paper": "Paper, printed", "released": "Released results", "run": "This run"}
+SOURCES = {"paper": "Paper, printed", "released": "Released results", "run": "Our runs"}
 DAGGER, DOUBLE_DAGGER = "†", "‡"
+CONSTANT = {
+    "top1": "always names the test set’s largest class",
+    "top5": "always names the test set’s five largest classes",
+    "balanced_accuracy": "always names the same class",
+}
+"What the best predictor that ignores its input does, by metric."
+UNTRAINED = f"{DOUBLE_DAGGER} an untrained encoder (the paper’s evaluation without EMA loads a teacher that never moved)."
+
+
+def constant_note(metrics: Iterable[str], where: Iterable[str] = ()) -> str:
+    """What the dagger means for these metrics."""
+    does = " or ".join(CONSTANT.get(metric, "ignores its input") for metric in dict.fromkeys(metrics))
+    return f"{DAGGER} not above a predictor that {does}" + (f" ({', '.join(where)})" if where else "") + "."
 
 
 def tradeoffs(
@@ -117,15 +130,18 @@ def _notes(panels: dict[str, pd.DataFrame], against: str) -> list[str]:
     table = pd.concat(panels.values())
     bases = [
         f"{title.splitlines()[0].split(',')[0].lower()} "
-        + ", ".join(f"{b} {v:.2f} %" for b, v in part.groupby("benchmark", sort=False)["base"].first().items())
+        + ", ".join(
+            f"{b} {v:.2f} %{DAGGER * bool(f)}"
+            for b, (v, f) in part.groupby("benchmark", sort=False)[["base", "base_flag"]].first().iterrows()
+        )
         for title, part in panels.items()
     ]
     notes = [f"Accuracy of {against}: " + "; ".join(dict.fromkeys(bases)) + "."]
-    if table["flag"].ne("").any():
-        flagged = sorted(set(table.loc[table["flag"].ne(""), "benchmark"]))
-        notes.append(f"{DAGGER} accuracy not above a predictor that always names the test set’s largest class ({', '.join(flagged)}).")
+    flagged = table[table["flag"].ne("") | table["base_flag"].ne("")]
+    if len(flagged):
+        notes.append(constant_note(flagged["metric"], sorted(set(flagged["benchmark"]))))
     if table["random_init"].any():
-        notes.append(f"{DOUBLE_DAGGER} an untrained encoder (the paper's evaluation without EMA loads a teacher that never moved).")
+        notes.append(UNTRAINED)
     return notes
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from .. import results, stats
-from .bars import DAGGER, DOUBLE_DAGGER, benchmark_order, names_of, panel_title
+from .bars import DAGGER, DOUBLE_DAGGER, UNTRAINED, benchmark_order, constant_note, names_of, panel_title
 
 Header = tuple[str, str]
 
@@ -139,6 +139,7 @@ def text_table(frame: pd.DataFrame, caption: str = "") -> Table:
 def result_table(
     df: pd.DataFrame, caption: str = "", *, against: str = "baseline", regime: str | None = None, benchmarks: Sequence[str] | None = None,
     sources: Sequence[str] = ("paper", "run"), variants: Sequence[str] | None = None, baseline_seed: int | None = None,
+    metric: str = "top1",
 ) -> Table:  # fmt: skip
     """Tables 3 to 6: accuracy and difference from the baseline per method and benchmark, printed numbers and own runs side by side.
 
@@ -146,7 +147,7 @@ def result_table(
     Bold: best of the benchmark within its source, unless flagged. † no better than a constant predictor; ‡ an untrained encoder.
     variants: the rows and their order; default as in the table. Runs too small to be evidence are left out and counted in a note.
     """
-    rows = results.select(df[df["source"].isin([*sources, "constant"])], regime=regime, benchmarks=benchmarks)
+    rows = results.select(df[df["source"].isin([*sources, "constant"])], regime=regime, benchmarks=benchmarks, metric=metric)
     small = int(rows["smoke"].sum())
     rows = rows[~rows["smoke"]]
     order = [v for v in (variants or dict.fromkeys(rows.loc[rows["source"].ne("constant"), "variant"])) if v in set(rows["variant"])]
@@ -170,7 +171,7 @@ def result_table(
     untrained = set(results.random_init(known)["variant"])
     frame = pd.DataFrame(cells, index=[labels[v] + (f" {DOUBLE_DAGGER}" if v in untrained else "") for v in order]).fillna("")
     frame.index.name = "method"
-    return Table(frame, caption, tuple(_notes(frame, untrained & set(order), small)), pd.DataFrame(bold, index=frame.index))
+    return Table(frame, caption, tuple(_notes(frame, untrained & set(order), small, metric)), pd.DataFrame(bold, index=frame.index))
 
 
 def _seeds(own: pd.DataFrame) -> pd.Series:
@@ -197,13 +198,13 @@ def _cell(value: float, against: pd.Series | None, flagged: bool) -> str:
     return f"{value:.2f}{mark} ({signed(against['delta'], 2)}{interval})"
 
 
-def _notes(frame: pd.DataFrame, untrained: set[str], small: int) -> list[str]:
+def _notes(frame: pd.DataFrame, untrained: set[str], small: int, metric: str) -> list[str]:
     several = bool(frame.map(lambda cell: "[" in cell).any(axis=None))
     notes = ["In brackets: difference from the baseline in percentage points" + ", with its 95 % interval over seed pairs" * several + "."]
     if frame.map(lambda cell: DAGGER in cell).any(axis=None):
-        notes.append(f"{DAGGER} not above a predictor that always names the test set’s largest class.")
+        notes.append(constant_note([metric]))
     if untrained:
-        notes.append(f"{DOUBLE_DAGGER} an untrained encoder (the paper's evaluation without EMA loads a teacher that never moved).")
+        notes.append(UNTRAINED)
     if small:
         notes.append(f"{small} measurements of runs too small to be evidence are left out.")
     return notes
