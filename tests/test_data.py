@@ -11,6 +11,7 @@ import torch
 
 from vjepa_lab import data
 from vjepa_lab.data.core import ClipError, Sample, Source
+from vjepa_lab.data.encode import write_video
 from vjepa_lab.data.memory import Memory
 from vjepa_lab.data.throughput import throughput
 
@@ -203,6 +204,23 @@ def test_videos_and_still_images_come_as_parts():
         assert part.still.all() == (part.clip.shape[2] == 1) and part.parts == (part,)
         own, other = ("synthetic2.shape", "synthetic1.shape") if part.still.all() else ("synthetic1.shape", "synthetic2.shape")
         assert part.labels[own].ge(0).all() and part.labels[other].eq(-1).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_crops_cut_on_the_device_are_the_same_crops(tmp_path, workers):
+    for number, size in enumerate([(40, 60), (60, 40), (48, 48)]):
+        clip = torch.randint(0, 256, (3, 12, *size), dtype=torch.uint8)
+        write_video(tmp_path / ("left", "right")[number % 2] / f"{number}.mp4", clip, 25)
+
+    def loader(how):
+        files = data.open(str(tmp_path), "train", frames=4, size=32, augment=how)
+        return islice(data.loader(data.Mixture([files, data.open("synthetic", frames=4, size=32)], [3, 1]), 4, workers=workers), 3)
+
+    for cut, uncut in zip(loader(True), loader("device"), strict=True):
+        assert isinstance(cut, data.Batch) and not isinstance(uncut, data.Batch) and len(uncut) == 4
+        made = uncut.to("cpu")
+        assert torch.equal(made.clip, cut.clip) and torch.equal(made.index, cut.index)
+        assert made.labels.keys() == cut.labels.keys() and all(torch.equal(made.labels[k], cut.labels[k]) for k in cut.labels)
 
 
 def test_memory_gives_the_same_batches():

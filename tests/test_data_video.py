@@ -13,7 +13,7 @@ from vjepa_lab import data
 from vjepa_lab.data.cache import Cache
 from vjepa_lab.data.check import check
 from vjepa_lab.data.core import ClipError
-from vjepa_lab.data.crops import random_resized_crop, view_crop
+from vjepa_lab.data.crops import random_crop, view_crop
 from vjepa_lab.data.encode import write_video
 from vjepa_lab.data.listing import list_folder, list_manifest
 from vjepa_lab.data.prepare import prepare
@@ -140,11 +140,11 @@ def test_whole_video_sampling_avoids_the_last_frame():
 def test_one_crop_for_all_frames_within_the_stated_area():
     ramp = torch.arange(200, dtype=torch.uint8).expand(3, 3, 150, 200)  # [f c y x]: the value is the column
     for seed in range(30):
-        out = random_resized_crop(ramp, 32, np.random.default_rng(seed)).float()
+        out = random_crop(150, 200, np.random.default_rng(seed)).cut(ramp, 32).float()
         assert out.shape == (3, 3, 32, 32) and torch.equal(out[0], out[2])
         width = (out[0, 0, 0, -1] - out[0, 0, 0, 0]) * 32 / 31
         assert 0.3 * 0.7 * 150 * 0.85 < width**2 / 1.35 < 200 * 150 * 1.5
-    assert random_resized_crop(ramp[..., :3, :], 16, np.random.default_rng(0)).shape[-1] == 16  # no such crop fits: the centre
+    assert random_crop(3, 200, np.random.default_rng(0)).width == 4  # no crop of such a shape fits: the centre
 
 
 def test_views_cover_the_long_side():

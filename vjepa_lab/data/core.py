@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .crops import Crop
+
 NO_LABEL = -1
 """A sample's label when its source does not know that factor (an image has no motion)."""
 
@@ -66,12 +68,24 @@ def check_options(function, options: dict, what: str, also=()) -> None:
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip `[c f y x]` uint8, its labels by name, its index in the source, and whether it is an image (perhaps repeated)."""
+    """One clip `[c f y x]` uint8, its labels by name, its index in the source, and whether it is an image (perhaps repeated).
+
+    `crop`: what is still to be cut out of the clip, and the size in pixels; None where that was done.
+    """
 
     clip: Tensor
     labels: dict[str, int | Tensor]
     index: int
     still: bool = False
+    crop: tuple[Crop, int] | None = None
+
+    def cut(self, device=None) -> Sample:
+        """The sample with its crop cut out, on a `device`."""
+        clip = self.clip if device is None else self.clip.to(device, non_blocking=True)
+        if self.crop is None:
+            return replace(self, clip=clip)
+        crop, size = self.crop
+        return replace(self, clip=crop.cut(clip.movedim(0, 1), size).movedim(0, 1).contiguous(), crop=None)
 
 
 @dataclass(frozen=True)
@@ -123,8 +137,29 @@ class Mixed:
         return replace(self, parts=tuple(part.pin_memory() for part in self.parts))
 
 
-def stack(samples: list[Sample], names, faults=()) -> Batch | Mixed:
-    """Samples -> one Batch with the labels `names`, or Mixed where their shapes differ."""
+@dataclass(frozen=True)
+class Uncut:
+    """A batch of whole pictures whose crops are cut out on the device that it is moved to (`augment="device"`)."""
+
+    samples: tuple[Sample, ...]
+    names: tuple[str, ...]
+    faults: tuple[Fault, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def to(self, device, non_blocking: bool = True) -> Batch | Mixed:
+        made = stack([sample.cut(device) for sample in self.samples], self.names, self.faults)
+        return made.to(device, non_blocking)
+
+    def pin_memory(self) -> Uncut:
+        return replace(self, samples=tuple(replace(sample, clip=sample.clip.pin_memory()) for sample in self.samples))
+
+
+def stack(samples: list[Sample], names, faults=()) -> Batch | Mixed | Uncut:
+    """Samples -> one Batch with the labels `names`, Mixed where their shapes differ, Uncut where their crops are still to be cut."""
+    if any(sample.crop for sample in samples):
+        return Uncut(tuple(samples), tuple(names), tuple(faults))
     shapes = list(dict.fromkeys(sample.clip.shape for sample in samples))
     if len(shapes) > 1:
         parts = (stack([sample for sample in samples if sample.clip.shape == shape], names) for shape in shapes)
@@ -261,7 +296,7 @@ class Source(Dataset):
             raise IndexError(f"clip {index} of {len(self)}")
         return self.read_or_replace(index % len(self), epoch)[0]
 
-    def batch(self, keys, replace: bool = True) -> Batch | Mixed:
+    def batch(self, keys, replace: bool = True) -> Batch | Mixed | Uncut:
         """Clips of the (index, epoch) pairs `keys`; an unreadable one is replaced, or left out (`replace=False`)."""
         samples, faults = [], []
         for index, epoch in keys:

@@ -95,7 +95,7 @@ class Corrupted(Source):
         return len(self.source)
 
     def read(self, index: int, epoch: int = 0) -> Sample:
-        sample = self.source.read(index, epoch)
+        sample = self.source.read(index, epoch).cut()
         clip = corrupt(sample.clip, self.corruption, self.severity, self.seed * len(self) + index, self.per_frame)
         return Sample(clip, sample.labels, sample.index, sample.still)
 

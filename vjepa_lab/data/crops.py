@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 
-def random_resized_crop(
-    frames: Tensor, size: int, rng: np.random.Generator, scale: tuple[float, float] = (0.3, 1.0), ratio: tuple[float, float] = (0.75, 1.35)
-) -> Tensor:
-    """A random part of the picture, at V-JEPA's share of the area and aspect ratio (log-uniform), resized to `size` square."""
-    height, width = frames.shape[-2:]
+@dataclass(frozen=True)
+class Crop:
+    """A part of the picture, in pixels, and whether it is mirrored: one for all frames of a clip."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool = False
+
+    def cut(self, frames: Tensor, size: int) -> Tensor:
+        """Frames `[f c y x]` -> the part of them, `size` square."""
+        part = F.resized_crop(frames, self.top, self.left, self.height, self.width, [size, size], antialias=True)
+        return flip(part) if self.mirrored else part
+
+
+def random_crop(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float] = (0.3, 1.0),
+    ratio: tuple[float, float] = (0.75, 1.35),
+    flips: float = 0.0,
+) -> Crop:
+    """A random part of a picture, at V-JEPA's share of the area and aspect ratio (log-uniform), mirrored with probability `flips`."""
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-            return F.resized_crop(frames, top, left, h, w, [size, size], antialias=True)
-    w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
-    return F.resized_crop(frames, (height - h) // 2, (width - w) // 2, h, w, [size, size], antialias=True)
+            break
+    else:
+        w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+        top, left = (height - h) // 2, (width - w) // 2
+    return Crop(top, left, h, w, bool(rng.random() < flips))
 
 
 def view_crop(frames: Tensor, size: int, view: int = 0, views: int = 1) -> Tensor:

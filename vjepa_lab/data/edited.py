@@ -39,7 +39,7 @@ class _Edited(Source):
         return np.random.default_rng((self.seed, SPLITS.index(self.split), index, 0xED17))
 
     def read(self, index: int, epoch: int = 0) -> Sample:
-        sample, rng = self.source.read(index, epoch), self._rng(index)
+        sample, rng = self.source.read(index, epoch).cut(), self._rng(index)
         edit = int(rng.integers(len(self._edits)))
         labels = {"class": edit, self._edit: edit, self._what: sample.labels["class"]}
         return Sample(self.apply(sample.clip, self._edits[edit], rng), labels, sample.index)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .cache import Cache, Kept
 from .core import DataError, Sample, Source
-from .crops import flip, random_resized_crop, view_crop
+from .crops import random_crop, view_crop
 from .listing import Clip, Listing
 from .sampling import Sampling
 from .video import Video, check_backend, is_image, read_image
@@ -20,9 +20,10 @@ class Files(Source):
     """The videos and images of a listing as clips `[c f y x]`.
 
     Training (`augment`, by default the train split): a random window in time, a random resized crop and a flip, the same for all frames,
-    drawn from (seed, index, epoch). Evaluation: the centre in time and space, or `segments` x `views` clips a file, which follow one
-    another and share the file's index. Frames are chosen as `Sampling` says. An image is repeated to fill the frames (`images="repeat"`,
-    as the V-JEPA loaders do) or is a clip of one frame (`images="still"`).
+    drawn from (seed, index, epoch); with `augment="device"` the readers only decode, and `batch.to(device)` cuts the crops out there.
+    Evaluation: the centre in time and space, or `segments` x `views` clips a file, which follow one another and share its index.
+    Frames are chosen as `Sampling` says. An image is repeated to fill the frames (`images="repeat"`, as the V-JEPA loaders do) or is a clip
+    of one frame (`images="still"`).
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Files(Source):
         segments: int = 1,
         views: int = 1,
         short: str = "repeat",
-        augment: bool | None = None,
+        augment: bool | str | None = None,
         scale: tuple[float, float] = (0.3, 1.0),
         ratio: tuple[float, float] = (0.75, 1.35),
         flips: float = 0.5,
@@ -59,6 +60,8 @@ class Files(Source):
             raise DataError(f"images={images!r} is unknown; use 'repeat' or 'still'")
         if views < 1 or size < 1:
             raise DataError(f"views and size must be at least 1; got views={views}, size={size}")
+        if self.augment not in (True, False, "device"):
+            raise DataError(f"augment={augment!r} is unknown; use True, False or 'device'")
         if self.augment and segments * views > 1:
             raise DataError("several segments or views are for evaluation; pass augment=False")
 
@@ -79,13 +82,12 @@ class Files(Source):
         labels = {name: self._label(name, value) for name, value in clip.labels.items()}
         if rng is None:
             frames = view_crop(frames, self.size, view, self.views)
-        else:
-            frames = random_resized_crop(frames, self.size, rng, self.scale, self.ratio)
-            if rng.random() < self.flips:
-                frames = flip(frames)
-                if self.listing.mirrored:
-                    labels["class"] = self.listing.mirrored.get(labels["class"], labels["class"])
-        return Sample(frames.movedim(1, 0).contiguous(), labels, place, is_image(clip.path))
+            return Sample(frames.movedim(1, 0).contiguous(), labels, place, is_image(clip.path))
+        crop = random_crop(*frames.shape[-2:], rng, self.scale, self.ratio, self.flips)
+        if crop.mirrored and self.listing.mirrored:
+            labels["class"] = self.listing.mirrored.get(labels["class"], labels["class"])
+        sample = Sample(frames.movedim(1, 0), labels, place, is_image(clip.path), (crop, self.size))
+        return sample if self.augment == "device" else sample.cut()
 
     @property
     def files(self) -> int:

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .core import Batch, DataError, Mixed, Source
+from .core import Batch, DataError, Mixed, Source, Uncut
 from .workers import batches
 
 
@@ -54,7 +54,7 @@ def loader(
     world: int = 1,
     pin: bool = False,
     patience: float = 300.0,
-) -> Iterator[Batch | Mixed]:
+) -> Iterator[Batch | Mixed | Uncut]:
     """Batches of `source`, clips uint8 `[b c f y x]`.
 
     `train=True`: endless, reshuffled every epoch; batch number `start` is the same batch whether reached or resumed at.
@@ -70,7 +70,7 @@ def loader(
     return _run(source, keys, workers, train, pin, patience)
 
 
-def _run(source: Source, keys, workers: int, replace: bool, pin: bool, patience: float) -> Iterator[Batch | Mixed]:
+def _run(source: Source, keys, workers: int, replace: bool, pin: bool, patience: float) -> Iterator[Batch | Mixed | Uncut]:
     made = batches(source, keys, workers, replace, patience) if workers else (source.batch(wanted, replace) for wanted in keys)
     for batch in made:
         if batch.faults:

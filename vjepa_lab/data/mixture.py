@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
 
@@ -59,7 +60,7 @@ class Mixture(Source):
     def _own(self, which: int, sample: Sample) -> Sample:
         labels = {f"{self.names[which]}.{name}": value for name, value in sample.labels.items()}
         first = self.ends[which] - len(self.sources[which])
-        return Sample(sample.clip, {"source": which, **labels}, first + sample.index, sample.still)
+        return replace(sample, labels={"source": which, **labels}, index=first + sample.index)
 
     def where(self, index: int) -> str:
         which, inner = self.place(index)

@@ -85,13 +85,13 @@ def _two_threads(path: Path, frames: int, size: int, stride: int) -> Callable[[i
     """The decoding alone with decord's own threads, for comparison; the crop is the same."""
     import decord
 
-    from .crops import random_resized_crop
+    from .crops import random_crop
 
     def read(i: int):
         rng = np.random.default_rng(i)
         reader = decord.VideoReader(str(path), num_threads=2)
         numbers = Sampling(frames, stride).numbers(len(reader), rng=rng)
-        return random_resized_crop(torch.from_numpy(reader.get_batch(numbers).asnumpy()).permute(0, 3, 1, 2), size, rng)
+        return random_crop(*reader[0].shape[:2], rng).cut(torch.from_numpy(reader.get_batch(numbers).asnumpy()).permute(0, 3, 1, 2), size)
 
     with Video(path, "decord"):  # quiet
         return read
