@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vjepa_lab import data
+from vjepa_lab.data.check import check
 from vjepa_lab.data.encode import write_video
 from vjepa_lab.data.sets import SETS
 from vjepa_lab.data.sets.ssv2 import mirrored
@@ -142,6 +143,11 @@ def test_genuine_diving48_labels(tmp_path, clips, clip):
     put(clip, *(tmp_path / "rgb" / f"{name}.mp4" for name in names))
     test = load(f"diving48:{tmp_path}", "test")
     assert len(test) + test.listing.missing == SETS["diving48"].OFFICIAL["test"] == 1970 and "part: 30" in repr(test)
+    for suffix in (".csv", ".parquet"):  # 48 classes, of which the manifest's clips show three at most
+        manifest = check("diving48", tmp_path, splits=("test",), progress=False).write(tmp_path / f"kept{suffix}")
+        again = data.open(str(manifest), "test")
+        assert again.classes == test.classes and len(again.classes["class"]) == 48
+        assert again.labels["class"].tolist() == test.labels["class"].tolist()
 
 
 def test_hmdb51(tmp_path, clip):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .core import ClipError, DataError, Source
-from .listing import Clip, Listing, list_folder
+from .listing import Clip, Listing, class_file, list_folder
 from .sets import SETS
 from .video import Video, is_image, read_image
 from .workers import batches
@@ -22,11 +23,12 @@ CHUNK = 8
 
 @dataclass
 class Report:
-    """What `check` found: `table`, one row per file; `facts` and `problems` in words. Printing it gives all but the table."""
+    """What `check` found: `table`, one row per file; `classes`, those of the set, with clips or without; `facts`, `problems` in words."""
 
     name: str
     root: Path
     table: pd.DataFrame
+    classes: list[str] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -35,7 +37,10 @@ class Report:
         return not self.problems
 
     def write(self, path=None) -> Path:
-        """Write the table as a manifest (.csv or .parquet) that `data.open` takes; by default manifest.csv in the root."""
+        """Write the table as a manifest (.csv or .parquet) that `data.open` takes; by default manifest.csv in the root.
+
+        Beside it, in a file that ends in .classes.json, the class names: some may have no clip here.
+        """
         path = Path(path or self.root / "manifest.csv")
         table = self.table.copy()
         if path.parent.resolve() != self.root.resolve():
@@ -43,6 +48,8 @@ class Report:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             (table.to_parquet if path.suffix == ".parquet" else table.to_csv)(path, index=False)
+            if self.classes:
+                class_file(path).write_text(json.dumps(self.classes, indent=0) + "\n")
         except OSError as error:
             raise DataError(f"the manifest cannot be written to {path} ({error.strerror}); name another place") from error
         return path
@@ -68,7 +75,7 @@ def check(
     rows = []
     for listing in listings:
         rows += _inspect(listing, root, hashes, workers, progress)
-    report = Report(name, root, pd.DataFrame(rows))
+    report = Report(name, root, pd.DataFrame(rows), [] if listings[0].multi else listings[0].classes.get("class", []))
     report.problems += absent
     for listing in listings:
         _judge_listing(report, listing, official.get(listing.split))

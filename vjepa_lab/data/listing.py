@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 import shlex
@@ -151,6 +152,11 @@ def list_manifest(path, split: str = "train") -> Listing:
     return Listing(path.stem, split, clips, {"class": names}, ("a list without splits: every split gives all of it",))
 
 
+def class_file(manifest: Path) -> Path:
+    """Where a manifest's class names are kept, also of classes without a clip: a JSON list beside it."""
+    return manifest.with_suffix(".classes.json")
+
+
 def _pair(path: Path, number: int, line: str) -> tuple[str, str]:
     if "::" in line:
         file, _, label = line.rpartition("::")
@@ -181,7 +187,8 @@ def _table(path: Path, header: list[str], rows, split: str) -> Listing:
     if {"label", "label_id"} <= set(header):  # class numbers as the data set's own files give them
         numbers = [int(record["label_id"]) for record in records]
         names = {number: record["label"] for number, record in zip(numbers, records, strict=True)}
-        encoded["label"] = [names.get(number, "") for number in range(max(numbers) + 1)], numbers
+        every = json.loads(class_file(path).read_text()) if class_file(path).is_file() else []
+        encoded["label"] = every or [names.get(number, "") for number in range(max(numbers) + 1)], numbers
     called = {name: "class" if name == "label" else name for name in labels}
     present = {record.get("split", split) for record in records}
     wanted = next((name for name in SPLITS.get(split, (split,)) if name in present), None)
