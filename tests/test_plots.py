@@ -9,8 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vjepa_lab import plots, results
+from vjepa_lab import plots, results, variants
+from vjepa_lab.modifiers import Hard
+from vjepa_lab.objective import Term
 from vjepa_lab.plots import style
+from vjepa_lab.structure import structure
+from vjepa_lab.terms import JEPA, VelGate
 
 PAPER = Path(__file__).parents[1] / "data" / "paper"
 BENCHMARKS = ["D-48", "IN-100", "SSv2"]
@@ -317,6 +321,35 @@ def test_a_structure_that_cannot_be_drawn_is_named():
         plots.diagram({"terms": [{"label": "x", "reads": ["q"]}]})
     with pytest.raises(ValueError, match="teacher 'none'"):
         plots.diagram({"teacher": "none", "terms": HEADLINE})
+
+
+def test_a_recipe_becomes_the_structure_that_its_terms_have():
+    """What a term reads is tried out, so a term of one's own and every modifier need no declaration."""
+    read = lambda recipe: [(term["label"], term["reads"]) for term in structure(recipe)["terms"]]
+    assert read("fwm-hw-ld") == [
+        ("JEPA", ["pred", "h"]), ("JEPA", ["pred", "h"]), ("Kinematic[app]", ["z.app"]), ("Orthogonal", ["z.app", "z.dyn"]),
+        ("Dynamics[dyn]", ["z.dyn", "h"]),
+    ]  # fmt: skip
+    assert read("ld")[1] == ("Dynamics", ["z", "h"]) and read("ac")[1] == ("Pixels", ["z", "pixels"])
+    assert read(JEPA() + VelGate(gate="pixels", on="dyn"))[1] == ("VelGate[dyn]", ["z.dyn", "pixels"])
+
+    class Backwards(Term):
+        def error(self, view, head):
+            return (view.z.flip(1) - view.h).abs().mean(-1)
+
+    assert read(JEPA() + Hard(Backwards()))[1] == ("Backwards", ["z", "h"])
+
+
+def test_every_recipe_of_every_edition_is_drawn_from_itself():
+    for edition in variants.EDITIONS:
+        for name in ("fwm-hw-ld", "kin-anneal", "velgate", "combo"):
+            made = structure(variants.recipe(name, edition))
+            assert len(made["terms"]) == len(list(variants.recipe(name, edition).objective))
+            assert_legible(plots.diagram(made, paper=True))
+    released = structure(variants.recipe("fwm-hw-ld", "released"))
+    assert [term["label"] for term in released["terms"] if term["idle"]] == ["Dynamics[dyn]"]
+    assert "no gradient, head: MLP 256" in texts(plots.diagram(released, paper=True))
+    assert "the student, with gradient" in texts(plots.diagram(structure(variants.recipe("kin-l1", "released")), paper=True))
 
 
 # --- style ------------------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ _MODULES = [
     "plots",
     "stats",
     "planning",
+    "structure",
     "claims",
     "diagnose",
     "bench",
