@@ -67,7 +67,7 @@ class Stub:
 
     def __init__(self, z, h=None, masks=()):
         self.z, self.h, self.masks = z, z.detach() if h is None else h, list(masks)
-        self.grid, self.step, self.progress = z.shape[1:4], 0, 0.0
+        self.grid, self.step, self.progress, self.still = z.shape[1:4], 0, 0.0, None
         moving = torch.randn(3, *(2 * n for n in self.grid), generator=torch.Generator().manual_seed(0))
         self.clip = moving.expand(len(z), -1, -1, -1, -1)  # the same for every sample
         self.seen = [self._at(m.seen) for m in self.masks]

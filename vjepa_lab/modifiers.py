@@ -3,6 +3,7 @@
 from dataclasses import field, replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from vjepa_lab.objective import ErrorMap, Reordered, Term
@@ -45,7 +46,7 @@ class Detached(Modifier):
 
     def maps(self, latents, head):
         # Not under no_grad: that would leave the latents, which all terms share, without gradient.
-        return [ErrorMap(m.value.detach(), m.weight) for m in self.term.maps(latents, head)]
+        return [m._replace(value=m.value.detach()) for m in self.term.maps(latents, head)]
 
 
 class Shuffled(Modifier):
@@ -68,10 +69,13 @@ class Shuffled(Modifier):
 class Hard(Modifier):
     """Reweigh another term's error map by its own errors: w = N softmax(clamp(e / tau, -20, 20)), mean weight 1, no gradient (Eq. 9-11).
 
-    Not linear in the batch beyond scope "clip".
+    Not linear in the batch beyond scope "clip". What does not count (padding, images under a term about change) is in no softmax.
     standardise  divide out mean and spread of the errors first, so that tau means something: raw errors of a JEPA differ so little that
                  at tau = 1 the weights are all but 1.
-    scope        what a softmax runs over: "clip" (each clip and mask kind), "mask" (the batch, each mask kind), "batch" (all of it)
+    scope        what a softmax runs over, and N is the size of: "clip" (each clip and mask kind), "mask" (the batch, each mask kind),
+                 "batch" (all mask kinds together), "global" (that, over all processes)
+    The errors are channel means, as V-JEPA computes them; `Hard(JEPA(reduce="sum"))` takes the 1-norm as printed, whose logits all exceed
+    20, so that every weight is 1.
     """
 
     tau: float = 1.0
@@ -80,7 +84,7 @@ class Hard(Modifier):
 
     def __post_init__(self):
         super().__post_init__()
-        check(self, scope=("clip", "mask", "batch"))
+        check(self, scope=("clip", "mask", "batch", "global"))
 
     @torch.no_grad()
     def weights(self, error: Tensor, base: Tensor | None) -> Tensor:
@@ -88,22 +92,40 @@ class Hard(Modifier):
         base = torch.ones_like(error) if base is None else base.to(error.dtype)
         if base.device.type == "cpu" and (base < 0).any():  # elsewhere the check would wait for the device
             raise ValueError("hard weights need an ErrorMap whose own weights are not negative")
-        total = base.sum(-1, keepdim=True).clamp_min(1e-12)
+        error = torch.where(base > 0, error, 0.0)
+        total = self._sum(base).clamp_min(1e-12)
         if self.standardise:
-            centred = error - (base * error).sum(-1, keepdim=True) / total
-            spread = ((base * centred.square()).sum(-1, keepdim=True) / total).sqrt()
+            centred = error - self._sum(base * error) / total
+            spread = (self._sum(base * centred.square()) / total).sqrt()
             error = centred / spread.clamp_min(1e-12)
-        share = torch.softmax((error / self.tau).clamp(-20, 20) + base.log(), dim=-1)
-        return share.nan_to_num(0.0) * total  # a row in which nothing counts has no weights
+        share = base * (error / self.tau).clamp(-20, 20).exp()
+        return share * (total / self._sum(share).clamp_min(1e-30))  # a row in which nothing counts has no weights
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """Sums of the rows [g n] -> [g 1], over all processes if the scope asks for it."""
+        total = x.sum(-1, keepdim=True)
+        if self.scope == "global" and dist.is_initialized():
+            dist.all_reduce(total)
+        return total
 
     def maps(self, latents, head):
         maps = self.term.maps(latents, head)
-        if self.scope == "batch":
-            maps = [ErrorMap(*(None if x[0] is None else torch.cat([u.flatten() for u in x]) for x in zip(*maps, strict=True)))]
-        out = []
-        for value, base in maps:
-            rows = len(value) if self.scope == "clip" and value.ndim > 1 else 1
-            error = value.reshape(rows, -1)
-            base = None if base is None else base.expand_as(value).reshape(rows, -1)
-            out.append(ErrorMap(value, self.weights(error, base).reshape(value.shape)) if value.numel() else ErrorMap(value))
-        return out
+        maps = [_joined(maps)] if self.scope in ("batch", "global") else maps
+        return [m if m.value.numel() == 0 else self._reweighed(m) for m in maps]
+
+    def _reweighed(self, m: ErrorMap) -> ErrorMap:
+        rows = len(m.value) if self.scope == "clip" and m.value.ndim > 1 else 1
+        base = None if m.weight is None else m.weight.expand_as(m.value).reshape(rows, -1)
+        weight = self.weights(m.value.reshape(rows, -1), base).reshape(m.value.shape)
+        if self.scope != "global":
+            return m._replace(weight=weight)
+        # The weights of one process need not average 1: they go into the error, which is averaged as it was.
+        base = torch.ones_like(weight) if m.weight is None else m.weight.expand_as(m.value).to(weight.dtype)
+        return m._replace(value=m.value * weight / base.clamp_min(1e-12), weight=base)
+
+
+def _joined(maps: list[ErrorMap]) -> ErrorMap:
+    """All entries of some maps as one map [n]; entries without a weight of their own weigh 1."""
+    counted = [m for m in maps if m.value.numel()] or maps[:1]
+    weights = [torch.ones_like(m.value) if m.weight is None else m.weight.to(m.value.dtype).expand_as(m.value) for m in counted]
+    return ErrorMap(torch.cat([m.value.flatten() for m in counted]), torch.cat([w.flatten() for w in weights]), samples=counted[0].samples)
