@@ -1,4 +1,4 @@
-"""Weights that change over training, and rules that set them."""
+"""Weights that change over training."""
 
 import math
 from dataclasses import dataclass, replace
@@ -45,16 +45,3 @@ class Ramp(Schedule):
 
 
 Weight = float | Schedule
-
-
-@dataclass(frozen=True, repr=False)
-class GradientRatio(Value):
-    """Weigh every auxiliary so that its gradient is `ratio` times the first term's in norm, on the student's parameters.
-
-    Measured every `every` steps and smoothed by `momentum`; the terms' own weights are left out. Of terms with the same equation at
-    different scales it makes one and the same objective, which fixed weights do not.
-    """
-
-    ratio: float = 0.3
-    every: int = 50
-    momentum: float = 0.9

@@ -58,9 +58,6 @@ class Trainer:
         latents = self.model.latents(clip, masks, step=step, progress=step / max(self.size.steps, 1), full=self.full)
 
         total, parts = self.loss(latents)
-        if (rule := self.recipe.weighting) is not None and step % rule.every == 0:
-            self.loss.measure(parts, list(self.model.student.parameters()), first=step == 0)
-            total = self.loss.total(parts)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.schedule.step_update(step)
@@ -92,7 +89,7 @@ class Trainer:
             "grad_norm": norm,
             # Spread of the teacher's channels over clips and tokens: it falls towards 0 when the representation collapses.
             "std": latents.h.flatten(0, 3).std(0).mean().item(),
-        }
+        } | ({} if self.loss.weigher is None else self.loss.weigher.report(self.loss.objective.names))
 
     def save(self, path: Path, step: int) -> None:
         """Checkpoint, put in place at once."""

@@ -21,10 +21,10 @@ class Value:
 
 def vocabulary() -> dict[str, type]:
     """Every public value class of the package by name: what an expression may use."""
-    from vjepa_lab import masks, modifiers, objective, schedules, terms
+    from vjepa_lab import masks, modifiers, objective, schedules, terms, weighting
 
     found = {}
-    for module in (masks, schedules, objective, terms, modifiers):
+    for module in (masks, schedules, objective, terms, modifiers, weighting):
         found |= {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Value) and not k.startswith("_")}
     return found
 

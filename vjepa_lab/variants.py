@@ -18,7 +18,7 @@ from dataclasses import replace
 from vjepa_lab import masks
 from vjepa_lab.modifiers import Detached, Hard, Modifier, Shuffled
 from vjepa_lab.objective import Objective, Recipe, Term, as_recipe
-from vjepa_lab.schedules import Cosine, GradientRatio, Ramp
+from vjepa_lab.schedules import Cosine, Ramp
 from vjepa_lab.terms import (
     JEPA,
     Context,
@@ -35,6 +35,7 @@ from vjepa_lab.terms import (
     VelGate,
 )
 from vjepa_lab.values import read
+from vjepa_lab.weighting import GradientRatio
 
 EDITIONS = ("sound", "paper", "released")
 TABLE3 = (

@@ -1,0 +1,244 @@
+"""Rules that set the weights of an objective's terms while it trains, from how their gradients on the student lie to one another.
+
+Axes: k l terms, the first one main (JEPA), the others auxiliaries; p the student's parameters.
+
+All but one rule are functions from the Gramian <g_k, g_l> of the terms' gradients and their written weights b to new weights w: the step
+stays one ordinary backward pass of sum_k w_k L_k. What belongs to a term alone (its head, the predictor) goes on learning at the written
+weight, whatever the rule does to the student: a head whose gate is closed would else never learn what might open it.
+
+    recipe = Recipe(JEPA() + 0.5 * Delta(), weighting=CosineGate())
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from vjepa_lab.values import Value
+
+TINY = 1e-30
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Weighting(Value):
+    """Base of the rules. The Gramian is measured every `every` steps, a backward pass per term, and smoothed by `momentum`."""
+
+    every: int = 50
+    momentum: float = 0.9
+
+    def __post_init__(self):
+        if self.every < 1 or not 0 <= self.momentum < 1:
+            raise ValueError(f"{self!r}: expected every >= 1 (steps) and momentum in [0, 1)")
+
+    def weights(self, gram: Tensor, own: Tensor, solver: nn.Module | None = None) -> Tensor:
+        """Weights [k] from the Gramian [k l] of the unweighted terms' gradients and the written weights [k]; float64, on the CPU."""
+        raise NotImplementedError(f"{type(self).__name__} must say its weights")
+
+    def solver(self) -> nn.Module | None:
+        """What a rule of another library keeps between calls."""
+        return None
+
+
+@dataclass(frozen=True, repr=False)
+class Fixed(Weighting):
+    """The weights as written; the gradients are measured for the log all the same."""
+
+    def weights(self, gram, own, solver=None):
+        return own
+
+
+@dataclass(frozen=True, repr=False)
+class CosineWeight(Weighting):
+    """Weigh each auxiliary by its cosine with the main gradient, b_k max(0, cos_k): it fades as it turns away (Du et al. 2018,
+    arXiv:1812.02224, the weighted version)."""
+
+    momentum: float = field(default=0.99, kw_only=True)
+
+    def weights(self, gram, own, solver=None):
+        return _auxiliaries(own, own * cosines(gram).clamp_min(0))
+
+
+@dataclass(frozen=True, repr=False)
+class CosineGate(Weighting):
+    """Let an auxiliary act on the student only while its gradient does not oppose the main one, b_k [cos_k >= 0] (Du et al. 2018,
+    arXiv:1812.02224, the unweighted version)."""
+
+    def weights(self, gram, own, solver=None):
+        return _auxiliaries(own, own * (cosines(gram) >= 0))
+
+
+@dataclass(frozen=True, repr=False)
+class Projection(Weighting):
+    """Take from an auxiliary's gradient the part that opposes the main one, g_k - min(0, <g_k, g_0>) / |g_0|^2 g_0; the main gradient
+    stays (PCGrad's surgery, Yu et al. 2020, arXiv:2001.06782, on auxiliaries only). Over all of the student's parameters together.
+
+    As weights: w_k = b_k and w_0 = b_0 - sum_k b_k min(0, <g_k, g_0>) / |g_0|^2. Exact where it is measured, so at every step.
+    """
+
+    every: int = field(default=1, kw_only=True)
+    momentum: float = field(default=0.0, kw_only=True)
+
+    def weights(self, gram, own, solver=None):
+        opposed = gram[0].clamp_max(0) / gram[0, 0].clamp_min(TINY)
+        opposed[0] = 0
+        out = own.clone()
+        out[0] -= own @ opposed
+        return out
+
+
+@dataclass(frozen=True, repr=False)
+class GradientRatio(Weighting):
+    """Weigh every auxiliary so that its gradient is `ratio` times the main one's in norm; the terms' own weights are left out.
+
+    Of terms with the same equation at different scales it makes one and the same objective, which fixed weights do not.
+    """
+
+    ratio: float = 0.3
+
+    def weights(self, gram, own, solver=None):
+        norms = gram.diagonal().sqrt()
+        wanted = torch.where(norms > 0, self.ratio * norms[0] / norms.clamp_min(TINY), own)
+        return _auxiliaries(torch.ones_like(own), wanted)
+
+
+@dataclass(frozen=True, repr=False)
+class Uncertainty(Weighting):
+    """Learn a log-variance s_k per term: sum_k exp(-s_k) L_k + s_k (Kendall et al. 2018, arXiv:1705.07115; twice its Eq. 7). It needs no
+    gradients, starts from the written weights, exp(-s_k) = b_k, and acts on heads and predictor alike. For losses above zero."""
+
+
+@dataclass(frozen=True, repr=False)
+class TorchJD(Weighting):
+    """A weighting of the package torchjd by name (torchjd.aggregation.<name>Weighting), on the gradients of b_k L_k: "UPGrad", "MGDA",
+    "PCD", "GradVac", "DualProj", "IMTLG", "AlignedMTL", "PCGrad", "CAGrad" ... It sees the Gramian; its weights come times b_k.
+
+    options  its keyword arguments, such as (("tau", 0.05),)
+    Raises ImportError without torchjd (`pip install vjepa_lab[multitask]`) or what the weighting needs besides, ValueError for a name that
+    torchjd does not have or that works on something else than a Gramian.
+    """
+
+    every: int = field(default=1, kw_only=True)
+    momentum: float = field(default=0.0, kw_only=True)
+    name: str
+    options: tuple[tuple[str, float | str], ...] = ()
+
+    def solver(self):
+        try:
+            from torchjd import aggregation
+        except ImportError:
+            raise ImportError(f"{self!r} needs the package torchjd: pip install 'vjepa_lab[multitask]'") from None
+        known = sorted(n.removesuffix("Weighting") for n in dir(aggregation) if _on_gramians(getattr(aggregation, n)))
+        if self.name not in known:
+            raise ValueError(f"{self!r}: torchjd has no weighting {self.name!r} of Gramians; it has {', '.join(known)}")
+        return getattr(aggregation, f"{self.name}Weighting")(**dict(self.options))
+
+    def weights(self, gram, own, solver=None):
+        return own * (solver or self.solver())(own[:, None] * gram * own)
+
+
+def _on_gramians(kind) -> bool:
+    return (
+        isinstance(kind, type) and kind.__name__.endswith("Weighting") and any(b.__name__ == "_GramianWeighting" for b in kind.__mro__[1:])
+    )
+
+
+def cosines(gram: Tensor) -> Tensor:
+    """Cosine of each gradient with the first one, from their Gramian [k l]: [k]; 0 where a gradient is zero."""
+    norms = gram.diagonal().clamp_min(0).sqrt()
+    return gram[0] / (norms[0] * norms).clamp_min(TINY)
+
+
+def _auxiliaries(own: Tensor, wanted: Tensor) -> Tensor:
+    """The main term's own weight, and the wanted ones of the others."""
+    return torch.cat([own[:1], wanted[1:]])
+
+
+# ------------------------------------------------------------------------------------------------------------------------ in training
+
+
+class Weigher(nn.Module):
+    """A rule at work: the smoothed Gramian and the weights of now, saved and restored with the loss. Numbers live on the CPU.
+
+    own  the written weights at the start [k]
+    """
+
+    def __init__(self, rule: Weighting, own: list[float]):
+        super().__init__()
+        self.rule, self.machine = rule, rule.solver()
+        self.gram: Tensor | None = None
+        self.weights, self.calls = list(own), 0
+        if isinstance(rule, Uncertainty):
+            if min(own) <= 0:
+                raise ValueError(f"{rule!r} starts from the written weights, which must be positive; got {own}")
+            self.log_variance = nn.Parameter(torch.tensor([-math.log(b) for b in own]))
+
+    def due(self, step: int) -> bool:
+        """Whether gradients are measured at this step."""
+        return not isinstance(self.rule, Uncertainty) and step % self.rule.every == 0
+
+    def measure(self, parts: list[Tensor], shared: list[nn.Parameter], own: list[float]) -> None:
+        """Set the weights from the gradients of the terms on the shared parameters; the graph is kept."""
+        gram = gramian(parts, shared)
+        if self.gram is not None:  # a term without gradient here (of change, on a batch of images) keeps what was known of it
+            there = gram.diagonal() > 0
+            gram = torch.where(there[:, None] & there, self.gram.lerp(gram, 1 - self.rule.momentum), self.gram)
+        self.gram = gram
+        self.calls += 1
+        with torch.random.fork_rng(devices=[]):  # some of torchjd's draw an order: the same in every run
+            torch.manual_seed(self.calls)
+            self.weights = self.rule.weights(gram, torch.tensor(own, dtype=torch.float64), self.machine).tolist()
+
+    def total(self, parts: list[Tensor], private: list[nn.Parameter], own: list[float]) -> Tensor:
+        """sum_k w_k L_k, whose gradient on the `private` parameters is that of sum_k b_k L_k."""
+        if isinstance(self.rule, Uncertainty):
+            return torch.stack(parts) @ (-self.log_variance).exp() + self.log_variance.sum()
+        total = sum(w * part for w, part in zip(self.weights, parts, strict=True))
+        lacking = [(b - w, part) for b, w, part in zip(own, self.weights, parts, strict=True) if b != w and part.requires_grad]
+        if not (lacking and private and torch.is_grad_enabled()):
+            return total
+        missed = torch.autograd.grad(sum(gap * part for gap, part in lacking), private, retain_graph=True, allow_unused=True)
+        # Worth zero, with just the missing gradient: hooks of the one backward pass, such as a process group's, see the whole.
+        return total + sum((g * (p - p.detach())).sum() for g, p in zip(missed, private, strict=True) if g is not None)
+
+    @property
+    def now(self) -> list[float]:
+        """The weights in force [k]."""
+        return (-self.log_variance).exp().tolist() if isinstance(self.rule, Uncertainty) else self.weights
+
+    def report(self, names: tuple[str, ...]) -> dict[str, float]:
+        """For the log: the weight of each term, and each auxiliary's cosine with the main gradient."""
+        found = {f"weight {name}": w for name, w in zip(names, self.now, strict=True)}
+        if self.gram is not None:
+            found |= {f"cosine {name}": c for name, c in zip(names[1:], cosines(self.gram)[1:].tolist(), strict=True)}
+        return found
+
+    def get_extra_state(self) -> dict:
+        kept = {} if self.machine is None else vars(self.machine) | self.machine._buffers
+        plain = {k: v for k, v in kept.items() if k != "training" and isinstance(v, int | float | tuple | Tensor | None)}
+        return {"gram": self.gram, "weights": self.weights, "calls": self.calls, "machine": plain}
+
+    def set_extra_state(self, state: dict) -> None:
+        self.gram, self.weights, self.calls = state["gram"], state["weights"], state["calls"]
+        if self.gram is not None:
+            self.gram = self.gram.cpu()
+        for name, value in state["machine"].items():
+            setattr(self.machine, name, value.cpu() if isinstance(value, Tensor) else value)
+
+
+def gramian(parts: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:
+    """<g_k, g_l> of the losses' gradients on the parameters, averaged over processes first: float64 [k l] on the CPU. Keeps the graph."""
+    rows = torch.stack([flat_gradient(part, parameters) for part in parts])
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(rows)
+        rows /= dist.get_world_size()
+    return (rows @ rows.T).double().cpu()
+
+
+def flat_gradient(part: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """Gradient of one loss on the parameters, flat [p] in their order, zero where it does not reach; the graph is kept."""
+    found = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True) if part.requires_grad else [None] * len(parameters)
+    return torch.cat(
+        [torch.zeros(p.numel(), device=p.device) if g is None else g.flatten() for g, p in zip(found, parameters, strict=True)]
+    )
