@@ -39,6 +39,7 @@ def pretrain(
     save_every: int = 200,
     progress: bool = True,
     callback=None,
+    probe=None,
     **overrides,
 ) -> Run:
     """Pretrain one recipe with one seed into a run folder, or go on with it where it stopped.
@@ -53,6 +54,7 @@ def pretrain(
     bf16       None: where the device is fast at it
     save_every steps between checkpoints
     callback   called with each logged record (a dict), for live plots
+    probe      called as probe(run, trainer, step) before every step and after the last, to look into the model; it must change nothing
 
     Raises ValueError for an unknown name or parameter and for a folder that holds another run; FloatingPointError naming the term that
     became NaN or infinite.
@@ -92,6 +94,8 @@ def pretrain(
         if size.steps == 0:
             trainer.save(run.path / "last.pt", 0)
         for step, batch in zip(range(start, size.steps), batches, strict=False):
+            if probe:
+                probe(run, trainer, step)
             saving = (step + 1) % save_every == 0 or step + 1 == size.steps
             record = trainer.step(step, batch.clip, log=saving or step % log_every == 0)
             clips += len(batch.clip)
@@ -101,6 +105,8 @@ def pretrain(
                 bar.set_postfix_str(f"loss {record['loss']:.3f}")
             if saving:  # a step whose record was checked: a checkpoint never holds a loss that is not finite
                 trainer.save(run.path / "last.pt", step + 1)
+        if probe:
+            probe(run, trainer, size.steps)
     except KeyboardInterrupt:
         if trainer.whole:
             trainer.save(run.path / "last.pt", trainer.done)
