@@ -1,4 +1,4 @@
-"""The frozen encoders that a study looks at: runs that are there, or are trained now, each as student, as teacher and as it was before training."""
+"""The frozen encoders that a study looks at: of runs that are there or are trained now, student, teacher and untrained start."""
 
 from __future__ import annotations
 

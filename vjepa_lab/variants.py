@@ -176,6 +176,7 @@ RELEASED = {
 CONTROLS = {
     "random-init": Recipe(jepa, probe="initial"),  # an encoder that never trained
     "baseline-no-ema": Recipe(jepa, teacher="online"),  # what the kinematic rows change besides their term
+    "kin-l1-ema": Recipe(jepa + Kinematic()),  # their term without that change
     "jepa-x2": Recipe(2 * jepa),  # AdamW hardly sees the scale of a lone loss: a second baseline run
     "hw-uniform": Recipe(jepa + 0.3 * Hard(jepa, tau=1e9)),  # hard weights that are all 1
     "hw-1.0": Recipe(jepa + hard(jepa)),  # the weight that the combinations use

@@ -6,6 +6,8 @@ from .bars import tradeoffs
 from .clips import Player, Players, curves, error_maps, masked, strips
 from .diagram import diagram
 from .fronts import correlations, pareto, ranks, scatter
+from .motion import motion
+from .retention import retention
 from .style import save
 from .tables import Table, result_table, text_table
 
@@ -22,9 +24,11 @@ __all__ = [
     "error_maps",
     "interaction",
     "masked",
+    "motion",
     "pareto",
     "ranks",
     "result_table",
+    "retention",
     "save",
     "scatter",
     "strips",
