@@ -383,25 +383,7 @@ def _mixed_effects(design: np.ndarray, y: np.ndarray, seeds: np.ndarray, confide
     return _t(fit.fe_params[1:], np.sqrt(np.diag(fit.cov_params()))[1 : 1 + design.shape[1]], np.inf, confidence)
 
 
-# --- over variants and seeds ------------------------------------------------------------------------------------------
-
-
-def over_seeds(df: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Means over seeds of the rows that agree in `by`, in the table's order: columns `by`, value, lo, hi, n, seeds, basis, smoke.
-
-    The interval is Student's over seeds where there are several (`basis` "seeds"), else the row's own (`basis` "samples").
-    Several rows of one seed are averaged first.
-    """
-    rows = []
-    for key, part in df.groupby(list(by), dropna=False, sort=False):
-        seeds = part.groupby("seed", dropna=False)[["value", "lo", "hi"]].mean()
-        several = len(seeds) > 1
-        interval = t_interval(seeds["value"]) if several else Interval(*seeds.iloc[0], np.nan)
-        measured = {"value": float(interval.value), "lo": float(interval.lo), "hi": float(interval.hi), "n": part["n"].mean()}
-        smoke = bool(part["smoke"].any()) if "smoke" in part else False
-        facts = {"seeds": len(seeds), "basis": "seeds" if several else "samples", "smoke": smoke}
-        rows.append(dict(zip(by, key, strict=True)) | measured | facts)
-    return pd.DataFrame(rows, columns=[*by, "value", "lo", "hi", "n", "seeds", "basis", "smoke"])
+# --- trade-offs over variants and seeds -------------------------------------------------------------------------------
 
 
 def correlation(x, y, draws: int = 10_000, seed: int = 0, confidence: float = 0.95) -> Interval:
