@@ -5,8 +5,10 @@ from pathlib import Path
 
 from vjepa_lab import data as video
 from vjepa_lab import probes
+from vjepa_lab.features import spread
 from vjepa_lab.presets import Preset
 from vjepa_lab.probes import ProbeResult
+from vjepa_lab.results import append_rows
 from vjepa_lab.train import Run, load_run
 
 PROBES = ("linear", "attentive", "knn")
@@ -29,7 +31,8 @@ def probe(
     progress: bool = True,
     **options,
 ) -> list[ProbeResult]:
-    """One result per label, in order; with `save`, their rows and predictions are added to the run's folder.
+    """One result per label, in order; with `save`, their rows and predictions are added to the run's folder, and how much of its space the
+    encoder uses (`features.spread`).
 
     run      a Run or its folder
     data     what the probe trains and is tested on: a name as `data.open` takes it, or a pair of Sources (train, test); by default what
@@ -56,8 +59,10 @@ def probe(
     if probe != "knn":
         options |= {"seed": seed, "device": device, "progress": progress}
     results = [fit(train, test, label, **options) for label in labels]
-    for result in results if save else ():
-        result.save(run.path)
+    if save:
+        append_rows(run.path, spread(train))
+        for result in results:
+            result.save(run.path)
     return results
 
 

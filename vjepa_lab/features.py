@@ -162,6 +162,17 @@ def few_shot(features: Features, shots: int, label: str = "class", seed: int = 0
     return features.subset(rank_in_class(y, seed) < shots)
 
 
+def spread(features: Features) -> list[dict]:
+    """Rows that say how much of its space a frozen encoder uses, by the clips' pooled features: "rankme" (Garrido et al. 2023, of centred
+    features: the exponential of the entropy of the singular values, 1 to d) and "std" (the channels' mean deviation over clips)."""
+    centred = features.pooled.double() - features.pooled.double().mean(0)
+    share = torch.linalg.svdvals(centred)
+    share = share / share.sum().clamp_min(1e-12) + 1e-7
+    about = {"benchmark": features.name, "probe": "none", "n": len(features), "encoder": features.encoder}
+    measured = {"rankme": float(torch.exp(-(share * share.log()).sum())), "std": float(centred.std(0).mean())}
+    return [about | {"metric": metric, "value": value} for metric, value in measured.items()]
+
+
 def rank_in_class(y: Tensor, seed: int) -> Tensor:
     """Each sample's place in a random order of its class [n]."""
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))

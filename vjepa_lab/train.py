@@ -30,6 +30,7 @@ def pretrain(
     *,
     edition: str = "sound",
     variant: str | None = None,
+    regime: str | None = None,
     runs: str | Path = "runs",
     out: str | Path | None = None,
     device: str = "auto",
@@ -50,6 +51,7 @@ def pretrain(
     preset     a size by name; `overrides` replace single fields of it, such as steps=200, lr=1e-3, ema=.995, batch=16
     seed       fixes initial weights, order of clips, masks and augmentation: the same seed pairs runs of different recipes
     variant    the run's name in tables; by default the recipe's own, or "custom" and a hash
+    regime     the pretraining setting's name in tables; by default the data's
     out        the run folder; by default `runs`/<variant>-<data>-<preset>-s<seed>
     bf16       None: where the device is fast at it
     save_every steps between checkpoints
@@ -74,7 +76,7 @@ def pretrain(
         "spec": str(data) if isinstance(data, str | Path) else getattr(source, "spec", source.name),
         "teacher": plan.teacher, "stop_grad": plan.stop_grad, "levels": plan.levels, "probe": plan.probe,
         "bf16": bf16, "own_terms": own_terms(plan.objective),
-    }  # fmt: skip
+    } | ({"regime": regime} if regime else {})  # fmt: skip
     run = open_folder(folder, repr(plan), config, device)
     if (run.path / "report.json").exists():
         return run

@@ -169,11 +169,12 @@ TASKS = {
     "dirs8": (Dirs8, {}),
     "plain": (FactorMotion, {"sizes": (0.35, 0.65), "ground": 0.0, "colours": False}),
     "order": (FactorMotion, {"events": 2, "factors": ("order", "motion", "then")}),
+    "plain-order": (FactorMotion, {"sizes": (0.35, 0.65), "ground": 0.0, "colours": False, "events": 2}),
     "compositional": (FactorMotion, {"law": "compositional"}),
     "spurious": (FactorMotion, {"law": "spurious"}),
 }
 """What "synthetic:NAME" opens: trs8 is the factor world with the motion (translation, rotation, scaling) as its only label, plain
-has a larger object of one colour on a flat ground, order asks for that of two events."""
+has a larger object of one colour on a flat ground, order asks for that of two events, plain-order does so in the plain world."""
 
 
 def world(task: str = "", split: str = "train", **options) -> Source:

@@ -1,0 +1,167 @@
+"""One cell of a study: its notebooks executed in order into its folder, what is done already left alone, and where it stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import notebook
+from .claim import claim, holder
+from .grid import Cell, Step
+from .provenance import machine, weights_hash
+
+CELL, FAILURES, WEIGHTS = "cell.json", "failures.jsonl", "last.pt"
+WHERE = {"out", "run", "runs", "device", "workers", "cache"}
+"Parameters that say where and on what a notebook runs, not what comes out."
+
+
+def notebooks_folder(given: str | Path | None = None) -> Path:
+    """The folder of 01_pretrain and 02_probe: the given one, this project's, or `notebooks` here. Raises FileNotFoundError."""
+    places = [Path(given)] if given else [Path(__file__).parents[2] / "notebooks", Path("notebooks")]
+    for place in places:
+        if (place / "01_pretrain.ipynb").is_file():
+            return place
+    raise FileNotFoundError(f"{places[-1]}: no 01_pretrain.ipynb there; name the folder of the notebooks with --notebooks")
+
+
+# ------------------------------------------------------------------------------------------------------------------------- where it stands
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a cell stands: state is done, running, failed, stopped, or open; `text` says more in one line."""
+
+    state: str
+    text: str = ""
+
+
+def result(folder: Path, step: Step) -> Path:
+    """Where a step's executed notebook goes."""
+    return folder / f"{step.name}.ipynb"
+
+
+def is_done(folder: Path, step: Step) -> bool:
+    """Whether a step's notebook was executed with the parameters that are wanted now."""
+    out = result(folder, step)
+    known = notebook.status(out) if out.is_file() else {}
+    return known.get("state") == "done" and _what(known["params"]) == _what(step.params)
+
+
+def _what(params: Mapping) -> dict:
+    return {name: value for name, value in json.loads(json.dumps(params)).items() if name not in WHERE}
+
+
+def open_steps(cell: Cell, folder: Path) -> list[Step]:
+    """The notebooks that are still to be executed; with the pretraining, where one of them needs weights that were deleted."""
+    steps = cell.steps(folder)
+    wanted = [step for step in steps if not is_done(folder, step)]
+    if wanted and steps[0] not in wanted and not (folder / WEIGHTS).exists() and cell.size.steps:
+        wanted.insert(0, steps[0])
+    return wanted
+
+
+def state(cell: Cell, runs: Path) -> State:
+    """Where a cell stands, read from its folder alone."""
+    folder = runs / cell.name
+    if not folder.is_dir():
+        return State("open")
+    wanted = open_steps(cell, folder)
+    if not wanted:
+        return State("done")
+    if held := holder(folder):
+        who = f"{held.owner.host}:{held.owner.pid}" if held.owner else "?"
+        return State("running", f"{at(folder, wanted[0], cell)}  ({who})")
+    if failed := failures(folder):
+        last = failed[-1]
+        return State("failed", f"{last['step']}: {last['error']}")
+    began = any(notebook.status(result(folder, step)) for step in cell.steps(folder))
+    return State("stopped", at(folder, wanted[0], cell)) if began else State("open")
+
+
+def at(folder: Path, step: Step, cell: Cell) -> str:
+    """How far the step that is next, or running, has come."""
+    if step.notebook != "01_pretrain":
+        return step.name
+    with suppress(OSError, ValueError, IndexError, KeyError), (folder / "metrics.jsonl").open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - 4096))
+        return f"{step.name} step {json.loads(file.read().splitlines()[-1])['step']} of {cell.size.steps}"
+    return step.name
+
+
+def failures(folder: Path) -> list[dict]:
+    """What went wrong in a cell so far: {time, step, error, notebook}, oldest first."""
+    with suppress(FileNotFoundError):
+        return [json.loads(line) for line in (folder / FAILURES).read_text().splitlines() if line.endswith("}")]
+    return []
+
+
+def failed(folder: Path, step: str, error: str, kept: Path | None = None) -> None:
+    """Write down a failure, and keep its notebook from being overwritten by the next attempt."""
+    number = len(failures(folder)) + 1
+    if kept is not None and kept.is_file() and kept.name.endswith(".failed.ipynb"):
+        kept = kept.rename(kept.with_name(kept.name.replace(".failed.ipynb", f".failed-{number}.ipynb")))
+    record = {"time": time.time(), "step": step, "error": error, "notebook": kept and kept.name}
+    with (folder / FAILURES).open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+# --------------------------------------------------------------------------------------------------------------------------------- running
+
+
+def run(
+    cell: Cell, runs: str | Path, notebooks: str | Path | None = None, *, void_after_s: float | None = None, progress: bool = True
+) -> Path:
+    """Execute what is missing of a cell; returns its folder.
+
+    Raises Claimed if another process has it, NotebookError if a notebook fails (kept, and written down in failures.jsonl), Interrupted on
+    Ctrl-C or SIGTERM, after training has saved.
+    """
+    folder, source = Path(runs) / cell.name, notebooks_folder(notebooks)
+    with claim(folder, void_after_s):
+        wanted = open_steps(cell, folder)
+        if wanted and wanted[0] == cell.steps(folder)[0] and not (folder / WEIGHTS).exists():
+            (folder / "report.json").unlink(missing_ok=True)  # finished once, its weights deleted since: train it again
+        for step in wanted:
+            _execute(cell, step, folder, source, progress)
+        if wanted:
+            _finish(cell, folder)
+    return folder
+
+
+def _execute(cell: Cell, step: Step, folder: Path, source: Path, progress: bool) -> None:
+    try:
+        notebook.run(source / f"{step.notebook}.ipynb", result(folder, step), step.params, progress=progress)
+    except notebook.NotebookError as error:
+        failed(folder, step.name, str(error).split(" (see ")[0], error.notebook)
+        raise
+    except (ValueError, OSError) as error:
+        failed(folder, step.name, f"{type(error).__name__}: {error}")
+        raise
+    if step.notebook == "01_pretrain":
+        _write(folder, cell, {"trained": machine(folder), "weights_sha256": weights_hash(folder / WEIGHTS)})
+
+
+def _finish(cell: Cell, folder: Path) -> None:
+    if cell.study.keep == "rows":
+        (folder / WEIGHTS).unlink(missing_ok=True)
+    done = {step.name: notebook.status(result(folder, step)).get("seconds") for step in cell.steps(folder)}
+    _write(folder, cell, {"seconds": done})
+
+
+def about(folder: Path) -> dict:
+    """cell.json of a run folder: study, row, provenance, the hash of its weights, seconds of each notebook; empty if there is none."""
+    with suppress(FileNotFoundError):
+        return json.loads((folder / CELL).read_text())
+    return {}
+
+
+def _write(folder: Path, cell: Cell, more: dict) -> None:
+    same = {"study": cell.study.name, "cell": cell.name, "variant": cell.variant, "edition": cell.edition, "regime": cell.regime.name}
+    part = folder / f"{CELL}.part"
+    part.write_text(json.dumps(same | about(folder) | {"seed": cell.seed, "recipe": repr(cell.recipe)} | more, indent=1) + "\n")
+    os.replace(part, folder / CELL)

@@ -1,0 +1,201 @@
+"""`python -m vjepa_lab study ...`: plan, run, status, table; and single cells, for schedulers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from ..options import Parser, UserError
+from .grid import Study, load
+
+SIGNS = {"done": "#", "running": ">", "failed": "!", "stopped": "-", "open": "."}
+
+
+def plan(parser: argparse.ArgumentParser) -> Callable:
+    """what a study costs in time and disk, and which differences it will resolve"""
+    parser.add_argument("--rate", type=float, metavar="GFLOPS", help="speed of one run's training, where no run has been measured yet")
+    parser.add_argument("--sd", type=float, default=2.0, help="spread over seeds of paired differences, in points (default 2, a guess)")
+    parser.add_argument("--jobs", type=int, help="runs at once; default one for each GPU, or for each core")
+
+    def call(study, file, runs, rate, sd, jobs, **_):
+        from .forecast import forecast
+
+        print(study)
+        print(forecast(study, runs, rate_gflops=rate, sd=sd, jobs=jobs))
+
+    return call
+
+
+def run(parser: argparse.ArgumentParser) -> Callable:
+    """run what is missing: in order, as many cells at once as there is room, each failed one once more"""
+    parser.add_argument("--jobs", type=int, help="runs at once; default one for each GPU, or for each core")
+    parser.add_argument("--retries", type=int, default=1, help="how often a cell that failed is tried again (default 1)")
+    _notebooks(parser)
+
+    def call(study, file, runs, preset, only, jobs, retries, notebooks, void_after, **_):
+        from .local import run
+
+        tally = run(study, file, runs, preset=preset, jobs=jobs, only=only, notebooks=notebooks, retries=retries, void_after_s=void_after)
+        left = len(study.chosen(only)) - tally.before - len(tally.done) - len(tally.failed)
+        words = f"{len(tally.done)} done, {len(tally.failed)} failed, {tally.before} were done before"
+        print(f"{study.name}: {words}" + (f"; stopped with {left} to go, the same command goes on" if tally.stopped else ""))
+        return 128 + tally.stopped if tally.stopped else 1 if tally.failed else 0
+
+    return call
+
+
+def cell(parser: argparse.ArgumentParser) -> Callable:
+    """run one cell: for schedulers; exit status 75 if another process has it, 128 + signal if it was stopped and has saved"""
+    parser.add_argument("name", help="the cell's name, as `study list` prints it")
+    parser.add_argument("--quiet", action="store_true", help="no bar")
+    _notebooks(parser)
+
+    def call(study, runs, name, quiet, notebooks, void_after, **_):
+        from .cell import run
+        from .claim import Claimed
+        from .local import TAKEN, watch_parent
+
+        watch_parent()
+        try:
+            print(run(study.cell(name), runs, notebooks, void_after_s=void_after, progress=not quiet))
+        except Claimed as held:
+            print(f"vjepa-lab: {held}", file=sys.stderr)
+            return TAKEN
+
+    return call
+
+
+def listing(parser: argparse.ArgumentParser) -> Callable:
+    """the names of the cells, in the order in which they run"""
+
+    def call(study, only, **_):
+        for each in study.chosen(only):
+            print(each.name)
+
+    return call
+
+
+def status(parser: argparse.ArgumentParser) -> Callable:
+    """where every cell stands, and what went wrong where"""
+
+    def call(study, runs, only, **_):
+        from .cell import state
+
+        found = {each: state(each, runs) for each in study.chosen(only)}
+        count = Counter(each.state for each in found.values())
+        print(f"{study.name} in {runs}: " + ", ".join(f"{count[name]} {name}" for name in SIGNS if count[name]))
+        print("\n".join(_map(study, found)))
+        for name in ("running", "stopped", "failed"):
+            for each, here in found.items():
+                if here.state == name:
+                    print(f"{name:8}{each.name}  {here.text}")
+        return 1 if count["failed"] else 0
+
+    return call
+
+
+def _map(study: Study, found: dict) -> list[str]:
+    """A line per row of the study, a sign per seed."""
+    lines: dict[tuple[str, str], dict[int, str]] = {}
+    for each, here in found.items():
+        lines.setdefault((each.regime.name, each.row), {})[each.seed] = SIGNS[here.state]
+    width = max(len(f"{regime}  {row}") for regime, row in lines)
+    legend = "  ".join(f"{sign} {name}" for name, sign in SIGNS.items())
+    rows = []
+    for (regime, row), signs in lines.items():
+        rows.append(f"{f'{regime}  {row}':{width}}  " + "".join(signs.get(seed, " ") for seed in study.seeds))
+    return [f"{'':{width}}  seeds {study.seeds[0]} to {study.seeds[-1]}   ({legend})", *rows]
+
+
+def table(parser: argparse.ArgumentParser) -> Callable:
+    """every measurement so far in one table; as csv with --csv"""
+    parser.add_argument("--metric", default="top1")
+    parser.add_argument("--csv", type=Path, help="write every measurement to this file instead")
+
+    def call(study, runs, only, metric, csv, **_):
+        from .. import results
+        from .export import rows
+
+        found = rows(study, runs, only)
+        if csv:
+            csv.parent.mkdir(parents=True, exist_ok=True)
+            found.to_csv(csv, index=False)
+            print(f"{len(found)} measurements:  {csv}")
+            return
+        found = found[found["metric"].eq(metric) & found["source"].eq("run")]
+        if found.empty:
+            raise UserError(f"{runs}: nothing measured yet with metric {metric!r}")
+        for regime, part in found.groupby("regime", sort=False):
+            index = ["variant", "edition"]
+            counts = part.groupby(index, sort=False)["seed"].nunique().rename("seeds")
+            shown = results.wide(part, index=index).round(2).join(counts)
+            print(f"\n{regime}: means over seeds\n{shown.to_string(na_rep='')}")
+
+    return call
+
+
+def collect(parser: argparse.ArgumentParser) -> Callable:
+    """write what is to be kept of finished runs, rows and provenance without weights, as tables"""
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="such as data/reference")
+
+    def call(study, runs, only, to, **_):
+        from .export import collect
+
+        for path in collect(study, runs, to, only):
+            print(f"{path}  {path.stat().st_size / 1e3:.0f} kB")
+
+    return call
+
+
+def rerun(parser: argparse.ArgumentParser) -> Callable:
+    """run one cell again from its provenance, elsewhere, and compare weights and rows bit by bit"""
+    parser.add_argument("name", help="the cell's name")
+    parser.add_argument("--into", type=Path, metavar="FOLDER", help="where it runs again; default RUNS-rerun")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="a collected folder, such as data/reference; default the run itself")
+    _notebooks(parser)
+
+    def call(study, runs, name, into, against, notebooks, **_):
+        from .export import rerun
+
+        report = rerun(study.cell(name), runs, into=into, against=against, notebooks=notebooks)
+        print(report)
+        return 0 if report.equal else 1
+
+    return call
+
+
+def _notebooks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--notebooks", type=Path, metavar="FOLDER", help="where 01_pretrain and 02_probe are; default the project's")
+    parser.add_argument(
+        "--void-after", type=float, metavar="SECONDS", help="take over cells of other machines that were silent for so long; default never"
+    )
+
+
+COMMANDS = {
+    "plan": plan, "run": run, "status": status, "table": table, "collect": collect, "rerun": rerun, "list": listing, "cell": cell,
+}  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    """`study COMMAND FILE.py ...`; returns the exit status."""
+    if not argv or argv[0] in ("-h", "--help"):
+        lines = "\n".join(f"  {name:8}{command.__doc__}" for name, command in COMMANDS.items())
+        print(f"usage: vjepa-lab study COMMAND FILE.py ...\n\n{lines}\n\nvjepa-lab study COMMAND --help says more.")
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        from ..arguments import suggest
+
+        raise UserError(f"unknown command 'study {argv[0]}': {suggest(argv[0], COMMANDS)}")
+    command = COMMANDS[argv[0]]
+    parser = Parser(f"vjepa-lab study {argv[0]}", description=command.__doc__)
+    parser.add_argument("file", type=Path, help="a Python file that defines `study`, such as studies/reference.py")
+    call = command(parser)
+    parser.add_argument("--preset", help="the size, instead of the study's own")
+    parser.add_argument("--runs", type=Path, metavar="FOLDER", help="where the runs are; default runs/<the study's name>")
+    parser.add_argument("--only", metavar="PATTERN", help="only cells whose name contains this, or matches it as a shell pattern")
+    options = vars(parser.parse_args(argv[1:]))
+    study = load(options["file"], options["preset"])
+    return call(study=study, **options | {"runs": options["runs"] or Path("runs") / study.name}) or 0

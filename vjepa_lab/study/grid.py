@@ -1,0 +1,276 @@
+"""A study as a value: which objectives, pretrained on what, with which seeds, read off by which probes.
+
+A study is Python: a file whose variable `study` is a `Study`, or a function from a size's name to one. Its cells are its runs, in the
+order in which they are worth having.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from ..arguments import suggest
+from ..values import Value
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+]*")
+
+
+@dataclass(frozen=True, repr=False)
+class Regime(Value):
+    """A pretraining setting: its name in tables, its data as `data.open` takes it, and single values of the preset that it changes."""
+
+    name: str
+    data: str
+    overrides: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True, repr=False)
+class Benchmark(Value):
+    """What a finished run is probed on: one execution of 02_probe. An empty `data` is what the run was pretrained on.
+
+    limit    at most so many clips of each split; 0: all
+    options  go to the probe, such as {"form": "released"}
+    """
+
+    name: str
+    data: str = ""
+    labels: tuple[str, ...] = ("class",)
+    probe: Literal["linear", "attentive", "knn"] = "linear"
+    encoder: str = ""
+    splits: tuple[str, str] = ("train", "test")
+    limit: int = 0
+    options: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True, repr=False)
+class Extra(Value):
+    """A further notebook for each finished run, which gets the run's folder as its parameter `run`, before weights are dropped."""
+
+    notebook: str
+    params: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True, repr=False)
+class Study(Value):
+    """A grid of runs: variants x editions x regimes x seeds, each probed on every benchmark.
+
+    variants   names of rows, or expressions such as "JEPA() + 0.1*Delta()"; a row that an edition lacks, or that equals the same row of an
+               edition named before it, is run once
+    first      variants that come before all others, with all their seeds
+    preset     a size by name; `overrides` replace single values of it
+    keep       "weights", or "rows": a finished run's weights are deleted, everything measured stays
+    device     where runs train, as in `pretrain`;  gpus: how many one run takes
+    threads    of one run on a CPU; sums in another number of threads differ in their last bits
+
+    Raises ValueError for what cannot be run, naming it.
+    """
+
+    name: str
+    variants: tuple[str, ...]
+    regimes: tuple[Regime, ...]
+    benchmarks: tuple[Benchmark, ...]
+    editions: tuple[str, ...] = ("sound",)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    first: tuple[str, ...] = ()
+    preset: str = "micro"
+    overrides: dict = field(default_factory=dict)
+    extras: tuple[Extra, ...] = ()
+    keep: Literal["weights", "rows"] = "weights"
+    device: str = "auto"
+    gpus: int = 1
+    threads: int = 1
+    workers: int = 0
+
+    def __post_init__(self):
+        for f in fields(self):
+            if isinstance(f.default, tuple) or f.name in ("variants", "regimes", "benchmarks"):
+                object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
+        for what in ("variants", "regimes", "benchmarks", "seeds", "editions"):
+            values = getattr(self, what)
+            if not values:
+                raise ValueError(f"study {self.name!r} has no {what}; name at least one")
+            names = [getattr(value, "name", value) for value in values]
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise ValueError(f"study {self.name!r} names {what} twice: {', '.join(map(str, sorted(twice)))}")
+        for name in (self.name, *(part.name for part in (*self.regimes, *self.benchmarks))):
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r} cannot be a name here: it becomes part of file names; use letters, digits, _ . +")
+        if unknown := [name for name in self.first if name not in self.variants]:
+            raise ValueError(f"study {self.name!r}: first names {unknown[0]!r}, which is not among its variants")
+        if self.keep not in ("weights", "rows"):
+            raise ValueError(f"study {self.name!r}: keep={self.keep!r}; expected 'weights' or 'rows'")
+        if min(self.gpus, self.threads) < 1:
+            raise ValueError(f"study {self.name!r}: a run needs at least one thread and one GPU; got {self.threads} and {self.gpus}")
+
+    def at(self, preset: str) -> Study:
+        """The same study at another size."""
+        return replace(self, preset=preset)
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """Every run: first the `first` variants, then the others, then further editions; within each, seed by seed."""
+        rows = list(self._rows())
+        waves = {row: (self.editions.index(row[1]) > 0, row[0] not in self.first) for row in rows}
+        ordered = sorted(rows, key=lambda row: waves[row])
+        groups = [[row for row in ordered if waves[row] == wave] for wave in dict.fromkeys(waves[row] for row in ordered)]
+        return tuple(
+            Cell(self, variant, edition, regime, seed)
+            for group in groups
+            for seed in self.seeds
+            for regime in self.regimes
+            for variant, edition in group
+        )
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        """(variant, edition), `first` in its own order and each distinct recipe once."""
+        from .. import variants
+
+        order = dict.fromkeys((*self.first, *self.variants))
+        for place, edition in enumerate(self.editions):
+            for name in order:
+                if "(" in name:
+                    if place == 0:
+                        variants.recipe(name)
+                        yield name, edition
+                    continue
+                here = [known for known in self.editions[: place + 1] if name in variants.names(known)]
+                if edition not in here:
+                    if not any(name in variants.names(known) for known in self.editions):
+                        variants.recipe(name, edition)  # raises with the near names
+                    continue
+                recipe = variants.recipe(name, edition)
+                if all(variants.recipe(name, before) != recipe for before in here[:-1]):
+                    yield name, edition
+
+    def chosen(self, pattern: str | None = None) -> tuple[Cell, ...]:
+        """The cells whose name matches a shell pattern such as "ld-*-s[01]", or contains it. Raises ValueError if none does."""
+        if not pattern:
+            return self.cells
+        pattern = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+        found = tuple(cell for cell in self.cells if fnmatch(cell.name, pattern))
+        if not found:
+            raise ValueError(f"no cell of {self.name} matches {pattern!r}; cells are called like {self.cells[0].name}")
+        return found
+
+    def cell(self, name: str) -> Cell:
+        """One cell by its name. Raises ValueError with the near names."""
+        found = {cell.name: cell for cell in self.cells}
+        if name not in found:
+            raise ValueError(f"{self.name} has no cell {name!r}: {suggest(name, found)}")
+        return found[name]
+
+    def __repr__(self) -> str:
+        lines = [f"    {self.name!r},"]
+        for f in fields(self)[1:]:
+            here, default = getattr(self, f.name), f.default_factory() if callable(f.default_factory) else f.default
+            if here != default:
+                lines += _field(f.name, here)
+        return "\n".join(["Study(", *lines, ")"])
+
+
+def _field(name: str, value, width: int = 120) -> list[str]:
+    """`name=value,` indented, a long tuple broken between its items."""
+    line = f"    {name}={value!r},"
+    if len(line) <= width or not isinstance(value, tuple):
+        return [line]
+    lines, row = [f"    {name}=("], " " * 7
+    for item in map(repr, value):
+        if len(row) + len(item) + 2 > width and row.strip():
+            lines, row = [*lines, row], " " * 7
+        row += f" {item},"
+    return [*lines, row, "    ),"]
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run of a study: a pretraining and its probes, in a folder of its own."""
+
+    study: Study = field(repr=False)
+    variant: str
+    edition: str
+    regime: Regime
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The folder's name, such as ld-plain-micro-s0; an edition other than sound follows the variant's name."""
+        return "-".join(part for part in (self.row, self.regime.name, self.study.preset, f"s{self.seed}") if part)
+
+    @property
+    def row(self) -> str:
+        """Variant and edition in short, such as ld or ld-released."""
+        short = f"custom_{hashlib.sha1(self.variant.encode()).hexdigest()[:6]}" if "(" in self.variant else self.variant
+        return short if self.edition == "sound" else f"{short}-{self.edition}"
+
+    @cached_property
+    def recipe(self):
+        from .. import variants
+
+        return variants.recipe(self.variant, self.edition)
+
+    @cached_property
+    def size(self):
+        """The preset that it trains at, with what the study, its regime and an untrained recipe change."""
+        from ..train import overridden
+
+        return overridden(self.study.preset, ({"steps": 0} if self.recipe.probe == "initial" else {}) | self.overrides)
+
+    @property
+    def overrides(self) -> dict:
+        return self.study.overrides | self.regime.overrides
+
+    def steps(self, folder: Path) -> tuple[Step, ...]:
+        """The notebooks of this cell with their parameters, in order; `folder` is where it runs."""
+        study = self.study
+        train = {
+            "variant": self.variant, "edition": self.edition, "data": self.regime.data, "regime": self.regime.name, "preset": study.preset,
+            "seed": self.seed, "overrides": self.overrides, "out": str(folder), "device": study.device, "workers": study.workers,
+        }  # fmt: skip
+        steps = [Step("01_pretrain", "01_pretrain", train)]
+        for b in study.benchmarks:
+            probe = {
+                "run": str(folder), "data": b.data, "labels": list(b.labels), "probe": b.probe, "encoder": b.encoder, "limit": b.limit,
+                "train_split": b.splits[0], "test_split": b.splits[1], "options": b.options, "controls": False, "workers": study.workers,
+            }  # fmt: skip
+            steps.append(Step("02_probe", f"02_probe-{b.name}", probe))
+        for extra in study.extras:
+            steps.append(Step(extra.notebook, Path(extra.notebook).stem, {"run": str(folder)} | extra.params))
+        return tuple(steps)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook of a cell: which, the name of its result, its parameters."""
+
+    notebook: str
+    name: str
+    params: dict[str, Any]
+
+
+def load(file: str | Path, preset: str | None = None) -> Study:
+    """The study that a Python file defines as `study`: a value, or a function from a size's name to one.
+
+    Raises FileNotFoundError, or ValueError saying what the file lacks.
+    """
+    file = Path(file)
+    if not file.is_file():
+        names = sorted(str(path) for path in Path("studies").glob("*.py"))
+        raise FileNotFoundError(f"{file}: no such study; {suggest(str(file), names) if names else 'expected a Python file'}")
+    spec = importlib.util.spec_from_file_location(f"study_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, "study", None)
+    if callable(found):
+        found = found(preset) if preset else found()
+    elif isinstance(found, Study) and preset:
+        found = found.at(preset)
+    if not isinstance(found, Study):
+        raise ValueError(f"{file}: expected a variable `study` that is a vjepa_lab.study.Study, or a function that gives one")
+    return found
