@@ -1,0 +1,77 @@
+"""Labelled rows of pictures as one image, made in milliseconds: what explorers redraw while a slider moves. `clips.strips` is for print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from .style import INK
+
+
+class Sheet:
+    """An image of labelled rows; shows itself in a notebook."""
+
+    def __init__(self, image):
+        self.image = image
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.image.save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+
+    def save(self, path) -> Path:
+        self.image.save(path)
+        return Path(path)
+
+
+def sheet(rows: Mapping[str, np.ndarray], *, width: int = 960, gap: int = 3, most: int = 224, size: int = 14) -> Sheet:
+    """{label: frames [f y x 3] uint8} -> one row of pictures per label, its label on the left; time goes from left to right.
+
+    width  pixels of the whole, at most; pictures are enlarged or reduced to fill it, up to `most` pixels a side
+    size   of the labels, in pixels
+    """
+    from PIL import Image, ImageDraw
+
+    font = _font(size)
+    margin = int(max(font.getlength(line) for label in rows for line in label.split("\n"))) + 2 * size // 2 + 4
+    count = max(len(frames) for frames in rows.values())
+    side = min(most, (width - margin) // count - gap)
+    heights = [round(side * frames.shape[1] / frames.shape[2]) for frames in rows.values()]
+    image = Image.new("RGB", (margin + count * (side + gap), sum(heights) + gap * len(heights)), "white")
+    pen, top = ImageDraw.Draw(image), 0
+    for (label, frames), height in zip(rows.items(), heights, strict=True):
+        pen.multiline_text((margin - size // 2, top + height // 2), label, fill=INK, font=font, anchor="rm", align="right")
+        for at, frame in enumerate(np.asarray(frames)):
+            how = Image.Resampling.NEAREST if side >= frame.shape[1] else Image.Resampling.BOX
+            image.paste(Image.fromarray(frame).resize((side, height), how), (margin + at * (side + gap), top))
+        top += height + gap
+    return Sheet(image)
+
+
+def shades(values: np.ndarray, low: float | None = None, high: float | None = None, colormap: str = "viridis") -> np.ndarray:
+    """A map [t h w] -> frames [t h w 3] uint8 in colour, from `low` to `high` (by default its own); nan is grey."""
+    from matplotlib import colormaps
+
+    values = np.asarray(values, dtype=float)
+    low = np.nanmin(values) if low is None else low
+    high = np.nanmax(values) if high is None else high
+    share = np.clip((np.nan_to_num(values) - low) / max(high - low, 1e-12), 0, 1)
+    colour = (255 * colormaps[colormap](share)[..., :3]).astype(np.uint8)
+    return np.where(np.isnan(values)[..., None], np.uint8(200), colour)
+
+
+def spread(frames: np.ndarray, count: int) -> np.ndarray:
+    """`count` frames spread evenly over `frames`, first and last included; all of them where there are fewer."""
+    return frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)]
+
+
+@cache
+def _font(size: int):
+    from matplotlib import get_data_path
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

@@ -1,0 +1,78 @@
+"""What all explorers share: controls in a grid, a picture below them, and the same picture where there are no widgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+WORDS = {"description_width": "initial"}
+WIDE = {"width": "auto", "min_width": "0"}
+
+
+class Explorer:
+    """Controls above a picture that follows them.
+
+    view      a plain function of the controls' values that returns a figure
+    controls  {argument of `view`: ipywidgets control}; all of them can be used from the keyboard
+    below     further widgets under the picture, such as buttons
+    static    the same picture without scripts, for headless runs and PDFs; by default `view`
+    columns   of the grid of controls
+
+    `values` are the controls' values, `figure()` the present picture: what is seen can be kept and made again.
+    """
+
+    def __init__(
+        self, view: Callable, controls: Mapping[str, Any], *, below: Sequence = (), static: Callable | None = None, columns: int = 3
+    ):
+        from ipywidgets import GridBox, Layout, VBox, interactive_output
+
+        self.view, self.controls, self.static = view, dict(controls), static or view
+        for control in self.controls.values():
+            control.style, control.layout = WORDS, Layout(**WIDE)
+        grid = GridBox(list(self.controls.values()), layout=Layout(grid_template_columns=f"repeat({columns}, 1fr)", grid_gap="4px 18px"))
+        self.output = interactive_output(view, self.controls)
+        self.widget = VBox([grid, self.output, *below])
+
+    @property
+    def values(self) -> dict:
+        return {name: control.value for name, control in self.controls.items()}
+
+    def figure(self):
+        return self.view(**self.values)
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        bundle = dict(self.widget._repr_mimebundle_() or {})
+        picture = self.static(**self.values)
+        return bundle | ({"image/png": picture._repr_png_()} if hasattr(picture, "_repr_png_") else {"text/html": picture._repr_html_()})
+
+
+def choice(options, value=None, label: str = ""):
+    """A drop-down of names, or {name: value}."""
+    from ipywidgets import Dropdown
+
+    return Dropdown(options=options, value=value if value is not None else _first(options), description=label)
+
+
+def number(low: float, high: float, value: float, label: str, step: float | None = None, lazy: bool = False):
+    """A slider over whole numbers, or over real ones where `step` is given; `lazy`: it tells its value when let go."""
+    from ipywidgets import FloatSlider, IntSlider
+
+    how = {"min": low, "max": high, "value": value, "description": label, "continuous_update": not lazy}
+    return IntSlider(**how) if step is None else FloatSlider(**how, step=step, readout_format=".3g")
+
+
+def switch(label: str, value: bool = False):
+    from ipywidgets import Checkbox
+
+    return Checkbox(value=value, description=label, indent=False)
+
+
+def several(options: Sequence, value: Sequence | None = None, label: str = "", rows: int = 4):
+    """A list of which several may be chosen."""
+    from ipywidgets import SelectMultiple
+
+    return SelectMultiple(options=options, value=tuple(options if value is None else value), description=label, rows=rows)
+
+
+def _first(options):
+    return next(iter(options.values())) if isinstance(options, Mapping) else next(iter(options))

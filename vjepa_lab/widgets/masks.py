@@ -1,0 +1,95 @@
+"""The mask explorer: what the student sees of a clip, what it must predict, and where the blocks fall over many draws."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from ..masks import Motion, MultiBlock, Uniform, motion_score
+from ..plots.clips import frames_of, veil
+from ..plots.sheet import Sheet, shades, sheet, spread
+from ..presets import Preset, preset
+from .base import Explorer, choice, number
+
+HIDDEN = (232, 205, 176)
+"""Colour of what need not be predicted, as in `plots.masked`."""
+
+
+def mask_view(clip: Tensor, masks: MultiBlock, size: Preset | str, *, seed: int = 0, draws: int = 64, batch: int = 8, width=960) -> Sheet:
+    """A clip under one draw of `masks`: seen and hidden for each kind, the clip's motion, and how often each token is hidden.
+
+    clip   uint8 [c f y x] of the preset's frames and size
+    batch  clips that share a draw: official truncation cuts all of them to the shortest
+    draws  batches over which "hidden in ... of the draws" is counted, always on this clip
+    """
+    grid, frames = preset(size).grid, frames_of(clip)
+    many = clip[None].expand(batch, *clip.shape)
+    score = motion_score(clip[None], grid)[0].numpy()
+    rows = {"clip": spread(frames, grid[0]), "motion": _tokens(shades(score, colormap="inferno"), frames)}
+    for kind, mask in enumerate(masks.draw(batch, grid, seed=seed, step=0, clip=many)):
+        seen, hidden = (part[0].numpy() for part in mask.maps(grid))
+        name = f"kind {kind + 1}\n" if len(masks.kinds) > 1 else ""
+        rows[f"{name}seen {seen.mean():.0%}"] = spread(veil(frames, seen), grid[0])
+        rows[f"{name}predict {hidden.mean():.0%}"] = spread(veil(frames, hidden, HIDDEN), grid[0])
+    for kind, share in enumerate(hidden_share(masks, grid, draws, batch, many)):
+        name = f"kind {kind + 1}\n" if len(masks.kinds) > 1 else ""
+        rows[f"{name}hidden in\n{share.min():.0%} to {share.max():.0%}"] = _tokens(shades(share, 0, 1), frames)
+    return sheet(rows, width=width, most=112)
+
+
+def hidden_share(masks: MultiBlock, grid, draws: int, batch: int, clips: Tensor | None = None) -> list[np.ndarray]:
+    """Share of `draws` x `batch` samples in which each token is hidden: one map [t h w] per mask kind."""
+    found = [masks.draw(batch, grid, seed=1, step=step, clip=clips) for step in range(draws)]
+    return [np.mean([kinds[k].maps(grid)[1].float().mean(0).numpy() for kinds in found], axis=0) for k in range(len(masks.kinds))]
+
+
+def _tokens(maps: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Maps [t h w 3] at the frames' own size, so that tokens stay square blocks."""
+    enlarge = frames.shape[1] // maps.shape[1], frames.shape[2] // maps.shape[2]
+    return maps.repeat(enlarge[0], axis=1).repeat(enlarge[1], axis=2)
+
+
+def strategies(size: Preset) -> dict[str, MultiBlock]:
+    """The maskings of the paper's rows by name, and the preset's own where it has one."""
+    from ..variants import recipe
+
+    own = {f"preset {size.name}": size.masks} if size.masks else {}
+    rows = ("motion-guided", "future", "motion-future", "amg")
+    return {"V-JEPA multiblock": recipe("baseline").masks} | {row: recipe(row).masks for row in rows} | own
+
+
+def mask_explorer(data="synthetic", size: str | Preset = "micro", clips: int = 12) -> Explorer:
+    """Choose a clip, a masking and its dials; see what is seen, what is hidden, and how often.
+
+    data  what `data.open` takes, or a Source of clips of the preset's shape
+    """
+    from .. import data as video
+    from ..evaluate import still
+
+    size = preset(size)
+    source = data if isinstance(data, video.Source) else still(data, "train", size, clips)
+    known = strategies(size)
+
+    def view(clip, masking, blocks, scale, keep, truncate, motion, strength, batch, seed) -> Sheet:
+        kinds = known[masking].kinds
+        kinds = (replace(kinds[0], count=blocks or kinds[0].count, scale=scale or kinds[0].scale), *kinds[1:])
+        where = {"as the masking": known[masking].where, "uniform": Uniform()}.get(motion) or Motion(strength=strength, sampling=motion)
+        keep = known[masking].max_temporal_keep if keep >= 1 else keep
+        masks = replace(known[masking], kinds=kinds, truncate=truncate, where=where, max_temporal_keep=keep)
+        return mask_view(source[clip].clip, masks, size, seed=seed, batch=batch, draws=16)
+
+    controls = {
+        "clip": number(0, min(clips, len(source)) - 1, 0, "clip"),
+        "masking": choice(list(known), next(reversed(known)), "masking"),
+        "truncate": choice(["official", "random", "padded"], label="truncate"),
+        "blocks": number(0, 12, 0, "blocks of kind 1 (0: its own)"),
+        "scale": number(0, 0.9, 0, "their share of the frame (0: its own)", step=0.05),
+        "keep": number(0.1, 1, 1, "seen part of the time (1: its own)", step=0.1),
+        "motion": choice(["as the masking", "uniform", "softmax", "linear", "power"], label="where blocks fall"),
+        "strength": number(0, 10, 2, "motion strength", step=0.5),
+        "batch": number(1, 32, 8, "clips a batch"),
+        "seed": number(0, 50, 0, "draw"),
+    }
+    return Explorer(view, controls)
