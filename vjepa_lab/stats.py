@@ -229,14 +229,14 @@ def _compare_one(part: pd.DataFrame, baseline: pd.DataFrame) -> dict:
         "seeds": len(seeds),
         "n": n,
         "basis": basis,
-        "flag": _every(used["flag"]),
-        "base_flag": _every(baseline.loc[same, "flag"]),
+        "flag": every(used["flag"]),
+        "base_flag": every(baseline.loc[same, "flag"]),
         "smoke": bool(used["smoke"].any()) if "smoke" in used else False,
         "random_init": bool(used["encoder"].eq("random-init").any()) if "encoder" in used else False,
     }
 
 
-def _every(flags: pd.Series) -> str:
+def every(flags: pd.Series) -> str:
     """The first flag if all runs carry one: the mean of several is no better than a constant only if none of them is."""
     return str(flags.iloc[0]) if len(flags) and flags.ne("").all() else ""
 

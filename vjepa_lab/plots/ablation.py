@@ -9,25 +9,28 @@ import numpy as np
 import pandas as pd
 
 from .. import results, stats
-from .bars import benchmark_order, panel_title
-from .style import INK, PALE, RULE, WIDTH, colours, footnote, hatches, look, new_figure
+from .bars import DAGGER, benchmark_order, constant_note, panel_title
+from .style import INK, PALE, PALETTE, RULE, WIDTH, colours, footnote, hatches, look, new_figure
 
 FACTORS = ("fwm", "ld", "hw")
 
 
 def ablation(
-    df: pd.DataFrame, *, regime: str = "mixed", source: str | None = None, benchmarks: Sequence[str] | None = None, paper: bool = False,
-    column: str = "double", factors: Sequence[str] = FACTORS, against: str = "baseline",
+    df: pd.DataFrame, *, regime: str = "mixed", source: str | None = None, benchmarks: Sequence[str] | None = None,
+    interactive: bool = False, paper: bool = False, column: str = "double", factors: Sequence[str] = FACTORS, against: str = "baseline",
 ):  # fmt: skip
     """Accuracy of every cell of the factorial per benchmark, with 95 % intervals; a cell that was not run is drawn empty and says so.
 
     df: tidy rows; source: `run` where there is any, else `paper`. Intervals: over seeds where there are several, else of test sampling.
-    Returns a matplotlib Figure.
+    A thin line marks the baseline; † a cell no better than a predictor that ignores its input. Returns a matplotlib Figure, with
+    `interactive` a plotly one of the same numbers. Raises ValueError for rows of several editions, which are different objectives.
     """
     rows, source = _cells(df, regime, source, benchmarks, factors, against)
     shown, order = benchmark_order([rows]), _all_cells(factors, against)
     colour, hatch = colours(shown), hatches(shown)
-    table = _means(rows)
+    table = means(rows)
+    if interactive and not paper:
+        return _plotly_cells(rows, table, shown, order, source, against)
     with look(paper):
         side_by_side = column == "double"
         fig, axes = new_figure(
@@ -44,6 +47,10 @@ def ablation(
                 ax.vlines(x, cells["lo"], cells["hi"], color=tone, linewidth=width)
             for missing in x[cells["value"].isna()]:
                 _not_run(ax, missing)
+            for at, high in zip(x, cells["hi"].where(cells["flag"].fillna("").ne("")), strict=True):
+                if np.isfinite(high):
+                    ax.annotate(DAGGER, (at, high), xytext=(0, 1), textcoords="offset points", fontsize=6, ha="center", va="bottom")
+            ax.axhline(cells["value"].get(against, np.nan), color=INK, linewidth=0.6, linestyle=(0, (4, 2)), zorder=0.5)
             ax.set_title(benchmark)
             ax.yaxis.grid(True, zorder=0)
             ax.set_axisbelow(True)
@@ -57,12 +64,45 @@ def ablation(
     return fig
 
 
+def _plotly_cells(rows: pd.DataFrame, table: pd.DataFrame, shown: Sequence[str], order: Sequence[str], source: str, against: str):
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    fig = make_subplots(1, len(shown), subplot_titles=shown, horizontal_spacing=0.06)
+    for k, benchmark in enumerate(shown, 1):
+        cells = table.loc[benchmark].reindex(order)
+        names = [_cell_label(name, against).replace("\n", " + ") for name in order]
+        text = [
+            f"<b>{name}</b>: not run" if np.isnan(c.value)
+            else f"<b>{name}</b>, {benchmark}<br>{c.value:.2f} % [{c.lo:.2f}, {c.hi:.2f}], {c.seeds:.0f} seed{'s' * (c.seeds > 1)}"
+            + "<br>no better than a constant predictor" * bool(c.flag)
+            for name, c in zip(names, cells.itertuples(), strict=True)
+        ]  # fmt: skip
+        whiskers = {"symmetric": False, "array": cells["hi"] - cells["value"], "arrayminus": cells["value"] - cells["lo"], "width": 0}
+        bar = go.Bar(
+            x=names, y=cells["value"], error_y=whiskers | {"thickness": 1.3, "color": "#7d828a"}, customdata=text, showlegend=False,
+            hovertemplate="%{customdata}<extra></extra>", marker={"color": colours(shown)[benchmark], "line": {"color": INK, "width": 0.5}},
+        )  # fmt: skip
+        fig.add_trace(bar, 1, k)
+        if np.isfinite(base := cells["value"].get(against, np.nan)):
+            fig.add_hline(base, line_width=1, line_dash="dash", line_color=INK, row=1, col=k)
+        for name in (name for name, value in zip(names, cells["value"], strict=True) if np.isnan(value)):
+            fig.add_annotation(x=name, y=0, text="not run", textangle=-90, showarrow=False, yanchor="bottom", row=1, col=k)
+    title = panel_title(source, table["seeds"], bool(rows["smoke"].all())).replace("\n", "; ")
+    fig.update_layout(
+        template="simple_white", height=430, title={"text": title, "font_size": 14}, margin={"l": 10, "r": 10, "t": 90, "b": 10},
+        font={"family": "Helvetica, Arial, sans-serif", "size": 12, "color": INK}, yaxis_title="accuracy (%)",
+    )  # fmt: skip
+    return fig
+
+
 def _not_run(ax, x: float) -> None:
     from matplotlib.transforms import blended_transform_factory
 
     at = blended_transform_factory(ax.transData, ax.transAxes)
     ax.bar([x], [0.97], 0.72, transform=at, facecolor="none", edgecolor=PALE, linestyle=(0, (3, 2)), linewidth=0.7)
-    ax.text(x, 0.5, "not run", transform=at, rotation=90, ha="center", va="center", fontsize=6.5, color="#777777")
+    clear = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    ax.text(x, 0.5, "not run", transform=at, rotation=90, ha="center", va="center", fontsize=6.5, color="#777777", bbox=clear)
 
 
 def interaction(
@@ -74,13 +114,13 @@ def interaction(
     A line with a missing cell shows its one end. Returns a matplotlib Figure.
     """
     rows, source = _cells(df, regime, source, benchmarks, factors, against)
-    shown, table = benchmark_order([rows]), _means(rows)
+    shown, table = benchmark_order([rows]), means(rows)
     first, second, third = factors
     looks = {
-        (0, 0): ("#888888", "o", "-"),
-        (1, 0): (colours("abc")["b"], "s", "-"),
-        (0, 1): ("#888888", "o", "--"),
-        (1, 1): (colours("abc")["b"], "s", "--"),
+        (0, 0): ("#9a9fa5", "o", "-"),
+        (1, 0): (PALETTE[0], "s", "-"),
+        (0, 1): ("#9a9fa5", "o", "--"),
+        (1, 1): (PALETTE[0], "s", "--"),
     }
     with look(paper):
         side_by_side = column == "double"
@@ -168,12 +208,13 @@ def effects(
         ax.axvline(0, color=INK, linewidth=0.7)
         ax.set_yticks(range(len(terms)), [term.upper().replace(" X ", " × ") for term in terms])
         ax.set_ylim(len(terms) - 0.5, -0.5)
-        ax.hlines(np.arange(len(terms) - 1) + 0.5, *ax.get_xlim(), color=RULE, linewidth=0.4, zorder=0)
+        for line in np.arange(len(terms) - 1) + 0.5:
+            ax.axhline(line, color=RULE, linewidth=0.4, zorder=0)
         ax.tick_params(axis="y", length=0)
         ax.xaxis.grid(True)
         ax.set_axisbelow(True)
         ax.set_xlabel("effect (percentage points)")
-        ax.set_title(panel_title(source, _means(rows)["seeds"], bool(rows["smoke"].all())), fontsize=7.5)
+        ax.set_title(panel_title(source, means(rows)["seeds"], bool(rows["smoke"].all())), fontsize=7.5)
         fig.legend(loc="outside upper center", ncols=len(shown))
         missing = next(iter(fits.values())).attrs["missing"]
         if missing:
@@ -183,7 +224,13 @@ def effects(
 
 def _cells(df, regime, source, benchmarks, factors, against) -> tuple[pd.DataFrame, str]:
     source = source or ("run" if df["source"].eq("run").any() else "paper")
-    rows = results.select(df[df["source"].eq(source)], regime=regime, benchmarks=benchmarks)
+    rows = results.select(df[df["source"].isin([source, "constant"])], regime=regime, benchmarks=benchmarks)
+    rows = rows.assign(flag=results.flag_constant(rows))
+    rows = rows[rows["source"].eq(source)]
+    if rows["edition"].nunique() > 1:
+        raise ValueError(
+            f"choose rows of one edition, there are {sorted(rows['edition'].dropna().unique())}: they are different objectives"
+        )
     inside = stats.cells(rows["variant"].unique(), factors, against)
     rows = rows[rows["variant"].isin(inside)]
     names = {variant: _name(dict(zip(factors, level, strict=True)), against) for variant, level in inside.items()}
@@ -206,17 +253,18 @@ def _cell_label(name: str, against: str) -> str:
     return "none" if name == against else name.upper().replace("-", "\n")
 
 
-def _means(rows: pd.DataFrame) -> pd.DataFrame:
+def means(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean accuracy per benchmark and cell with its interval: over seeds where there are several, else of test sampling."""
 
     def summary(part: pd.DataFrame) -> pd.Series:
         by_seed = part.groupby("seed", dropna=False)["value"].mean()
+        flag = stats.every(part["flag"])
         if len(by_seed) > 1:
             interval = stats.t_interval(by_seed)
-            return pd.Series({"value": interval.value, "lo": interval.lo, "hi": interval.hi, "seeds": len(by_seed)})
-        return pd.Series({"value": by_seed.iloc[0], "lo": part["lo"].iloc[0], "hi": part["hi"].iloc[0], "seeds": 1})
+            return pd.Series({"value": interval.value, "lo": interval.lo, "hi": interval.hi, "seeds": len(by_seed), "flag": flag})
+        return pd.Series({"value": by_seed.iloc[0], "lo": part["lo"].iloc[0], "hi": part["hi"].iloc[0], "seeds": 1, "flag": flag})
 
-    return rows.groupby(["benchmark", "variant"], sort=False)[["seed", "value", "lo", "hi"]].apply(summary)
+    return rows.groupby(["benchmark", "variant"], sort=False)[["seed", "value", "lo", "hi", "flag"]].apply(summary)
 
 
 def _notes(rows: pd.DataFrame, order: Sequence[str]) -> list[str]:
@@ -224,4 +272,5 @@ def _notes(rows: pd.DataFrame, order: Sequence[str]) -> list[str]:
     notes = [f"Not run: {', '.join(name.upper() for name in missing)}."] if missing else []
     if rows["source"].isin(["paper", "released"]).any() and "hw" in set(rows["variant"]):
         notes.append("HW alone has weight 0.3, in the other cells 1.0: not the same treatment.")
-    return notes
+    flagged = rows[rows["flag"].ne("")]
+    return notes + ([constant_note(flagged["metric"], sorted(set(flagged["benchmark"])))] if len(flagged) else [])

@@ -130,8 +130,9 @@ def _wire(ax, boxes: Mapping[str, Box], free: Sequence[str]) -> None:
 def _loss(term: Mapping, y: float) -> Box:
     weight = str(term.get("weight", "1"))
     name = ("" if weight in ("1", "1.0") else f"{weight} × ") + ("Hard " if term.get("hard") else "") + term["label"]
-    below = ["no gradient"] * bool(term.get("idle")) + [f"head: {term['head']}"] * bool(term.get("head"))
-    return Box(83, y, 18, 7.8, "\n".join([name, ", ".join(below)]).strip(), "idle" if term.get("idle") else "loss")
+    head, idle = term.get("head"), term.get("idle")
+    below = ", ".join(["no gradient"] * bool(idle) + [f"head: {head}"] * bool(head))
+    return Box(83, y, 18, 7.8, f"{name}\n{below}".strip(), "idle" if idle else "loss")
 
 
 def _entries(box: Box, count: int) -> list[tuple[float, float]]:

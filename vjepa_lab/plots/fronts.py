@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from .. import results, stats
-from .bars import SOURCES, benchmark_order, names_of, panel_title
+from .ablation import means
+from .bars import DAGGER, SOURCES, benchmark_order, constant_note, names_of, panel_title
 from .style import INK, PALETTE, RULE, WIDTH, colours, footnote, look, new_figure
 
 FRONT, REST = PALETTE[1], "#aeb4bb"
@@ -31,7 +32,7 @@ def scatter(
     shown = benchmark_order([table])
     if len(shown) < 2:
         raise ValueError(f"a trade-off needs two benchmarks, the table has {shown}")
-    wide = {name: table.pivot(index="variant", columns="benchmark", values=name) for name in ("delta", "lo", "hi")}
+    wide = {name: table.pivot(index="variant", columns="benchmark", values=name) for name in ("delta", "lo", "hi", "flag")}
     front = stats.pareto(wide["delta"][shown].dropna())
     labels, pairs = names_of(table), list(combinations(shown, 2))
     title = panel_title(source, table["seeds"].where(table["basis"].eq("seeds"), 1), bool(table["smoke"].all()), unit="seed pairs")
@@ -47,18 +48,26 @@ def scatter(
             ax.set_xlabel(f"{x} difference (pp)")
             ax.set_ylabel(f"{y} difference (pp)")
         fig.suptitle(title.replace("\n", "; "), fontsize=8)
-        footnote(fig, ["Orange: no other variant is as good on every benchmark and better on one."])
+        notes = ["Orange: no other variant is as good on every benchmark and better on one."]
+        flagged = table[table["flag"].ne("")]
+        notes += [constant_note(flagged["metric"], sorted(set(flagged["benchmark"])))] if len(flagged) else []
+        footnote(fig, notes)
         for ax, (x, y) in zip(axes.flat, pairs, strict=True):
             d = wide["delta"][[x, y]].dropna()
-            place_names(ax, d.to_numpy(), [labels[name].removesuffix("-JEPA") for name in d.index])
+            place_names(ax, d.to_numpy(), [labels[v].removesuffix("-JEPA") + DAGGER * _flagged(wide, v, x, y) for v in d.index])
     return fig
+
+
+def _flagged(wide: dict[str, pd.DataFrame], variant: str, *benchmarks: str) -> bool:
+    """Whether the variant is no better than a constant predictor on one of the benchmarks."""
+    return bool(wide["flag"].loc[variant, list(benchmarks)].fillna("").ne("").any())
 
 
 def _compared(df, against, regime, source, benchmarks, baseline_seed) -> tuple[pd.DataFrame, str]:
     source = source or ("run" if df["source"].eq("run").any() else "paper")
-    rows = results.select(df[df["source"].eq(source)], regime=regime, benchmarks=benchmarks)
-    if rows["regime"].nunique() > 1:
-        raise ValueError(f"choose one regime of {sorted(rows['regime'].unique())}: they do not share a baseline")
+    rows = results.select(df[df["source"].isin([source, "constant"])], regime=regime, benchmarks=benchmarks)
+    if (several := rows["regime"].dropna().unique()).size > 1:
+        raise ValueError(f"choose one regime of {sorted(several)}: they do not share a baseline")
     return stats.compare(rows, against, baseline_seed=baseline_seed), source
 
 
@@ -100,7 +109,7 @@ def place_names(ax, points: np.ndarray, names: Sequence[str], size: float = 5.2)
         text = ax.annotate(
             names[k], points[k], xytext=(0, 0), textcoords="offset points", fontsize=size, ha="center", va="center", zorder=5
         )
-        text.set_path_effects([withStroke(linewidth=1.2, foreground="white")])
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
         extent = text.get_window_extent(renderer)
         half = np.array([extent.width / 2 + unit, extent.height / 2])
         offsets = [(radius * unit + half) * (np.cos(a), np.sin(a)) for radius in (3.5, 9, 15) for a in np.deg2rad(ANGLES)]
@@ -143,7 +152,9 @@ def _plotly_scatter(wide, front, labels, pairs, title, against):
         whisker = lambda name, d=d, lo=lo, hi=hi: {
             "symmetric": False, "array": hi[name] - d[name], "arrayminus": d[name] - lo[name], "thickness": 0.8, "width": 0, "color": REST,
         }  # fmt: skip
-        about = lambda name, v, d=d, lo=lo, hi=hi: f"{name} {d[name][v]:+.2f} [{lo[name][v]:+.2f}, {hi[name][v]:+.2f}]"
+        about = lambda name, v, d=d, lo=lo, hi=hi: (
+            f"{name} {d[name][v]:+.2f} [{lo[name][v]:+.2f}, {hi[name][v]:+.2f}]" + " no better than a constant" * _flagged(wide, v, name)
+        )
         text = [f"<b>{labels[v]}</b><br>{about(x, v)}<br>{about(y, v)}" for v in d.index]
         fig.add_trace(
             go.Scatter(
@@ -178,10 +189,13 @@ def pareto(
 ):
     """Accuracy on two benchmarks with 95 % intervals: the front that no variant is right of and above, the baseline as a square.
 
-    Each seed's own front is drawn thinly where there are several seeds: how far the front itself is uncertain. Returns a matplotlib Figure.
+    Each seed's own front is drawn thinly where there are several seeds: how far the front itself is uncertain. Intervals are over seeds
+    where there are several, else of test sampling. Returns a matplotlib Figure.
     """
     source = source or ("run" if df["source"].eq("run").any() else "paper")
-    rows = results.select(df[df["source"].eq(source)], regime=regime, benchmarks=[x, y])
+    rows = results.select(df[df["source"].isin([source, "constant"])], regime=regime, benchmarks=[x, y])
+    rows = rows.assign(flag=results.flag_constant(rows))
+    rows = rows[rows["source"].eq(source)]
     if rows["regime"].nunique() > 1:
         raise ValueError(f"choose one regime of {sorted(rows['regime'].unique())}")
     by_seed = (
@@ -189,8 +203,10 @@ def pareto(
         if rows["seed"].notna().any()
         else None
     )
-    mean = rows.groupby(["variant", "benchmark"])["value"].mean().unstack()[[x, y]].dropna()
-    labels = names_of(rows)
+    cells = means(rows)
+    mean, lo, hi = (cells[name].unstack("benchmark")[[x, y]].dropna() for name in ("value", "lo", "hi"))
+    flagged = cells["flag"].ne("").groupby("variant").any()
+    labels = {name: label + DAGGER * bool(flagged[name]) for name, label in names_of(rows).items()}
     with look(paper):
         fig, axes = new_figure(WIDTH[column], WIDTH[column] * (0.85 if column == "single" else 0.5))
         ax = axes[0, 0]
@@ -198,6 +214,8 @@ def pareto(
         for seed in seeds if len(seeds) > 1 else []:
             _front_line(ax, by_seed.xs(seed, level="seed")[[x, y]].dropna(), color=FRONT, linewidth=0.5, alpha=0.45)
         best = _front_line(ax, mean, color=FRONT, linewidth=1.4)
+        ax.hlines(mean[y], lo[x], hi[x], color=REST, linewidth=0.7, zorder=1)
+        ax.vlines(mean[x], lo[y], hi[y], color=REST, linewidth=0.7, zorder=1)
         marks = mean.index == against
         for mask, marker in ((~marks, "o"), (marks, "s")):
             ax.scatter(
@@ -217,7 +235,9 @@ def pareto(
         ax.margins(0.12)
         counts = rows.groupby("variant")["seed"].nunique().clip(lower=1)
         head = panel_title(source, counts, bool(rows["smoke"].all())).splitlines()
-        ax.set_title(head[0] if "not evidence" not in head[1] else "\n".join(head), fontsize=7.5)
+        ax.set_title("\n".join(head), fontsize=7.5)
+        if flagged.any():
+            footnote(fig, [constant_note(rows.loc[rows["flag"].ne(""), "metric"])])
         place_names(ax, mean.to_numpy(), [labels[name].removesuffix("-JEPA") for name in mean.index])
     return fig
 

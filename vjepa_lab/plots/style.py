@@ -126,7 +126,8 @@ def footnote(figure, lines: Sequence[str], size: float = 6.2) -> None:
 def save(figure, path: str | Path, formats: Iterable[str] | None = None) -> list[Path]:
     """Write a figure: matplotlib as pdf and png, plotly as html that holds plotly.js (5 MB) and so needs no network.
 
-    `path` without a suffix; `formats` overrides. Files are the same bytes every time (no dates inside). Returns the paths.
+    `path` without a suffix; `formats` overrides (a matplotlib figure as "html" is a page with its drawing in it). Files are the same bytes
+    every time (no dates inside). Returns the paths.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,5 +145,21 @@ def save(figure, path: str | Path, formats: Iterable[str] | None = None) -> list
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
     with look():  # font embedding is decided when the file is written, not when the figure is drawn
         for file, kind in zip(files, chosen, strict=True):
-            figure.savefig(file, metadata=undated.get(kind))
+            if kind == "html":
+                file.write_text(_page(figure, path.name), encoding="utf-8")
+            else:
+                figure.savefig(file, metadata=undated.get(kind))
     return files
+
+
+def _page(figure, title: str) -> str:
+    """A page that shows a matplotlib figure as a vector drawing, letters as outlines, and needs nothing from elsewhere."""
+    import matplotlib as mpl
+
+    drawing = BytesIO()
+    with mpl.rc_context({"svg.fonttype": "path"}):
+        figure.savefig(drawing, format="svg", metadata={"Date": None})
+    picture = drawing.getvalue().decode()
+    picture = picture[picture.index("<svg") :]
+    look = "svg { display: block; margin: auto; width: min(100%, 1100px); height: auto }"
+    return f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{look}</style>\n{picture}</html>\n'
