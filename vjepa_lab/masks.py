@@ -52,7 +52,14 @@ class Mask:
 
     def to(self, device: torch.device | str) -> "Mask":
         parts = (self.seen, self.hidden, self.seen_valid, self.hidden_valid)
+        if torch.device(device).type == "cuda":  # from pageable memory a copy would wait for the device
+            parts = [part if part is None or part.is_cuda else part.pin_memory() for part in parts]
         return Mask(*(part if part is None else part.to(device, non_blocking=True) for part in parts))
+
+    def rows(self, part: slice) -> "Mask":
+        """The masks of some samples of the batch; padding stays."""
+        parts = (self.seen, self.hidden, self.seen_valid, self.hidden_valid)
+        return Mask(*(ids if ids is None else ids[part] for ids in parts))
 
     def maps(self, grid: Grid) -> tuple[BoolTensor, BoolTensor]:
         """Seen and hidden as bool maps [b t h w]; a token in neither was dropped by the truncation."""
@@ -226,17 +233,18 @@ class MultiBlock(Value):
         step: int,
         rank: int = 0,
         clip: Tensor | None = None,
+        score: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> list[Mask]:
         """One `Mask` per kind for a batch of clips.
 
         batch: samples on this rank.  grid: tokens (t, h, w).  seed, step, rank: non-negative; block sizes follow from (seed, step) and
         are the same on every rank, positions follow from the rank too.  clip: [b c f y x], any dtype, as the student gets it; only
-        `Motion` looks at it.
+        `Motion` looks at it.  score: in place of the clip, what `where.score` makes of it [b t h w].
         Raises ValueError when the blocks cannot leave a token to see, or when `Motion` gets no clip or one that does not fit.
         """
         grid = tuple(grid)
-        score = self.where.score(clip, grid)
+        score = self.where.score(clip, grid) if score is None else score
         if score is not None and len(score) != batch:
             raise ValueError(f"draw: clip holds {len(score)} samples, batch is {batch}")
         return [self._draw(blocks, batch, grid, score, (seed, step, kind), rank).to(device) for kind, blocks in enumerate(self.kinds)]
