@@ -184,15 +184,21 @@ class Encoder(nn.Module):
 
     def encode(self, patches: Tensor, grid: Grid, keep: Tensor | None = None, valid: Tensor | None = None, levels: bool = False) -> Tensor:
         """Patches [b n p] of a `grid`, only those in `keep` [b k] if given -> tokens [b k d], or [b k levels*d] with `levels`."""
+        after = [int(i) for i in self.norms] if levels else [self.depth - 1]
+        outputs = self.outputs(patches, grid, keep, valid, after=after)
+        return torch.cat([self.norms[str(i)](x) for i, x in zip(after, outputs, strict=True)], dim=-1)
+
+    def outputs(
+        self, patches: Tensor, grid: Grid, keep: Tensor | None = None, valid: Tensor | None = None, *, after: Iterable[int]
+    ) -> list[Tensor]:
+        """What the blocks numbered in `after` make of patches [b n p], before any norm: [b k d] each."""
         x = self.embed(patches if keep is None else gather(patches, keep))
         rope = None
         if self.position == "sincos":
             x = placed(x, grid, keep, self.sincos_grid)
         else:
             rope = rotary(grid, self.dim // self.heads, self.rope, self.rope_base_grid).to(x).at(keep)
-        after = [int(i) for i in self.norms] if levels else [self.depth - 1]
-        outputs = run_blocks(self.blocks, x, rope, valid, after=after, remember=self.remember or not torch.is_grad_enabled())
-        return torch.cat([self.norms[str(i)](x) for i, x in zip(after, outputs, strict=True)], dim=-1)
+        return run_blocks(self.blocks, x, rope, valid, after=after, remember=self.remember or not torch.is_grad_enabled())
 
     def forward(self, clip: Tensor, keep: Tensor | None = None) -> Tensor:
         """Clip [b c f y x], normalised floats -> last-level tokens [b n d], or only those in `keep` [b k]."""

@@ -19,7 +19,8 @@ PRINT_NOTE = ["As printed: one run each, 40 test clips; the published evaluation
 def motion(rows: pd.DataFrame, printed: pd.DataFrame | None = None, *, chance: float = 12.5, paper: bool = False):
     """Accuracy on each motion task with its 95 % interval, a panel per task and number of clips, a line per encoder or control.
 
-    rows: of `motion.table6`.  printed: rows of the paper's Table 6, drawn hollow on lines of their own in the first panel: the released task, 160 + 40 clips.
+    rows: of `motion.table6`.  printed: rows of the paper's Table 6, drawn hollow on lines of their own in the first
+    panel: the released task, 160 + 40 clips.
     Returns a matplotlib Figure.
     """
     own = rows[rows["source"].eq("run")]
