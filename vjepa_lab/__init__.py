@@ -23,6 +23,7 @@ _HOME = {
     "presets": "Preset preset PRESETS",
     "train": "pretrain Run load_run",
     "evaluate": "probe",
+    "weights": "encoder",
     "planning": "plan",
 }
 _MODULES = [
@@ -37,6 +38,7 @@ _MODULES = [
     "train",
     "data",
     "probes",
+    "weights",
     "results",
     "plots",
     "stats",

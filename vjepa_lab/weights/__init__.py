@@ -1,0 +1,8 @@
+"""Released weights of V-JEPA, V-JEPA 2 and V-JEPA 2.1: found, fetched, checked, turned into our encoder and predictor, and back again."""
+
+from .download import fetch
+from .export import export
+from .files import WeightsError
+from .load import RELEASES, Weights, encoder, is_spec, open
+
+__all__ = ["RELEASES", "Weights", "WeightsError", "encoder", "export", "fetch", "is_spec", "open"]
