@@ -145,7 +145,7 @@ def _block_rows(block: Block, views: Tensor, number: int) -> list[dict]:
     if min(z.shape[1], len(z) - 1) >= 14:
         values["alpha-req"] = alpha_req(z)
     rows = [{"metric": name, "value": value} | same for name, value in values.items()]
-    return rows + [{"metric": "lidar", "value": lidar(views), "n": len(views)} | same]
+    return [*rows, {"metric": "lidar", "value": lidar(views), "n": len(views)} | same]
 
 
 def _half_rows(block: Block, number: int) -> list[dict]:
@@ -202,14 +202,19 @@ def feature_pca(encoders: Mapping[str, Encoder], clip: Tensor) -> dict[str, Tens
     pictures = {}
     for name, encoder in encoders.items():
         x = data.normalize(clip[None])
-        z = encoder.eval()(x)[0].double()
-        u, s, _ = torch.linalg.svd(z - z.mean(0), full_matrices=False)
-        parts = u[:, :3] * s[:3]
-        parts = parts * parts.pow(3).mean(0).sign()
-        low, high = parts.quantile(0.02, 0), parts.quantile(0.98, 0)
-        shades = ((parts - low) / (high - low).clamp_min(1e-12)).clamp(0, 1).T.unflatten(1, encoder.grid(x))  # [3 t h w]
+        shades = pca_colours(encoder.eval()(x)[0]).T.unflatten(1, encoder.grid(x))  # [3 t h w]
         pictures[name] = (255 * F.interpolate(shades[None], size=clip.shape[1:], mode="nearest")[0]).round().to(torch.uint8)
     return pictures
+
+
+def pca_colours(tokens: Tensor) -> Tensor:
+    """Tokens [n d] -> their first three principal components as colours [n 3] from 0 to 1 (see `feature_pca`)."""
+    z = tokens.double()
+    u, s, _ = torch.linalg.svd(z - z.mean(0), full_matrices=False)
+    parts = u[:, :3] * s[:3]
+    parts = parts * parts.pow(3).mean(0).sign()
+    low, high = parts.quantile(0.02, 0), parts.quantile(0.98, 0)
+    return ((parts - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
 
 
 # --------------------------------------------------------------------------------------------------------------------------- verdict
