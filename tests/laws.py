@@ -30,16 +30,21 @@ from vjepa_lab.values import read
 
 SIZE = PRESETS["smoke"]
 TEMPORAL = [
-    *(Kinematic(), Kinematic(order=2), Kinematic(huber=0.5), Delta(), Dynamics(hidden=8), Straight()),
+    *(Kinematic(), Kinematic(order=2), Kinematic(huber=0.5), Delta(), Delta(reduce="sum"), Dynamics(hidden=8), Straight()),
+    *(Dynamics(hidden=0, foretell="own"), Contrast(negatives="all", temperature=1.0)),
     *(Contrast(negatives=which) for which in ("next", "both", "all")),
     *(Spectral(weights=which) for which in ("linear", "uniform", "highpass", "released")),
     *(Spectral(amplitude=True), VelGate(), VelGate(within="step", quantile=0.3), VelGate(gate="pixels"), Pixels(hidden=8)),
-    *(Hamiltonian(method=which, hidden=8) for which in ("symplectic", "euler", "leapfrog", "energy")),
+    *(VelGate(temperature=0.2), Pixels(hidden=0, pixels="unit"), Pixels(hidden=8, target="within")),
+    *(Hamiltonian(method=which, hidden=8) for which in Hamiltonian.METHODS),
     Hamiltonian(dt=0.1, toward="teacher", hidden=8, layers=2),
+    Hamiltonian(method="consistency", conserve=0.1, hidden=8),
 ]
 STATISTICS = [
     *(Orthogonal(form=form) for form in Orthogonal.FORMS),
-    *(SIGReg(slices=32), SIGReg(slices=32, samples="clips", n_scale=True)),
+    *(Orthogonal(centre=centre) for centre in ("clip", "position", "global", "none")),
+    *(SIGReg(slices=32), SIGReg(slices=32, samples="clips", n_scale=True), SIGReg(slices=32, samples="steps", both_sides=True)),
+    SIGReg(slices=32, projector="bn_mlp", hidden=8),
 ]
 AUXILIARY = [*TEMPORAL, *STATISTICS]
 PER_TOKEN = [JEPA(), JEPA(distance="seen"), *TEMPORAL]
@@ -47,6 +52,8 @@ MODIFIED = [
     *(Hard(t) for t in PER_TOKEN),
     Hard(JEPA(), standardise=True),
     Hard(JEPA(), scope="batch"),
+    Hard(JEPA(distance="seen"), scope="global"),
+    Hard(JEPA(reduce="sum")),
     Hard(Delta(), scope="mask", tau=0.1),
 ]
 TERMS = [
@@ -104,7 +111,7 @@ class TestTerm:
         assert read(repr(term)) == term
         assert hash(read(repr(term))) == hash(term)
 
-    @pytest.mark.parametrize("view", ["full", "visible"])
+    @pytest.mark.parametrize("view", ["full", "visible", "causal"])
     def test_is_a_finite_number_that_reaches_the_student(self, term, view):
         objective = Objective(((1.0, term.seen_as(view)),))
         net, lat = latents(objective)
@@ -123,9 +130,10 @@ class TestTerm:
         loss(lat)[0].backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())
 
-    def test_on_an_image(self, term):
+    @pytest.mark.parametrize("view", ["full", "visible"])
+    def test_on_an_image(self, term, view):
         """Finite and differentiable; what depends on time is zero."""
-        objective = Objective(((1.0, term),))
+        objective = Objective(((1.0, term.seen_as(view)),))
         net, lat = latents(objective, frames=1)
         total, _ = Loss(objective, net.width)(lat)
         assert torch.isfinite(total)
@@ -188,11 +196,16 @@ def test_visible_view_is_the_full_view_where_everything_is_seen(term):
 
 @pytest.mark.parametrize("term", MODIFIED, ids=ids(MODIFIED))
 def test_hard_weights_average_to_one(term):
+    """Over what counts, and relative to the weights that the inner term gives: with both in one sum, they add up to as much as those."""
     objective = Objective(((1.0, term),))
     net, lat = latents(objective)
-    for weighted, plain in zip(term.maps(lat, loss := term.head(net.width)), term.term.maps(lat, loss), strict=False):
-        base = 1.0 if plain.weight is None or term.scope == "batch" else plain.weight
-        assert math.isclose(weighted.weight.mean(), torch.as_tensor(base).float().mean(), rel_tol=1e-4)
+    plain = term.term.maps(lat, head := term.head(net.width))
+    own = [torch.ones_like(m.value) if m.weight is None else m.weight.expand_as(m.value).float() for m in plain]
+    if term.scope in ("batch", "global"):
+        plain, own = [torch.cat([m.value.flatten() for m in plain])], [torch.cat([w.flatten() for w in own])]
+    for weighted, inner, base in zip(term.maps(lat, head), plain, own, strict=True):
+        weight = weighted.weight * weighted.value / inner if term.scope == "global" else weighted.weight
+        assert math.isclose(weight.sum(), base.sum(), rel_tol=1e-4)
         assert not weighted.weight.requires_grad
 
 

@@ -3,13 +3,28 @@
 import numpy as np
 import pytest
 import torch
-from laws import Stub, tokens
+from laws import Stub, latents, tokens
 
 from vjepa_lab import variants
 from vjepa_lab.cost import cost
 from vjepa_lab.modifiers import Hard
-from vjepa_lab.objective import Recipe
-from vjepa_lab.terms import Contrast, Dynamics, Hamiltonian, Kinematic, Pixels, SIGReg, Spectral, Straight, VelGate
+from vjepa_lab.objective import ErrorMap, Recipe, Term
+from vjepa_lab.terms import (
+    JEPA,
+    SIGREG,
+    Context,
+    Contrast,
+    Delta,
+    Dynamics,
+    Hamiltonian,
+    Kinematic,
+    Orthogonal,
+    Pixels,
+    SIGReg,
+    Spectral,
+    Straight,
+    VelGate,
+)
 
 
 def views(seed=0, **shape):
@@ -21,7 +36,8 @@ def views(seed=0, **shape):
 
 
 def close(value, expected, tolerance=1e-5):
-    assert abs(float(value) - float(expected)) <= tolerance * max(1.0, abs(float(expected)))
+    value, expected = (float(x.detach()) if isinstance(x, torch.Tensor) else float(x) for x in (value, expected))
+    assert abs(value - expected) <= tolerance * max(1.0, abs(expected))
 
 
 def epps_pulley(x, directions, knots=17, t_max=3.0):
@@ -32,12 +48,55 @@ def epps_pulley(x, directions, knots=17, t_max=3.0):
     return 2 * np.trapezoid(gap * np.exp(-(t**2) / 2), t, axis=-1)
 
 
+def directions_at(step, d, slices):
+    """The random directions that SIGReg draws at a step, as numpy."""
+    drawn = torch.randn(d, slices, generator=torch.Generator().manual_seed(step))
+    return torch.nn.functional.normalize(drawn, dim=0).double().numpy()
+
+
+def test_sigreg_over_clips_and_over_steps():
+    """One sample a clip; or, step by step, one a clip, as LeWorldModel takes them."""
+    lat, _, _ = views(d=6)
+    z, directions = lat.z.detach().double().numpy(), directions_at(0, 6, 300)
+    clips = z.mean((1, 2, 3))
+    close(SIGReg(slices=300, samples="clips", n_scale=True).loss(lat), len(clips) * epps_pulley(clips, directions).mean())
+    steps = [epps_pulley(z[:, t].mean((1, 2)), directions).mean() for t in range(4)]
+    close(SIGReg(slices=300, samples="steps").loss(lat), np.mean(steps))
+
+
+def test_sigreg_over_both_sides():
+    """eb_jepa's integral: 10 knots over [-3, 3], none of them at 0."""
+    lat, _, _ = views(d=6)
+    x, directions = lat.z.detach().double().numpy().mean((1, 2, 3)), directions_at(0, 6, 256)
+    t = np.linspace(-3, 3, 10)
+    gap = np.abs(np.exp(1j * (x @ directions)[:, :, None] * t).mean(0) - np.exp(-(t**2) / 2)) ** 2
+    expected = np.trapezoid(gap * np.exp(-(t**2) / 2), t, axis=-1).mean()
+    ((weight, term),) = SIGREG["eb_jepa"]
+    close(term.loss(lat), expected)
+    assert weight == 10.0
+
+
+def test_sigreg_behind_a_projector_gives_a_layer_norm_its_way_out():
+    """Tokens of one length are not normal from every side; a projector's output may be."""
+    term = SIGReg(slices=64, most=0, projector="bn_mlp", hidden=64)
+    z = torch.nn.functional.layer_norm(torch.randn(8, 4, 4, 4, 4), (4,))
+    head, lat = term.head(4), Stub(z.requires_grad_())
+    optimiser = torch.optim.Adam(head.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(150):
+        optimiser.zero_grad()
+        loss = term.loss(lat, head)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * SIGReg(slices=64, most=0).loss(lat).item()
+
+
 @pytest.mark.parametrize("n_scale", [False, True])
 def test_sigreg(n_scale):
     lat, _, _ = views(d=6)
     lat.step = 5
-    draw = torch.Generator().manual_seed(5)
-    directions = torch.nn.functional.normalize(torch.randn(6, 300, generator=draw), dim=0).double().numpy()
+    directions = directions_at(5, 6, 300)
     x = lat.z.detach().double().numpy().reshape(-1, 6)
     expected = epps_pulley(x, directions).mean() * (len(x) if n_scale else 1)
     close(SIGReg(slices=300, most=0, n_scale=n_scale).loss(lat), expected)
@@ -80,6 +139,12 @@ def test_contrast():
     own = (unit(z) * unit(h)).sum(-1)
     later = (unit(z)[:, :-1] * unit(h)[:, 1:]).sum(-1)
     close(Contrast(margin=0.5).loss(lat), np.maximum(0.5 - own[:, :-1] + later, 0).mean())
+    earlier = (unit(z)[:, 1:] * unit(h)[:, :-1]).sum(-1)
+    both = (np.maximum(0.3 - own[:, :-1] + later, 0) + np.maximum(0.3 - own[:, 1:] + earlier, 0)) / 2
+    close(Contrast(margin=0.3, negatives="both").loss(lat), both.mean())
+    logits = np.exp(np.einsum("bthwd,bshwd->bhwts", unit(z), unit(h)) / 0.4)
+    share = np.diagonal(logits, axis1=-2, axis2=-1) / logits.sum(-1)
+    close(Contrast(negatives="all", temperature=0.4).loss(lat), -np.log(share).mean())
 
 
 def test_straight():
@@ -98,6 +163,39 @@ def test_kinematic(order):
     close(Kinematic(order=order, huber=0.5).loss(lat), huber.mean())
 
 
+def test_smooth_l1_is_huber_over_its_threshold():
+    lat, z, _ = views()
+    change = torch.tensor(np.diff(z, axis=1))
+    smooth = torch.nn.functional.smooth_l1_loss(change, torch.zeros_like(change), beta=0.3)
+    close(Kinematic(huber=0.3).loss(lat) / 0.3, smooth)
+
+
+@pytest.mark.parametrize("term", [Kinematic(), Delta(), Dynamics(), Pixels(), Spectral(), VelGate(), Hamiltonian()], ids=repr)
+def test_a_sum_over_channels_is_their_number_times_the_mean(term):
+    """The printed 1-norms (Eq. 5, 9) against the means that V-JEPA computes."""
+    lat, _, _ = views()
+    torch.manual_seed(0)
+    head = term.head(12)
+    channels = {Pixels: 3, Hamiltonian: 6}.get(type(term), 12)
+    close(type(term)(reduce="sum").loss(lat, head), channels * term.loss(lat, head).item())
+
+
+def test_a_sum_over_channels_in_jepa_and_its_context():
+    for term in (JEPA, Context):
+        net, lat = latents(term())
+        close(term(reduce="sum").loss(lat), net.width * term().loss(lat).item())
+
+
+def test_soft_velgate_against_numpy():
+    lat, z, h = views()
+    speed = np.abs(np.diff(h, axis=1)).mean(-1)
+    limit = np.quantile(speed.reshape(3, -1), 0.3, axis=1)[:, None, None, None]
+    gate = 1 / (1 + np.exp(-(1 - speed / limit) / 0.2))
+    change = np.abs(np.diff(z, axis=1)).mean(-1)
+    close(VelGate(quantile=0.3, temperature=0.2).loss(lat), (change * gate).sum() / gate.sum())
+    close(VelGate(quantile=0.3, temperature=1e-6).loss(lat), VelGate(quantile=0.3).loss(lat).item())
+
+
 def test_velgate_counts_the_slow_half_of_each_clip():
     lat, z, h = views()
     speed = np.abs(np.diff(h, axis=1)).mean(-1)
@@ -112,11 +210,35 @@ def test_dynamics_and_pixels_with_a_linear_head():
     with torch.no_grad():
         foreseen = head(torch.tensor(z[:, :-1]).float()).double().numpy()
     close(Dynamics().loss(lat, head), np.abs(foreseen - np.diff(h, axis=1)).mean())
+    close(Dynamics(reduce="sum").loss(lat, head), np.abs(foreseen - np.diff(h, axis=1)).sum(-1).mean())
+    half = torch.nn.Linear(6, 6)
+    with torch.no_grad():
+        foreseen = half(torch.tensor(z[:, :-1, ..., 6:]).float()).double().numpy()
+    close(Dynamics(on="dyn", foretell="own").loss(lat, half), np.abs(foreseen - np.diff(h, axis=1)[..., 6:]).mean())
     colours = torch.nn.Linear(12, 3)
     clip = lat.clip.double().numpy().reshape(3, 3, 4, 2, 4, 2, 4, 2).mean((3, 5, 7)).transpose(0, 2, 3, 4, 1)
     with torch.no_grad():
         foreseen = colours(torch.tensor(z[:, :-1]).float()).double().numpy()
     close(Pixels().loss(lat, colours), np.abs(foreseen - np.diff(clip, axis=1)).mean())
+    unit = np.diff(clip, axis=1) * np.array([0.229, 0.224, 0.225])  # ImageNet's deviations: pixels in [0, 1]
+    close(Pixels(pixels="unit").loss(lat, colours), np.abs(foreseen - unit).mean())
+    frames = lat.clip.double().numpy().reshape(3, 3, 4, 2, 4, 2, 4, 2).mean((5, 7)).transpose(0, 2, 4, 5, 1, 3)  # [b t h w c p]
+    with torch.no_grad():
+        foreseen = colours(torch.tensor(z).float()).double().numpy()
+    close(Pixels(target="within").loss(lat, colours), np.abs(foreseen - (frames[..., 1] - frames[..., 0])).mean())
+
+
+def test_heads_without_a_hidden_layer_are_linear():
+    for term in (Pixels(hidden=0), Dynamics(hidden=0)):
+        (layer,) = term.head(12)
+        assert isinstance(layer, torch.nn.Linear)
+
+
+def test_a_change_within_a_tubelet_of_one_frame_is_refused():
+    lat, _, _ = views()
+    lat.clip = lat.clip[:, :, ::2]
+    with pytest.raises(ValueError, match="tubelets of two frames"):
+        Pixels(target="within").loss(lat, torch.nn.Linear(12, 3))
 
 
 class Oscillator(torch.nn.Module):
@@ -146,6 +268,27 @@ def test_hamiltonian(method):
     close(Hamiltonian(method=method, dt=dt).loss(lat, Oscillator()), expected)
 
 
+def test_consistency_against_numpy():
+    """One leapfrog step under H = (q^2 + p^2) / 2 in closed form; the goal q[t+1] carries no gradient (HamJEPA)."""
+    lat, z, _ = views()
+    dt, q, p = 0.3, z[:, :-1, ..., :6], z[:, :-1, ..., 6:]
+    half = p - dt / 2 * q
+    q1 = q + dt * half
+    p1 = half - dt / 2 * q1
+    gap = (((q1**2 + p1**2) - (q**2 + p**2)).sum(-1) / 2) ** 2
+    error = ((q1 - z[:, 1:, ..., :6]) ** 2).mean(-1) + 0.5 * gap
+    loss = Hamiltonian(method="consistency", dt=dt, conserve=0.5).loss(lat, Oscillator())
+    close(loss, error.mean())
+    loss.backward()
+    assert lat.z.grad[:, -1].abs().sum() == 0, "the last step is a goal only"
+
+
+def test_consistency_has_an_energy_that_cannot_be_constant():
+    """Its head is the oscillator's energy and a hundredth of a potential: nought of both at rest."""
+    head, x = Hamiltonian(method="consistency", hidden=8).head(12), torch.randn(5, 12)
+    close((head(x) - 0.01 * head.potential(x[:, :6])).sum(), x.square().sum().item() / 2)
+
+
 def test_hamiltonian_trains_its_head_through_its_slope():
     term = Hamiltonian(hidden=8)
     lat, _, _ = views()
@@ -164,6 +307,55 @@ def test_hard_weights_against_numpy():
         expected = 40 * e / e.sum(1, keepdims=True)
         weights = Hard(Kinematic(), tau=0.7, standardise=standardise).weights(error, None)
         np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-4)
+
+
+class Mixed(Term):
+    """Two maps with weights of different kinds and shapes, as two mask kinds may give them."""
+
+    def maps(self, latents, head):
+        one = ErrorMap(latents.z[:, 0, :, :, 0], torch.tensor([True, False, True]).view(3, 1, 1))
+        return [one, ErrorMap(latents.z[:, 1, :2, 0, 0])]
+
+
+@pytest.mark.parametrize("scope", ["batch", "global"])
+def test_hard_over_the_batch_joins_maps_with_and_without_weights(scope):
+    lat, _, _ = views()
+    z = lat.z.detach().double().numpy()
+    errors, base = np.concatenate([z[:, 0, :, :, 0].ravel(), z[:, 1, :2, 0, 0].ravel()]), np.repeat([1, 0, 1, 1], [16, 16, 16, 6])
+    weight = np.exp(errors / 0.8) * base
+    weight *= base.sum() / weight.sum()
+    close(Hard(Mixed(), tau=0.8, scope=scope).loss(lat), (weight * errors).sum() / weight.sum())
+
+
+def orthogonal(rows):
+    """Mean squared entry of the cross-covariance of the two halves of [n d], as it is."""
+    half = rows.shape[1] // 2
+    return ((rows[:, :half].T @ rows[:, half:] / len(rows)) ** 2).mean()
+
+
+@pytest.mark.parametrize(("centre", "over"), [("batch", (0, 1, 2, 3)), ("global", (0, 1, 2, 3)), ("clip", (1, 2, 3)), ("position", (0,))])
+def test_orthogonal_takes_means_over_what_it_says(centre, over):
+    lat, _, _ = views()
+    x = lat.z.detach().double().numpy()
+    close(Orthogonal(centre=centre, norm="raw").loss(lat), orthogonal((x - x.mean(over, keepdims=True)).reshape(-1, 12)))
+
+
+def test_orthogonal_without_a_centre():
+    lat, _, _ = views()
+    close(Orthogonal(centre="none", norm="raw").loss(lat), orthogonal(lat.z.detach().double().numpy().reshape(-1, 12)))
+
+
+@pytest.mark.parametrize(("centre", "axes"), [("clip", (1, 2, 3)), ("position", (0,))])
+def test_orthogonal_centres_visible_tokens_only(centre, axes):
+    """Places that are not seen are in no mean."""
+    _, lat = latents(Orthogonal(view="visible"))
+    values = []
+    for kind, mask in enumerate(lat.masks):
+        seen = lat.places(mask.seen).numpy()
+        x = lat.scatter(lat.seen[kind], mask.seen, None).detach().double().numpy()
+        mean = x.sum(axes, keepdims=True) / np.maximum(seen.sum(axes, keepdims=True), 1)[..., None]
+        values.append(orthogonal((x - mean)[seen]))
+    close(Orthogonal(centre=centre, norm="raw", view="visible").loss(lat), np.mean(values))
 
 
 # ---- what a recipe costs: the design's numbers, from an analytic count at the paper's size

@@ -1,0 +1,144 @@
+"""Terms on the distribution of latents rather than on single tokens. They are not linear in the batch; images count as clips do."""
+
+from dataclasses import field
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vjepa_lab.objective import ErrorMap, Term, View
+from vjepa_lab.terms.common import check, over_processes
+
+
+class Orthogonal(Term):
+    """Appearance and dynamics halves should not correlate: C = centred Z_app' Z_dyn / N over the rank's tokens (Eq. 8); its map is over
+    channel pairs [d_app d_dyn]. Not linear in the batch: it normalises over the tokens of this process's batch.
+
+    form    "cov_mean": mean of C^2 over channel pairs. "cov_sum": their sum. "vicreg": sum / d_app. "corr_mean": correlations in place of
+            covariances. "paper": (1/N) sum (N C)^2 as printed, at least d_app*d_dyn in expectation even for independent features.
+    centre  what a token's mean is taken over: "batch" (all tokens of this process), "clip" (its clip), "position" (its place in all clips
+            of the batch), "global" (all tokens of all processes), or "none"
+    """
+
+    FORMS = ("cov_mean", "cov_sum", "vicreg", "corr_mean", "paper")
+    temporal = False
+    form: str = "cov_mean"
+    centre: str = "batch"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(self, form=self.FORMS, centre=("batch", "clip", "position", "global", "none"))
+
+    def error(self, view, head):  # [d_app d_dyn]
+        z = self.centred(view)
+        n, half = len(z), z.shape[-1] // 2
+        if self.form == "corr_mean":
+            z = z / z.square().mean(0).sqrt().clamp_min(1e-6)
+        square = (z[:, :half].T @ z[:, half:] / max(n, 1)).square()
+        scale = {"cov_sum": square.numel(), "vicreg": square.shape[1], "paper": square.numel() * n}.get(self.form, 1)
+        return ErrorMap(square * scale)
+
+    def centred(self, view: View) -> Tensor:
+        """The tokens that count, without their mean: [n d]."""
+        z = view.rows
+        if self.centre == "none":
+            return z
+        if self.centre in ("batch", "global"):
+            mean = z.mean(0)
+            return z - (over_processes(mean) if self.centre == "global" else mean)
+        over = (1, 2, 3) if self.centre == "clip" else (0,)
+        if view.valid is None:
+            return (view.z - view.z.mean(over, keepdim=True)).flatten(0, -2)
+        counts = view.valid.sum(over, keepdim=True).clamp_min(1).unsqueeze(-1)
+        return (view.z - view.z.sum(over, keepdim=True) / counts)[view.valid]  # what does not count is zero in view.z
+
+
+class SIGReg(Term):
+    """Tokens should look like a standard normal from every side: the Epps-Pulley statistic of random projections (LeJEPA,
+    arXiv:2511.08544; rbalestr-lab/lejepa univariate/epps_pulley.py, multivariate/slicing.py). Its map is over slices.
+
+    Not linear in the batch: characteristic functions are means over all samples, over all processes where there are several.
+    slices, knots, t_max   random directions (new at every step, the same in every process); points of the integral over [0, t_max]
+    both_sides  the knots span [-t_max, t_max] instead of doubling [0, t_max]
+    samples    "tokens": each token is one; "clips": the mean over a clip's tokens; "steps": the mean over a time step's tokens, one
+               statistic per step over the batch
+    most       at most so many tokens, drawn anew at every step; 0: all
+    n_scale    multiply by the number of samples, as LeJEPA does; with thousands of correlated tokens that is a factor of thousands
+    projector  None, or "bn_mlp": what is tested is the output of a two-layer MLP with batch normalisation on the sample, `hidden` wide.
+               An encoder whose last layer is a LayerNorm has tokens of one length, which no normal sample has; LeWM reports that the
+               projector is needed for that reason
+    See SIGREG for the choices of the published codes.
+    """
+
+    temporal = False
+    slices: int = 1024
+    knots: int = 17
+    t_max: float = 3.0
+    both_sides: bool = False
+    samples: str = "tokens"
+    most: int = 4096
+    n_scale: bool = False
+    projector: str | None = None
+    hidden: int = 2048
+    norm: str = field(default="raw", kw_only=True)  # unit variance is what it asks for: LayerNorm would give it away
+
+    CHUNK = 128  # slices at a time: bounds the memory of the projections' cosines
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(self, samples=("tokens", "clips", "steps"), projector=(None, "bn_mlp"))
+
+    def head(self, dim):
+        if self.projector is None:
+            return None
+        width = self.width(dim)
+        return nn.Sequential(nn.Linear(width, self.hidden), nn.BatchNorm1d(self.hidden), nn.GELU(), nn.Linear(self.hidden, width))
+
+    def error(self, view, head):  # [slices], or [steps slices]
+        x, counts = self.sample(view)
+        if self.projector is not None:
+            x = head(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        draw = torch.Generator().manual_seed(view.step)  # the directions do not depend on how many tokens there were
+        directions = F.normalize(torch.randn(x.shape[-1], self.slices, generator=draw), dim=0).to(x)
+        parts = [checkpoint(self.statistic, x, counts, a, use_reentrant=False) for a in directions.split(self.CHUNK, dim=1)]
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        return ErrorMap(torch.cat(parts, dim=-1) * (counts.sum(1, keepdim=True) * world if self.n_scale else 1))
+
+    def sample(self, view: View) -> tuple[Tensor, Tensor]:
+        """Samples [g n d] of g statistics, and how much each counts [g n]."""
+        if self.samples == "tokens":
+            x = view.rows
+            if 0 < self.most < len(x):
+                draw = torch.Generator().manual_seed(view.step)
+                x = x[torch.randperm(len(x), generator=draw)[: self.most].to(x.device)]
+            return x[None], x.new_ones(1, len(x))
+        over = (1, 2, 3) if self.samples == "clips" else (2, 3)
+        valid = torch.ones_like(view.z[..., 0]) if view.valid is None else view.valid.to(view.z)
+        counts = valid.sum(over)  # [b] or [b t]
+        x = (view.z * valid.unsqueeze(-1)).sum(over) / counts.clamp_min(1).unsqueeze(-1)
+        x, known = (x[None], counts[None]) if self.samples == "clips" else (x.transpose(0, 1), counts.T)
+        return x, (known > 0).to(x)
+
+    def statistic(self, x: Tensor, counts: Tensor, directions: Tensor) -> Tensor:
+        """Epps-Pulley statistic, without the factor n, of samples x [g n d] weighed by counts [g n] along directions [d s]: [g s]."""
+        start = -self.t_max if self.both_sides else 0.0
+        t = torch.linspace(start, self.t_max, self.knots, device=x.device)
+        weight = torch.full_like(t, (1 if self.both_sides else 2) * (self.t_max - start) / (self.knots - 1))  # trapezoid
+        weight[[0, -1]] /= 2
+        normal = torch.exp(-t.square() / 2)  # characteristic function of N(0, 1), and the window
+        angle = (x @ directions).unsqueeze(-1) * t  # [g n s knots]
+        share = (counts / counts.sum(1, keepdim=True).clamp_min(1))[..., None, None]
+        real, imaginary = (over_processes((part * share).sum(1)) for part in (angle.cos(), angle.sin()))
+        return ((real - normal).square() + imaginary.square()) @ (weight * normal)
+
+
+SIGREG = {
+    # LeJEPA's MINIMAL.md: 0.02, on clip embeddings, with the factor n. There the other loss weighs 1 - 0.02.
+    "lejepa": 0.02 * SIGReg(samples="clips", n_scale=True),
+    # lucas-maes/le-wm config/train/lewm.yaml and train.py: 0.09, per time step over the batch, behind a projector with batch normalisation.
+    "lewm": 0.09 * SIGReg(samples="steps", n_scale=True, projector="bn_mlp"),
+    # facebookresearch/eb_jepa losses.py: 10 knots over [-3, 3], 256 slices, no factor n, weight 10.
+    "eb_jepa": 10.0 * SIGReg(slices=256, knots=10, both_sides=True, samples="clips"),
+}
