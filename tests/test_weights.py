@@ -412,7 +412,7 @@ def test_a_model_of_ours_starts_from_released_weights(tmp_path, family):
     student, teacher, _ = released(tmp_path / "w.pt", family, multi=family == "vjepa2.1", out=4 * DIM if family == "vjepa2.1" else DIM)
     there = weights.open(f"{family}:{tmp_path / 'w.pt'}", heads=HEADS, pred_heads=2)
     model = model_like(there)
-    assert there.begin(model) == "loaded"
+    assert there.predictor_for(model)[1] == "loaded" and there.begin(model) is model
     x = clip()
     torch.testing.assert_close(model.student(x), plain_encoder(student, x, family), **CLOSE)
     torch.testing.assert_close(model.teacher(x), plain_encoder(teacher, x, family), **CLOSE)
@@ -420,7 +420,47 @@ def test_a_model_of_ours_starts_from_released_weights(tmp_path, family):
     tokens = model.predictor.mask_tokens
     assert torch.equal(tokens[0], tokens[1]) == (family != "vjepa")  # one shared token from V-JEPA 2 on
     fresh = model_like(there, pred_depth=1)
-    assert "built otherwise" in there.begin(fresh)
+    assert "built otherwise" in there.predictor_for(fresh)[1]
+    before = fresh.predictor.proj.weight.clone()
+    assert torch.equal(there.begin(fresh).predictor.proj.weight, before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pretraining_starts_from_released_weights_and_says_so(tmp_path, family):
+    student, teacher, _ = released(tmp_path / "w.pt", family)
+    there = weights.open(f"{family}:{tmp_path / 'w.pt'}", heads=HEADS, pred_heads=2)
+    how = {"preset": "smoke", "steps": 1, "warmup": 0, "runs": tmp_path, "device": "cpu", "bf16": False, "progress": False}
+    run = vl.pretrain("baseline", vl.data.open("synthetic", n=8, frames=4, size=32), init=there, lr=1e-5, start_lr=1e-5, **how)
+    init, preset = run.config["init"], run.preset
+    assert init["name"] == family and init["sha256"] and run.config["regime"].endswith(f"from {family}") and family in run.name
+    assert (preset.dim, preset.depth, preset.heads, preset.patch, preset.frames) == (DIM, DEPTH, HEADS, PATCH, 8)
+    # 2.1's predictor projects seen places by a map of its own, which a model of one level does not have
+    assert init["predictor"].startswith("fresh" if family == "vjepa2.1" else "loaded")
+    x = clip()
+    with torch.no_grad():
+        torch.testing.assert_close(run.encoder("initial")(x), plain_encoder(student, x, family), **CLOSE)
+        moved = run.encoder("student")(x)
+        torch.testing.assert_close(moved, plain_encoder(student, x, family), atol=0.05, rtol=0.05)
+        assert not torch.allclose(moved, plain_encoder(student, x, family), **CLOSE)
+        torch.testing.assert_close(run.encoder("teacher")(x), plain_encoder(teacher, x, family), atol=0.05, rtol=0.05)
+    (tmp_path / "w.pt").unlink()
+    assert run.encoder("student") is not None
+    with pytest.raises(WeightsError, match="no such file"):
+        run.encoder("initial")
+
+
+@torch.no_grad()
+def test_a_run_in_v_jepa_2s_style_is_exported(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    how = {"preset": "smoke", "steps": 1, "warmup": 0, "runs": tmp_path, "device": "cpu", "bf16": False, "progress": False}
+    data = vl.data.open("synthetic", n=8, frames=8, size=32)
+    with torch.enable_grad():
+        run, other = (vl.pretrain("baseline", data, rope=rope, **how) for rope in ("vjepa2", None))
+    there = transformers.VJEPA2Model.from_pretrained(weights.export(run, tmp_path / "hf"), attn_implementation="eager").eval()
+    x = clip(f=8)
+    torch.testing.assert_close(theirs(there, x).last_hidden_state, run.encoder()(x), **CLOSE)
+    with pytest.raises(WeightsError, match='train the run to be exported with rope="vjepa2"'):
+        weights.export(other, tmp_path / "no")
 
 
 @torch.no_grad()

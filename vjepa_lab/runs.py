@@ -63,9 +63,14 @@ class Run:
     def model(self, trained: bool = True) -> VJEPA:
         """Student, predictor and teacher, as saved last or as they were before training."""
         config = self.config
-        model = build(config["teacher"], config["stop_grad"], config["levels"], self.preset, config["seed"], config["bf16"])
+        how = config["teacher"], config["stop_grad"], config["levels"], self.preset, config["seed"], config["bf16"]
+        model = build(*how, **config.get("encoder", {}))
         if trained:
             model.load_state_dict(self.checkpoint()["model"])
+        elif "init" in config:
+            from vjepa_lab import weights
+
+            weights.again(config["init"]).at_levels(config["levels"]).begin(model)
         return model
 
     def loss(self, recipe: Recipe | None = None) -> Loss:
@@ -112,11 +117,11 @@ def write_json(path: Path, value) -> None:
         part.write_text(json.dumps(value, indent=1, default=str) + "\n")
 
 
-def build(teacher: str, stop_grad: bool, levels: int, size: Preset, seed: int, bf16: bool = False) -> VJEPA:
-    """The model as it is before training, the same for the same seed whatever was drawn before."""
+def build(teacher: str, stop_grad: bool, levels: int, size: Preset, seed: int, bf16: bool = False, **encoder) -> VJEPA:
+    """The model as it is before training, the same for the same seed whatever was drawn before; further keywords go to the Encoder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return VJEPA.build(size, teacher=teacher, stop_grad=stop_grad, levels=levels, bf16=bf16)
+        return VJEPA.build(size, teacher=teacher, stop_grad=stop_grad, levels=levels, bf16=bf16, **encoder)
 
 
 def run_name(variant: str, edition: str, source: str, size: Preset, seed: int) -> str:

@@ -41,6 +41,8 @@ def pretrain(
     progress: bool = True,
     callback=None,
     probe=None,
+    init: str | Path | None = None,
+    rope: str | None = None,
     **overrides,
 ) -> Run:
     """Pretrain one recipe with one seed into a run folder, or go on with it where it stopped.
@@ -56,6 +58,9 @@ def pretrain(
     bf16       None: where the device is fast at it
     save_every steps between checkpoints
     callback   called with each logged record (a dict), for live plots
+    init       released weights to start from, as `weights.open` takes them ("vjepa2-vitl:vitl.pt"); they decide the sizes of encoder and
+               predictor and how positions are told; config.json says which they were, and whether the predictor began with theirs
+    rope       rotary style of a new encoder: "interleaved" (by default), or "vjepa2", which Hugging Face's format can express
     probe      called as probe(run, trainer, step) before every step and after the last, to look into the model; it must change nothing
 
     Raises ValueError for an unknown name or parameter and for a folder that holds another run; FloatingPointError naming the term that
@@ -63,12 +68,16 @@ def pretrain(
     """
     plan = variants.recipe(recipe, edition)
     size = overridden(preset, ({"steps": 0} if plan.probe == "initial" else {}) | overrides)
+    begun, places = starting_point(init, plan.levels, rope)
+    if begun:
+        size = replace(size, **{name: value for name, value in begun.fields.items() if name not in overrides})
     named = variants.name_of(plan)
     plan = replace(plan, masks=size.masks_of(plan.masks))
     if variant is None:
         variant, edition = named or (f"custom-{hashlib.sha1(repr(plan).encode()).hexdigest()[:6]}", "sound")
     source = training_source(data, size, seed)
-    folder = Path(out) if out else Path(runs) / run_name(variant, edition, Path(source.name).name, size, seed)
+    spoken = Path(source.name).name + (f"-from-{begun.release.name}" if begun else "") + (f"-{rope}" if rope else "")
+    folder = Path(out) if out else Path(runs) / run_name(variant, edition, spoken, size, seed)
     device = device_of(device)
     bf16 = fast_bf16(device) if bf16 is None else bf16
     config = {
@@ -76,12 +85,18 @@ def pretrain(
         "spec": str(data) if isinstance(data, str | Path) else getattr(source, "spec", source.name),
         "teacher": plan.teacher, "stop_grad": plan.stop_grad, "levels": plan.levels, "probe": plan.probe,
         "bf16": bf16, "own_terms": own_terms(plan.objective),
-    } | ({"regime": regime} if regime else {})  # fmt: skip
+    } | ({"regime": regime} if regime else {}) | ({"encoder": places} if places else {})  # fmt: skip
+    if begun:
+        with torch.device("meta"):
+            fate = begun.predictor_for(build(plan.teacher, plan.stop_grad, plan.levels, size, seed, **places))[1]
+        config |= {"init": begun.about | {"predictor": fate}, "regime": regime or f"{config['data']} from {begun.release.name}"}
     run = open_folder(folder, repr(plan), config, device)
     if (run.path / "report.json").exists():
         return run
 
-    model = build(plan.teacher, plan.stop_grad, plan.levels, size, seed, bf16)
+    model = build(plan.teacher, plan.stop_grad, plan.levels, size, seed, bf16, **places)
+    if begun:
+        begun.begin(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         loss = Loss(plan.objective, model.width, plan.weighting)
@@ -120,6 +135,18 @@ def pretrain(
     report = {"steps": size.steps, "resumed_at": start, "wall_s": round(seconds, 1), "clips_per_s": round(clips / max(seconds, 1e-9), 2)}
     write_json(run.path / "report.json", report | {"data": source.report()})
     return run
+
+
+def starting_point(init, levels: int, rope: str | None):
+    """The opened weights that training starts from, or None, and the encoder's options that no preset has."""
+    if init is None:
+        return None, {"rope": rope} if rope else {}
+    if rope:
+        raise ValueError(f"rope={rope!r}: the weights decide how positions are told; leave it out")
+    from vjepa_lab import weights
+
+    begun = (init if isinstance(init, weights.Weights) else weights.open(init)).at_levels(levels)
+    return begun, begun.places
 
 
 def training_source(data, size: Preset, seed: int = 0) -> video.Source:

@@ -117,7 +117,21 @@ class Weights:
     def about(self) -> dict:
         """For config.json: which weights these are."""
         path = self.checkpoint.path
-        return {"name": self.release.name, "path": str(path.absolute())} | ({"sha256": digest(path)} if path.is_file() else {})
+        about = {"name": self.release.name, "path": str(path.absolute()), "heads": self.options["heads"]}
+        about |= {"pred_heads": self.predictor_options["heads"]} if self.predictor_options else {}
+        return about | ({"sha256": digest(path)} if path.is_file() else {})
+
+    @property
+    def places(self) -> dict:
+        """What `VJEPA.build` needs beside a preset, as JSON-like data: the encoder's options that no preset has."""
+        kept = {name: value for name, value in self.options.items() if name not in PRESET_FIELDS and value is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items() if name != "levels"}
+
+    @property
+    def fields(self) -> dict:
+        """The fields of a preset that the weights decide."""
+        found = {name: self.options[name] for name in PRESET_FIELDS}
+        return found | {f"pred_{name}": self.predictor_options[name] for name in ("dim", "depth", "heads") if self.predictor_options}
 
     def at_levels(self, levels: int) -> Weights:
         """The same encoder with one level (the last) or four. Raises WeightsError where there is only one."""
@@ -133,29 +147,37 @@ class Weights:
         checkpoint = replace(self.checkpoint, encoders=encoders)
         return replace(self, checkpoint=checkpoint, options=self.options | {"levels": 1, "after": None})
 
-    def begin(self, model: VJEPA) -> str:
+    def predictor_for(self, model: VJEPA) -> tuple[State | None, str]:
+        """The predictor's state as this model takes it, and "loaded"; or None, and why the model keeps its own.
+
+        V-JEPA 2 has in effect one mask token, the first: every kind begins with it.
+        """
+        if self.predictor_options is None:
+            return None, f"fresh: {self.no_predictor}"
+        state = our_predictor(self.checkpoint.predictor)
+        kinds, tokens = len(model.predictor.mask_tokens), state["mask_tokens"]
+        state["mask_tokens"] = tokens[[i % len(tokens) if self.release.family == "vjepa" else 0 for i in range(kinds)]]
+        own = model.predictor.state_dict()
+        if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in state.items()}:
+            return None, "fresh: the file's predictor is built otherwise (pred_dim, pred_depth, levels or outputs)"
+        if self.predictor_options["heads"] != model.predictor.heads:
+            return None, f"fresh: the file's predictor has {self.predictor_options['heads']} attention heads"
+        return state, "loaded"
+
+    def begin(self, model: VJEPA) -> VJEPA:
         """Start a model of our own from these weights: student, teacher, and the predictor where it is built alike.
 
-        A missing student begins as the teacher and the other way round. V-JEPA 2 has in effect one mask token: every kind begins with it.
-        Returns what became of the predictor.
+        A missing student begins as the teacher and the other way round.
         """
         for name, encoder in (("student", model.student), ("teacher", model.teacher)):
             if encoder is not None:
                 fill(encoder, self.state(name if name in self.slots else None), f"{self.checkpoint.path} [{name}]")
         if model.teacher is not None:
             model.teacher.requires_grad_(False)
-        if self.predictor_options is None:
-            return f"fresh: {self.no_predictor}"
-        state = our_predictor(self.checkpoint.predictor)
-        kinds, tokens = len(model.predictor.mask_tokens), state["mask_tokens"]
-        state["mask_tokens"] = tokens[[i % len(tokens) if self.release.family == "vjepa" else 0 for i in range(kinds)]]
-        own = model.predictor.state_dict()
-        if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in state.items()}:
-            return "fresh: the file's predictor is built otherwise (pred_dim, pred_depth, levels or outputs)"
-        if self.predictor_options["heads"] != model.predictor.heads:
-            return f"fresh: the file's predictor has {self.predictor_options['heads']} attention heads"
-        fill(model.predictor, state, f"{self.checkpoint.path} [predictor]")
-        return "loaded"
+        state, _ = self.predictor_for(model)
+        if state is not None:
+            fill(model.predictor, state, f"{self.checkpoint.path} [predictor]")
+        return model
 
 
 def encoder(spec: str | Path, path: str | Path | None = None, *, which: str | None = None, **options) -> Encoder:
@@ -199,6 +221,12 @@ def open(
     options = structure(state, release, checkpoint, heads)
     predictor, why = predictor_structure(checkpoint, release, options, pred_heads)
     return Weights(checkpoint, release, options, predictor, why)
+
+
+def again(about: dict) -> Weights:
+    """The weights that `about` in a config.json speaks of. Raises WeightsError where the file is gone, or another one by now."""
+    how = {name: about.get(name) for name in ("heads", "pred_heads", "sha256")}
+    return open(f"{about['name']}:{about['path']}", **how)
 
 
 def parse(spec: str | Path, path: str | Path | None = None) -> tuple[Release | None, str | Path]:
@@ -324,5 +352,6 @@ def predictor_structure(checkpoint: Checkpoint, release: Release, encoder: dict,
     }, ""  # fmt: skip
 
 
+PRESET_FIELDS = ("dim", "depth", "heads", "patch", "tubelet")
 PLACES = {"rope": "interleaved", "rope_base_grid": None, "position": "rope", "sincos_grid": None}
 """What encoder and predictor share about positions, with its defaults."""
