@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vjepa_lab import data as video
+from vjepa_lab.gradients import collect, plain_cosine, weight_groups
 from vjepa_lab.masks import Mask, MultiBlock
 from vjepa_lab.model import VJEPA
 from vjepa_lab.objective import ErrorMap, Loss
@@ -54,36 +55,13 @@ def _mean(layers: np.ndarray) -> np.ndarray:
 def gradient_cosine(model: VJEPA, loss: Loss, clips: Tensor, masks: MultiBlock | None = None, *, seed: int = 0):
     """Cosine of each term's gradient with the first term's on the student's weights: a pandas table, a row per block, a column per term.
 
-    clips: uint8 [b c f y x].  One batch says little about a direction: average over several, or over a fixed probe set.
+    clips: uint8 [b c f y x].  One batch is mostly noise, and noise that the terms share: `alignment.measure` takes it out.
     """
     import pandas as pd
 
     x = video.normalize(clips)
     drawn = (masks or MultiBlock()).draw(len(x), model.student.grid(x), seed=seed, step=0, clip=x)
     latents = model.latents(x, drawn, full="full" in loss.objective.views)
-    _, parts = loss(latents)
-    groups = weight_groups(model.student)
-    flat = [p for group in groups.values() for p in group]
-    gradients = [dict(zip(map(id, flat), _gradient(part, flat), strict=True)) for part in parts.values()]
-
-    def cosine(a: dict, b: dict, group: list) -> float:
-        u, v = (torch.cat([g[id(p)].flatten() for p in group]) for g in (a, b))
-        return float(torch.nn.functional.cosine_similarity(u, v, dim=0))
-
-    rows = {name: [cosine(gradients[0], g, group) for g in gradients[1:]] for name, group in (groups | {"all": flat}).items()}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(parts)[1:])
-
-
-def weight_groups(encoder: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
-    """The encoder's parameters by depth: patch_embed, block 0 ..., norm."""
-    groups: dict[str, list[torch.nn.Parameter]] = {}
-    for name, parameter in encoder.named_parameters():
-        first, *rest = name.split(".")
-        groups.setdefault(f"block {rest[0]}" if first == "blocks" else "norm" if first == "norms" else first, []).append(parameter)
-    return groups
-
-
-def _gradient(part: Tensor, parameters: list[torch.nn.Parameter]) -> list[Tensor]:
-    """Gradient of one loss, zero where it does not reach; the graph is kept."""
-    found = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+    found = collect(weight_groups(model.student), lambda _: loss.parts(latents), 1)
+    rows = {name: [plain_cosine(found.gram(name), 0, k) for k in range(1, len(found.names))] for name in found.groups}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(found.names)[1:])

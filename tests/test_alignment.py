@@ -1,0 +1,323 @@
+"""Gradient alignment: planted truths, calibrated intervals, a probe that changes nothing, the test of the theory on planted data."""
+
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from laws import latents
+
+import vjepa_lab as vl
+from vjepa_lab import alignment, gradients, stats
+from vjepa_lab.alignment import ProbeSet, Watch, measure, readout, step_sizes
+from vjepa_lab.objective import ErrorMap, Loss, Recipe, Term
+from vjepa_lab.terms import JEPA, Delta, Dynamics, Kinematic
+
+
+class Copy(Term):
+    """JEPA again, at three times its size."""
+
+    def maps(self, latents, head):
+        return [ErrorMap(3 * m.value, m.weight) for m in JEPA().maps(latents, head)]
+
+
+class Negative(Term):
+    def maps(self, latents, head):
+        return [ErrorMap(-m.value, m.weight) for m in JEPA().maps(latents, head)]
+
+
+class Elsewhere(Term):
+    """A random direction in the features of each place, which has nothing to do with prediction."""
+
+    number: int = 0
+
+    def error(self, view, head):
+        draw = torch.Generator().manual_seed(self.number)
+        return (view.z * torch.randn(view.z.shape[1:], generator=draw)).mean(-1)
+
+
+def probe_set(clips=32, micro=4, labels=False):
+    draw = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (clips + 48, 3, 8, 32, 32), dtype=torch.uint8, generator=draw)
+    known = torch.arange(clips + 48) % 3
+    pixels[known == 1, 0] = pixels[known == 1, 0] // 2 + 128  # a class has a colour
+    named = lambda rows: {"class": known[rows]} if labels else {}
+    return ProbeSet(pixels[:clips], named(slice(None, clips)), pixels[clips:], named(slice(clips, None)), micro)
+
+
+def measured(objective, **how):
+    net, _ = latents(objective)
+    return measure(net, Loss(objective, net.width), how.pop("probe", None) or probe_set(), **how)
+
+
+def value(table, term, metric, group="all"):
+    return table.set_index(["term", "group", "metric"]).loc[(term, group, metric)]
+
+
+# ------------------------------------------------------------------------------------------------------------------- planted truths
+
+
+@pytest.mark.parametrize(("term", "truth"), [(Copy(), 1), (Negative(), -1)], ids=["copy", "negative"])
+def test_a_copy_of_jepa_aligns_at_one_and_its_negative_at_minus_one(term, truth):
+    table = measured(JEPA() + term)
+    groups = table["group"].unique()
+    assert {"patch_embed", "block 0", "block 1", "norm", "all"} == set(groups)
+    for group in groups:
+        assert value(table, term.label, "cosine", group)["value"] == pytest.approx(truth, abs=1e-5)
+    assert value(table, term.label, "plain cosine")["value"] == pytest.approx(truth, abs=1e-5)
+    assert value(table, term.label, "norm ratio")["value"] == pytest.approx(3 if truth == 1 else 1, rel=1e-4)
+
+
+def test_a_term_that_has_nothing_to_do_with_jepa_aligns_at_zero():
+    """One random direction is not exactly orthogonal to JEPA's, but over draws of it the cosine is zero within its interval."""
+    found = stats.t_interval([value(measured(JEPA() + Elsewhere(number=n)), "Elsewhere", "cosine")["value"] for n in range(8)])
+    assert found.lo < 0 < found.hi and found.hi - found.lo < 0.6
+
+
+def planted(cosine, noise, micro_batches, rng, p=300, shared=0.7):
+    """Micro-batch gradients of two losses with this true cosine, in noise that they mostly share."""
+    means = np.zeros((2, p))
+    means[0, 0], means[1, :2] = 1, (cosine, math.sqrt(1 - cosine**2))
+    first, second = rng.normal(size=(2, micro_batches, p)) * noise / math.sqrt(p)
+    values = means[:, None] + np.stack([first, shared * first + math.sqrt(1 - shared**2) * second])
+    flat = values.reshape(-1, p)
+    return (flat @ flat.T).reshape(2, micro_batches, 2, micro_batches)
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.4, -0.8])
+@pytest.mark.parametrize("micro_batches", [8, 16])
+def test_noise_is_taken_out_and_the_interval_covers(truth, micro_batches):
+    rng = np.random.default_rng(0)
+    grams = [planted(truth, 3.0, micro_batches, rng) for _ in range(150)]
+    found = [gradients.jackknife(lambda x: gradients.cosine(x, 0, 1), gram) for gram in grams]
+    covered = np.mean([f.lo <= truth <= f.hi for f in found])
+    assert 0.9 <= covered <= 1.0
+    assert np.median([f.value for f in found]) == pytest.approx(truth, abs=0.06)
+    if truth <= 0:  # what the plain cosine makes of it: shared noise looks like alignment
+        assert np.mean([gradients.plain_cosine(gram, 0, 1) for gram in grams]) > truth + 0.15
+
+
+def test_only_noise_has_no_cosine():
+    rng = np.random.default_rng(0)
+    values = [planted(0.0, 1e6, 8, rng) for _ in range(40)]
+    assert any(math.isnan(gradients.cosine(gram, 0, 1)) for gram in values)
+
+
+def test_help_harm_and_neutral_parts():
+    """The main gradient along e0 with spread along e0 and e1: an auxiliary along e0 helps, against it harms, along e2 is neutral."""
+    rng, m, p = np.random.default_rng(0), 16, 12
+    main = np.zeros((m, p))
+    main[:, 0], main[:, 1] = 1 + 0.1 * rng.normal(size=m), 0.5 + 0.1 * rng.normal(size=m)
+    for axis, sign, truth in ((0, 1, (1, 0, 0)), (0, -1, (0, 1, 0)), (2, 1, (0, 0, 1))):
+        other = np.zeros((m, p))
+        other[:, axis] = sign
+        flat = np.concatenate([main, other])
+        gram = (flat @ flat.T).reshape(2, m, 2, m)
+        assert gradients.split(gram, 0, 1) == pytest.approx(truth, abs=0.3)
+        assert sum(gradients.split(gram, 0, 1)) == pytest.approx(1)
+
+
+def test_the_neutral_part_is_what_main_gradients_do_not_span():
+    """A target along e2; an auxiliary along e0 + e2: its neutral part is e2, which is all that serves the target."""
+    m, p = 8, 6
+    main, target, other = np.zeros((3, m, p))
+    main[:, 0], target[:, 2], other[:, [0, 2]] = 1, 1, 1
+    flat = np.concatenate([main, target, other])
+    gram = (flat @ flat.T).reshape(3, m, 3, m)
+    assert gradients.cosine(gram, 1, 2) == pytest.approx(math.sqrt(0.5))
+    assert gradients.neutral_cosine(gram, 0, 1, 2) == pytest.approx(1)
+
+
+def test_few_micro_batches_are_refused():
+    with pytest.raises(ValueError, match="at least 6 needed"):
+        probe_set(clips=8)
+
+
+def test_the_sum_of_auxiliaries_is_weighted():
+    table = measured(JEPA() + 2 * Copy() + 0.5 * Negative())
+    assert value(table, "auxiliaries", "cosine")["value"] == pytest.approx(1, abs=1e-5)
+    assert value(table, "auxiliaries", "norm ratio")["value"] == pytest.approx(5.5, rel=1e-4)
+
+
+def test_a_term_without_weight_is_left_out():
+    table = measured(JEPA() + 0.0 * Delta() + Copy())
+    assert set(table["term"]) == {"Copy", "auxiliaries"}
+
+
+# ------------------------------------------------------------------------------------------------------- the optimiser's metric
+
+
+def test_step_sizes_are_what_adam_multiplies_with():
+    """One Adam step without decay moves a weight by lr times its step size times its (first) gradient."""
+    p = torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+    optimizer = torch.optim.AdamW([p], lr=0.1, weight_decay=0)
+    assert step_sizes(optimizer, [p]) is None
+    gradient = torch.tensor([0.5, -4.0, 1e-3])
+    p.grad, before = gradient.clone(), p.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(before - p, 0.1 * step_sizes(optimizer, [p]) * gradient)
+
+
+def test_the_adam_metric_can_turn_a_sign():
+    """Against each other where gradients are large, along each other where they are small: Adam's steps even that out."""
+    values = torch.zeros(2, 4, 3)
+    values[0], values[1] = torch.tensor([1.0, 0.1, 0.1]), torch.tensor([-1.0, 0.1, 0.1])
+    found = gradients.Gradients(("a", "b"), values, {"all": slice(0, 3)})
+    assert gradients.cosine(found.gram(), 0, 1) < 0
+    assert gradients.cosine(found.gram(metric=torch.tensor([1.0, 100.0, 100.0])), 0, 1) > 0
+
+
+# ------------------------------------------------------------------------------------------------------------------------ read-outs
+
+
+def test_a_step_along_the_read_outs_gradient_improves_it():
+    objective, probe = JEPA() + Delta(), probe_set(labels=True)
+    net, _ = latents(objective)
+    read, clips = readout(net, probe, "class"), vl.data.normalize(probe.clips)
+    features = lambda: net.student(clips).mean(1)
+    before = read(features(), probe.labels["class"])
+    before.backward()
+    assert before < 0.95 * 2 / 3  # better than guessing the classes' rates
+    with torch.no_grad():
+        for p in net.student.parameters():
+            p -= 1e-3 * p.grad
+        assert read(features(), probe.labels["class"]) < before
+
+
+class Colour(Term):
+    """The read-out's own aim: make the mean feature tell how red the clip is."""
+
+    def error(self, view, head):
+        red = view.clip[:, 0].mean((1, 2, 3))
+        mean = view.z.mean((1, 2, 3, 4))
+        return (mean - red).square()
+
+
+def test_utilities_are_measured_for_every_term_and_the_main_one():
+    objective, probe = JEPA() + Colour(norm="raw"), probe_set(labels=True)
+    table = measured(objective, probe=probe)
+    assert {"utility/class", "neutral utility/class"} <= set(table[table["term"].eq("Colour")]["metric"])
+    assert set(table[table["term"].eq("main")]["metric"]) == {"utility/class"}
+    shares = table[table["metric"].isin(["help", "harm", "neutral"])].groupby(["term", "group"])["value"].sum()
+    assert shares.to_numpy() == pytest.approx(1)
+    cosines = table[table["metric"].str.contains("cosine|utility")].dropna()
+    assert cosines["value"].abs().max() < 1.5 and (cosines["lo"] <= cosines["value"]).all() and (cosines["value"] <= cosines["hi"]).all()
+
+
+def test_a_label_that_is_not_there_is_named():
+    source = vl.data.open("synthetic", "test", frames=8, size=32, n=32)
+    with pytest.raises(ValueError, match="no label 'size'; it has class"):
+        ProbeSet.of(source, source, ["size"])
+
+
+# ----------------------------------------------------------------------------------------------------------------- through training
+
+
+@pytest.fixture(scope="module")
+def world():
+    return vl.data.open("synthetic", frames=8, size=32, n=24, cache="memory")
+
+
+@pytest.fixture(scope="module")
+def probe(world):
+    return ProbeSet.of(world, vl.data.open("synthetic", "test", frames=8, size=32, n=24), ["motion"], clips=24, fit=24)
+
+
+def test_watching_changes_nothing_and_resumes(world, probe, tmp_path):
+    how = {"preset": "smoke", "progress": False, "save_every": 2}
+    recipe = Recipe(JEPA() + 0.5 * Dynamics(hidden=8) + 0.1 * Kinematic())
+    plain = vl.pretrain(recipe, world, out=tmp_path / "plain", **how)
+    watched = vl.pretrain(recipe, world, out=tmp_path / "watched", probe=Watch(probe, at=(0, 0.5, 1)), **how)
+    a, b = plain.checkpoint()["model"], watched.checkpoint()["model"]
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+    class Killed(Exception):
+        pass
+
+    class Short(Watch):
+        def __call__(self, run, trainer, step):
+            if step == 3:
+                raise Killed
+            super().__call__(run, trainer, step)
+
+    with pytest.raises(Killed):
+        vl.pretrain(recipe, world, out=tmp_path / "parts", probe=Short(probe, at=(0, 0.5, 1)), **how)
+    resumed = vl.pretrain(recipe, world, out=tmp_path / "parts", probe=Watch(probe, at=(0, 0.5, 1)), **how)
+    one, two = (pd.read_csv(run.path / alignment.FILE) for run in (watched, resumed))
+    pd.testing.assert_frame_equal(one, two)
+    assert list(one["step"].unique()) == [0, 2, 4]
+    assert "adam" not in set(one[one["step"].eq(0)]["metric"]) and "adam" in set(one[one["step"].eq(4)]["metric"])
+    table = alignment.load([watched])
+    assert table["smoke"].all() and set(table["seed"]) == {0}
+    shutil.rmtree(tmp_path / "plain")
+    with pytest.raises(FileNotFoundError, match="not watched"):
+        alignment.load([tmp_path / "plain"])
+
+
+def test_a_plain_objective_has_utilities_only(world, probe, tmp_path):
+    run = vl.pretrain("baseline", world, runs=tmp_path, preset="smoke", progress=False, probe=Watch(probe, at=(1,)))
+    table = alignment.load([run])
+    assert set(table["term"]) == {"main"} and set(table["metric"]) == {"utility/motion"}
+
+
+# ---------------------------------------------------------------------------------------------------------------- test of the theory
+
+
+def study(strength, variants=10, seeds=3, noise=0.3):
+    """Watched runs whose neutral utility is the benefit plus noise, and whose other metrics have nothing to do with it."""
+    rng = np.random.default_rng(0)
+    benefit = {f"v{i}": rng.normal() for i in range(variants)}
+    rows, watched = [], []
+    for seed in range(seeds):
+        rows.append({"variant": "baseline", "seed": seed, "value": 50.0})
+        for name, gain in benefit.items():
+            rows.append({"variant": name, "seed": seed, "value": 50 + gain + 0.1 * rng.normal()})
+            told = {"neutral utility/motion": strength * gain + noise * rng.normal()}
+            told |= {metric: rng.normal() for metric in ("cosine", "norm ratio", "utility/motion", "adam")}
+            for metric, at_end in told.items():
+                for progress in (0.0, 0.5, 1.0):
+                    about = {"run": f"{name}-s{seed}", "variant": name, "seed": seed, "term": "auxiliaries", "group": "all"}
+                    watched.append(about | {"metric": metric, "progress": progress, "value": 2 * progress * at_end})
+    about = {"source": "run", "regime": "x", "edition": "sound", "benchmark": "x/motion", "probe": "linear", "metric": "top1", "n": 100}
+    return pd.DataFrame(watched), pd.DataFrame(rows).assign(**about)
+
+
+def test_averages_are_over_time():
+    watched, _ = study(1.0)
+    averaged = alignment.averages(watched)
+    part = watched[(watched["run"] == "v0-s0") & (watched["metric"] == "cosine")]
+    mean = averaged[(averaged["run"] == "v0-s0") & (averaged["metric"] == "cosine")]["value"].item()
+    assert mean == pytest.approx(part["value"].iloc[1])  # linear in progress: the middle
+
+
+def test_a_planted_predictor_is_found_and_the_others_are_not():
+    watched, rows = study(1.0)
+    found = alignment.predictions(alignment.averages(watched), rows, draws=400).set_index("predictor")
+    assert found.loc["neutral utility", "lo"] > 0.3 and found.loc["neutral utility", "p"] < 0.05
+    assert found.loc["neutral utility", "partial"] > 0.5
+    assert (found.loc[["cosine", "utility", "adam"], "p"] > 0.05).all()
+    assert set(found["variants"]) == {10} and set(found["seeds"]) == {3} and set(found["points"]) == {30}
+    assert "as pre-registered" in alignment.verdict(found.reset_index())
+
+
+def test_without_a_predictor_the_verdict_is_undecided():
+    watched, rows = study(0.0)
+    found = alignment.predictions(alignment.averages(watched), rows, draws=400)
+    assert "undecided" in alignment.verdict(found) and "cannot tell" in alignment.verdict(found)
+    assert "only shows that it runs" in alignment.verdict(found, smoke=True)
+
+
+def test_seeds_are_no_independent_evidence():
+    """The interval of few variants with many seeds is about that of the variants alone."""
+    watched, rows = study(0.3, variants=6, seeds=8, noise=0.01)
+    found = alignment.predictions(alignment.averages(watched), rows, draws=400).set_index("predictor")
+    assert found.loc["neutral utility", "hi"] - found.loc["neutral utility", "lo"] > 0.02
+    assert found.loc["cosine", "lo"] < found.loc["cosine", "rho"] < found.loc["cosine", "hi"]
+
+
+def test_too_few_variants_are_refused():
+    watched, rows = study(1.0, variants=3)
+    with pytest.raises(ValueError, match="at least 4 watched variants"):
+        alignment.predictions(alignment.averages(watched), rows, draws=50)
