@@ -52,6 +52,25 @@ def sheet(rows: Mapping[str, np.ndarray], *, width: int = 960, gap: int = 3, mos
     return Sheet(image)
 
 
+def tiles(pictures: Mapping[str, np.ndarray], *, side: int = 176, width: int = 960, gap: int = 8, size: int = 13) -> Sheet:
+    """{label: picture [y x 3] uint8} -> the pictures in lines, each under its label, `side` pixels wide."""
+    from PIL import Image, ImageDraw
+
+    font, columns = _font(size), max(1, width // (side + gap))
+    lines = max(label.count("\n") for label in pictures) + 1
+    cell = side + gap + lines * (size + 4) + 4
+    rows = -(-len(pictures) // columns)
+    image = Image.new("RGB", (min(columns, len(pictures)) * (side + gap), rows * cell), "white")
+    pen = ImageDraw.Draw(image)
+    for at, (label, picture) in enumerate(pictures.items()):
+        left, top = at % columns * (side + gap), at // columns * cell
+        foot = top + cell - side - gap
+        pen.multiline_text((left, foot - 4), label, fill=INK, font=font, anchor="ld")
+        height = round(side * picture.shape[0] / picture.shape[1])
+        image.paste(Image.fromarray(picture).resize((side, height), Image.Resampling.NEAREST), (left, foot))
+    return Sheet(image)
+
+
 def shades(values: np.ndarray, low: float | None = None, high: float | None = None, colormap: str = "viridis") -> np.ndarray:
     """A map [t h w] -> frames [t h w 3] uint8 in colour, from `low` to `high` (by default its own); nan is grey."""
     from matplotlib import colormaps

@@ -1,8 +1,19 @@
 """Explorers for JupyterLab: controls beside a picture that follows them. Each is also a plain function that returns the picture."""
 
 from .base import Explorer
+from .features import feature_view, feature_viewer
 from .live import LiveCurve
 from .masks import mask_explorer, mask_view
 from .recipes import compose, recipe_builder, recipe_view
 
-__all__ = ["Explorer", "LiveCurve", "compose", "mask_explorer", "mask_view", "recipe_builder", "recipe_view"]
+__all__ = [
+    "Explorer",
+    "LiveCurve",
+    "compose",
+    "feature_view",
+    "feature_viewer",
+    "mask_explorer",
+    "mask_view",
+    "recipe_builder",
+    "recipe_view",
+]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-WORDS = {"description_width": "initial"}
 WIDE = {"width": "auto", "min_width": "0"}
 
 
@@ -24,13 +23,14 @@ class Explorer:
     def __init__(
         self, view: Callable, controls: Mapping[str, Any], *, below: Sequence = (), static: Callable | None = None, columns: int = 3
     ):
+        from IPython.display import display
         from ipywidgets import GridBox, Layout, VBox, interactive_output
 
         self.view, self.controls, self.static = view, dict(controls), static or view
         for control in self.controls.values():
-            control.style, control.layout = WORDS, Layout(**WIDE)
+            control.style, control.layout = {"description_width": f"{26 / columns:.1f}em"}, Layout(**WIDE)
         grid = GridBox(list(self.controls.values()), layout=Layout(grid_template_columns=f"repeat({columns}, 1fr)", grid_gap="4px 18px"))
-        self.output = interactive_output(view, self.controls)
+        self.output = interactive_output(lambda **values: display(view(**values)), self.controls)
         self.widget = VBox([grid, self.output, *below])
 
     @property

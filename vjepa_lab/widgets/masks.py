@@ -63,6 +63,7 @@ def strategies(size: Preset) -> dict[str, MultiBlock]:
 def mask_explorer(data="synthetic", size: str | Preset = "micro", clips: int = 12) -> Explorer:
     """Choose a clip, a masking and its dials; see what is seen, what is hidden, and how often.
 
+    Blocks and their scale at 0, and the time seen at 1, leave the masking's own.
     data  what `data.open` takes, or a Source of clips of the preset's shape
     """
     from .. import data as video
@@ -84,10 +85,10 @@ def mask_explorer(data="synthetic", size: str | Preset = "micro", clips: int = 1
         "clip": number(0, min(clips, len(source)) - 1, 0, "clip"),
         "masking": choice(list(known), next(reversed(known)), "masking"),
         "truncate": choice(["official", "random", "padded"], label="truncate"),
-        "blocks": number(0, 12, 0, "blocks of kind 1 (0: its own)"),
-        "scale": number(0, 0.9, 0, "their share of the frame (0: its own)", step=0.05),
-        "keep": number(0.1, 1, 1, "seen part of the time (1: its own)", step=0.1),
-        "motion": choice(["as the masking", "uniform", "softmax", "linear", "power"], label="where blocks fall"),
+        "blocks": number(0, 12, 0, "blocks"),
+        "scale": number(0, 0.9, 0, "block scale", step=0.05),
+        "keep": number(0.1, 1, 1, "time seen", step=0.1),
+        "motion": choice(["as the masking", "uniform", "softmax", "linear", "power"], label="blocks fall"),
         "strength": number(0, 10, 2, "motion strength", step=0.5),
         "batch": number(1, 32, 8, "clips a batch"),
         "seed": number(0, 50, 0, "draw"),
