@@ -21,9 +21,9 @@ study = Study(
     regimes=(Regime("plain", "synthetic:plain"),),
     benchmarks=(
         Benchmark("factors", labels=("motion", "speed", "shape", "texture")),
-        Benchmark("order", data="synthetic:plain-order", labels=("order",)),
+        Benchmark("order", data="synthetic:plain-order", labels=("order", "motion"), probe="stepwise"),
     ),
     seeds=range(5),
     preset="micro",
-    keep="rows",
+    keep="model",
 )

@@ -11,7 +11,7 @@ from vjepa_lab.probes import ProbeResult
 from vjepa_lab.results import append_rows
 from vjepa_lab.train import Run, load_run
 
-PROBES = ("linear", "attentive", "knn")
+PROBES = ("linear", "stepwise", "attentive", "knn")
 
 
 def probe(
@@ -38,7 +38,7 @@ def probe(
     data     what the probe trains and is tested on: a name as `data.open` takes it, or a pair of Sources (train, test); by default what
              the run was pretrained on
     labels   names of the labels to read off, such as ("motion", "shape") in the factor world
-    probe    "linear" (mean-pooled) | "attentive" (all tokens) | "knn"
+    probe    "linear" (mean-pooled) | "stepwise" (linear, time steps side by side) | "attentive" (all tokens) | "knn"
     encoder  "student" | "teacher" | "initial"; by default the recipe's choice
     limit    at most so many clips of each split
     options  go to the probe: epochs, lrs, form, ...
@@ -52,7 +52,7 @@ def probe(
     config, which = run.config, encoder or run.config["probe"]
     sources = data if isinstance(data, tuple | list) else [still(data or config["spec"], split, run.preset, limit) for split in splits]
     frozen, name = run.encoder(which), {"initial": "random-init"}.get(which, which)
-    kept = {"tokens": probe == "attentive", "bf16": config["bf16"], "cache": cache, "workers": workers, "device": device}
+    kept = {"tokens": probe in ("attentive", "stepwise"), "bf16": config["bf16"], "cache": cache, "workers": workers, "device": device}
     train, test = (probes.extract(frozen, source, encoder_name=name, progress=progress, **kept) for source in sources)
 
     fit = getattr(probes, probe)

@@ -49,6 +49,15 @@ class Features:
         tokens = None if self.tokens is None else self.tokens[rows]
         return replace(self, pooled=self.pooled[rows], labels=labels, index=self.index[rows], tokens=tokens)
 
+    def by_step(self) -> "Features":
+        """The same clips, their mean over space at each time step side by side instead of their mean over all tokens: pooled [n t*d].
+
+        Raises ValueError when only the mean was kept."""
+        if self.tokens is None:
+            raise ValueError(f"{self!r} holds the mean over all tokens only; extract(..., tokens=True)")
+        steps = self.tokens.unflatten(1, (self.grid[0], -1)).float().mean(2)  # [n t d]
+        return replace(self, pooled=steps.flatten(1), tokens=None, grid=None)
+
     def labelled(self, label: str) -> "Features":
         """The clips that have this label. Raises ValueError when there is no such label, or no clip with it."""
         if label not in self.labels:

@@ -294,6 +294,7 @@ def linear(
     val: float = 0.2,
     refit: bool = True,
     seed: int = 0,
+    name: str = "linear",
     benchmark: str | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -305,9 +306,17 @@ def linear(
     """
     train, test = paired(train, test, label)
     x = _standardise(train.pooled, test.pooled)
-    recipe = _Recipe("linear", LinearHead, len(train.classes[label]), list(product(lrs, wds)), epochs, batch)
+    recipe = _Recipe(name, LinearHead, len(train.classes[label]), list(product(lrs, wds)), epochs, batch)
     with _threads(1):  # matrices this small: more threads would spend the time waiting for one another
         return _probe(recipe, train, test, label, x, val=val, refit=refit, seed=seed, benchmark=benchmark, device=device, progress=progress)
+
+
+def stepwise(train: Features, test: Features, label: str = "class", **options) -> ProbeResult:
+    """`linear` on the mean over space at each time step, side by side: it sees what a mean over time hides, such as the order of events.
+
+    Needs features extracted with tokens=True.
+    """
+    return linear(train.by_step(), test.by_step(), label, name="stepwise", **options)
 
 
 VJEPA = {"lrs": (3e-4, 1e-3, 3e-3), "wds": (0.01,), "epochs": 20, "warmup": 0.1}

@@ -100,14 +100,15 @@ def failures(folder: Path) -> list[dict]:
     return []
 
 
-def failed(folder: Path, step: str, error: str, kept: Path | None = None) -> None:
-    """Write down a failure, and keep its notebook from being overwritten by the next attempt."""
+def failed(folder: Path, step: str, error: str, kept: Path | None = None) -> Path | None:
+    """Write down a failure; what is left of its notebook gets a name that the next attempt leaves alone, which is returned."""
     number = len(failures(folder)) + 1
     if kept is not None and kept.is_file() and kept.name.endswith(".failed.ipynb"):
         kept = kept.rename(kept.with_name(kept.name.replace(".failed.ipynb", f".failed-{number}.ipynb")))
     record = {"time": time.time(), "step": step, "error": error, "notebook": kept and kept.name}
     with (folder / FAILURES).open("a") as file:
         file.write(json.dumps(record) + "\n")
+    return kept
 
 
 # --------------------------------------------------------------------------------------------------------------------------------- running
@@ -137,8 +138,9 @@ def _execute(cell: Cell, step: Step, folder: Path, source: Path, progress: bool)
     try:
         notebook.run(source / f"{step.notebook}.ipynb", result(folder, step), step.params, progress=progress)
     except notebook.NotebookError as error:
-        failed(folder, step.name, str(error).split(" (see ")[0], error.notebook)
-        raise
+        said = str(error).split(" (see ")[0]
+        kept = failed(folder, step.name, said, error.notebook)
+        raise notebook.NotebookError(f"{said} (see {kept})", kept) from None
     except (ValueError, OSError) as error:
         failed(folder, step.name, f"{type(error).__name__}: {error}")
         raise
@@ -147,10 +149,28 @@ def _execute(cell: Cell, step: Step, folder: Path, source: Path, progress: bool)
 
 
 def _finish(cell: Cell, folder: Path) -> None:
-    if cell.study.keep == "rows":
-        (folder / WEIGHTS).unlink(missing_ok=True)
+    slim(folder, cell.study.keep)
     done = {step.name: notebook.status(result(folder, step)).get("seconds") for step in cell.steps(folder)}
     _write(folder, cell, {"seconds": done})
+
+
+def slim(folder: Path, keep: str) -> int:
+    """Drop what is not to be kept of a finished run's checkpoint (see `Study.keep`); returns the bytes that it frees."""
+    path = folder / WEIGHTS
+    if keep == "all" or not path.exists():
+        return 0
+    before = path.stat().st_size
+    if keep == "rows":
+        path.unlink()
+        return before
+    import torch
+
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if "optimizer" in state:
+        part = path.with_name(path.name + ".part")
+        torch.save({name: value for name, value in state.items() if name != "optimizer"}, part)
+        os.replace(part, path)
+    return before - path.stat().st_size
 
 
 def about(folder: Path) -> dict:

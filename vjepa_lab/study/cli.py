@@ -150,6 +150,19 @@ def collect(parser: argparse.ArgumentParser) -> Callable:
     return call
 
 
+def prune(parser: argparse.ArgumentParser) -> Callable:
+    """drop the weights of finished cells, or only their optimisers' state; what was measured stays"""
+    parser.add_argument("--keep", choices=("model", "rows"), required=True, help="what stays: the model's weights, or the rows alone")
+
+    def call(study, runs, only, keep, **_):
+        from .cell import slim, state
+
+        freed = [slim(runs / each.name, keep) for each in study.chosen(only) if state(each, runs).state == "done"]
+        print(f"{sum(freed) / 1e9:.2f} GB freed in {sum(map(bool, freed))} of {len(freed)} finished cells")
+
+    return call
+
+
 def rerun(parser: argparse.ArgumentParser) -> Callable:
     """run one cell again from its provenance, elsewhere, and compare weights and rows bit by bit"""
     parser.add_argument("name", help="the cell's name")
@@ -175,7 +188,8 @@ def _notebooks(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = {
-    "plan": plan, "run": run, "status": status, "table": table, "collect": collect, "rerun": rerun, "list": listing, "cell": cell,
+    "plan": plan, "run": run, "status": status, "table": table, "collect": collect, "rerun": rerun, "prune": prune,
+    "list": listing, "cell": cell,
 }  # fmt: skip
 
 

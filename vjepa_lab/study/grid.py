@@ -19,6 +19,7 @@ from typing import Any, Literal
 from ..arguments import suggest
 from ..values import Value
 
+KEEP = ("all", "model", "rows")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+]*")
 
 
@@ -42,7 +43,7 @@ class Benchmark(Value):
     name: str
     data: str = ""
     labels: tuple[str, ...] = ("class",)
-    probe: Literal["linear", "attentive", "knn"] = "linear"
+    probe: Literal["linear", "stepwise", "attentive", "knn"] = "linear"
     encoder: str = ""
     splits: tuple[str, str] = ("train", "test")
     limit: int = 0
@@ -65,7 +66,8 @@ class Study(Value):
                edition named before it, is run once
     first      variants that come before all others, with all their seeds
     preset     a size by name; `overrides` replace single values of it
-    keep       "weights", or "rows": a finished run's weights are deleted, everything measured stays
+    keep       what stays of a finished run's checkpoint: "all"; "model", without the optimiser's state; "rows": nothing but what was
+               measured
     device     where runs train, as in `pretrain`;  gpus: how many one run takes
     threads    of one run on a CPU; sums in another number of threads differ in their last bits
 
@@ -82,7 +84,7 @@ class Study(Value):
     preset: str = "micro"
     overrides: dict = field(default_factory=dict)
     extras: tuple[Extra, ...] = ()
-    keep: Literal["weights", "rows"] = "weights"
+    keep: Literal["all", "model", "rows"] = "all"
     device: str = "auto"
     gpus: int = 1
     threads: int = 1
@@ -104,8 +106,8 @@ class Study(Value):
                 raise ValueError(f"{name!r} cannot be a name here: it becomes part of file names; use letters, digits, _ . +")
         if unknown := [name for name in self.first if name not in self.variants]:
             raise ValueError(f"study {self.name!r}: first names {unknown[0]!r}, which is not among its variants")
-        if self.keep not in ("weights", "rows"):
-            raise ValueError(f"study {self.name!r}: keep={self.keep!r}; expected 'weights' or 'rows'")
+        if self.keep not in KEEP:
+            raise ValueError(f"study {self.name!r}: keep={self.keep!r}; expected one of {', '.join(KEEP)}")
         if min(self.gpus, self.threads) < 1:
             raise ValueError(f"study {self.name!r}: a run needs at least one thread and one GPU; got {self.threads} and {self.gpus}")
 

@@ -1,0 +1,335 @@
+"""Studies: the grid as a value, claims, the runner that resumes and shares, what is kept. Notebooks here are stand-ins that take no time;
+the real ones run in the slow test at the end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+
+from vjepa_lab import notebook, variants
+from vjepa_lab.study import Benchmark, Extra, Regime, Study, load
+from vjepa_lab.study import cell as cells
+from vjepa_lab.study.claim import NAME, Claimed, Owner, claim, holder
+
+PLAIN = (Regime("plain", "synthetic:plain"),)
+MOTION = (Benchmark("motion", labels=("motion",)),)
+
+PRETRAIN = """\
+variant, edition, data, regime, preset, seed, out, device = "", "", "", "", "", 0, "", ""
+workers, overrides = 0, {}
+---
+import json, os, shutil, time
+from pathlib import Path
+folder = Path(out)
+ledger = folder.parent / "ledger.txt"
+def note(what):
+    with ledger.open("a") as file:
+        file.write(f"{what} {folder.name} {os.getpid()}\\n")
+---
+note("begin")
+if variant == "hw" and not (folder.parent / "mended").exists():
+    raise RuntimeError("first line\\nno such thing as hw")
+time.sleep(float(os.environ["STAND_IN_S"]))
+shutil.copy(os.environ["STAND_IN_WEIGHTS"], folder / "last.pt")
+about = {"variant": variant, "edition": edition, "seed": seed, "data": data, "preset": {"steps": 600}}
+(folder / "config.json").write_text(json.dumps(about))
+(folder / "report.json").write_text("{}")
+note("end")
+"""
+PROBE = """\
+run, data, labels, probe, encoder, limit, train_split, test_split, options = "", "", [""], "", "", 0, "", "", {}
+controls, workers = False, 0
+---
+import hashlib
+from pathlib import Path
+folder = Path(run)
+digest = int(hashlib.sha1(folder.name.encode()).hexdigest()[:6], 16)
+rows = "".join(f"stand-in,w/{label},linear,top1,{digest % 1000 / 10},1000,student\\n" for label in labels)
+(folder / "rows.csv").write_text("variant,benchmark,probe,metric,value,n,encoder\\n" + rows)
+"""
+
+
+def stand_in(path: Path, source: str) -> None:
+    nb = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    nb.cells = [nbformat.v4.new_code_cell(part) for part in source.split("---\n")]
+    nb.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nb, path)
+
+
+class Bench:
+    """A study of stand-ins in a folder, and its runner in processes that can be killed."""
+
+    def __init__(self, folder: Path, variants: str, seeds: int, wait: float = 0.3, **more):
+        self.folder, self.runs, self.file = folder, folder / "runs", folder / "study.py"
+        (folder / "notebooks").mkdir()
+        stand_in(folder / "notebooks/01_pretrain.ipynb", PRETRAIN)
+        stand_in(folder / "notebooks/02_probe.ipynb", PROBE)
+        torch.save({"step": 600, "model": {"w": torch.arange(3.0)}, "optimizer": {"m": torch.zeros(999)}}, folder / "w.pt")
+        study = Study("bench", tuple(variants.split()), PLAIN, MOTION, seeds=range(seeds), **more)
+        self.file.write_text(f"from vjepa_lab.study import Benchmark, Regime, Study\nstudy = {study!r}\n")
+        self.study = load(self.file)
+        self.env = os.environ | {"STAND_IN_S": str(wait), "STAND_IN_WEIGHTS": str(folder / "w.pt"), "OMP_NUM_THREADS": "1"}
+
+    def start(self, command: str = "run", *words: str) -> subprocess.Popen:
+        line = [sys.executable, "-m", "vjepa_lab", "study", command, str(self.file), "--runs", str(self.runs), *words]
+        if command == "run":
+            line += ["--notebooks", str(self.folder / "notebooks"), "--jobs", "2"]
+        return subprocess.Popen(line, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def call(self, command: str = "run", *words: str) -> tuple[int, str]:
+        process = self.start(command, *words)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out + err
+
+    def ledger(self, what: str) -> list[str]:
+        file = self.runs / "ledger.txt"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [line.split()[1] for line in lines if line.startswith(what)]
+
+    def states(self) -> dict[str, str]:
+        return {cell.name: cells.state(cell, self.runs).state for cell in self.study.cells}
+
+    def wait_for(self, condition, seconds: float = 120) -> None:
+        until = time.time() + seconds
+        while not condition():
+            assert time.time() < until, self.states()
+            time.sleep(0.05)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- value
+
+
+def test_a_study_prints_as_the_code_that_rebuilds_it():
+    names = {"Study": Study, "Regime": Regime, "Benchmark": Benchmark, "Extra": Extra}
+    study = Study(
+        "whole", variants.names(), (Regime("mixed", "0.2*a + 0.8*b", {"steps": 7}),), (Benchmark("ssv2", "ssv2:x", probe="attentive"),),
+        editions=("sound", "released"), seeds=range(3), first=("ld",), overrides={"lr": 1e-4}, keep="rows",
+        extras=(Extra("06_x", {"k": 1}),),
+    )  # fmt: skip
+    assert eval(repr(study), names) == study
+    assert max(map(len, repr(study).splitlines())) <= 140
+
+
+def test_cells_are_each_distinct_recipe_once_in_the_order_of_their_worth():
+    study = Study("s", variants.names(), PLAIN, MOTION, editions=("sound", "paper", "released"), seeds=(0, 1), first=("ld", "baseline"))
+    names = [cell.name for cell in study.cells]
+    assert len(set(names)) == len(names)
+    assert names[:4] == ["ld-plain-micro-s0", "baseline-plain-micro-s0", "ld-plain-micro-s1", "baseline-plain-micro-s1"]
+    recipes = {(cell.variant, cell.seed, repr(cell.recipe)) for cell in study.cells}
+    assert len(recipes) == len(names)  # nothing runs twice under two editions
+    everything = {(name, repr(variants.recipe(name, e))) for e in study.editions for name in variants.names(e)}
+    assert len(recipes) == 2 * len(everything)  # and nothing is left out
+    sound = [cell.edition == "sound" for cell in study.cells]
+    assert sound == sorted(sound, reverse=True)
+    others = [cell.seed for cell in study.cells if cell.edition == "sound" and cell.variant not in study.first]
+    assert others == sorted(others)
+
+
+def test_an_expression_is_a_variant():
+    study = Study("s", ("baseline", "JEPA() + 0.5*Delta()"), PLAIN, MOTION, editions=("sound", "released"), seeds=(0,))
+    assert [cell.row.partition("_")[0] for cell in study.cells] == ["baseline", "custom", "baseline-released"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variants": ("basline",)}, "did you mean baseline"),
+        ({"variants": ("ld", "ld")}, "variants twice: ld"),
+        ({"seeds": ()}, "no seeds"),
+        ({"regimes": (Regime("a/b", "synthetic"),)}, "'a/b' cannot be a name"),
+        ({"first": ("fwm",)}, "'fwm', which is not among"),
+        ({"keep": "nothing"}, "expected one of all, model, rows"),
+    ],
+)
+def test_a_study_that_cannot_run_is_refused(change, message):
+    about = {"variants": ("ld",), "regimes": PLAIN, "benchmarks": MOTION} | change
+    with pytest.raises(ValueError, match=message):
+        assert Study("s", **about).cells
+
+
+def test_studies_of_the_project_are_sound():
+    files = sorted((Path(__file__).parents[1] / "studies").glob("*.py"))
+    assert files
+    for file in files:
+        study = load(file)
+        assert study.cells and len({cell.name for cell in study.cells}) == len(study.cells), file
+
+
+def test_cells_are_chosen_by_pattern():
+    study = Study("s", ("baseline", "ld", "fwm-ld"), PLAIN, MOTION, seeds=range(3))
+    assert [cell.name for cell in study.chosen("ld-*-s[12]")] == ["ld-plain-micro-s1", "ld-plain-micro-s2"]
+    assert len(study.chosen("ld")) == 6
+    with pytest.raises(ValueError, match="no cell of s matches"):
+        study.chosen("hamiltonian")
+    with pytest.raises(ValueError, match="did you mean ld-plain-micro-s1"):
+        study.cell("ld-plain-micro-s11")
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ claims
+
+
+def test_one_owner_at_a_time(tmp_path):
+    with claim(tmp_path) as me:
+        assert holder(tmp_path).owner == me
+        with pytest.raises(Claimed, match=f"process {os.getpid()} of"), claim(tmp_path):
+            pass
+    assert holder(tmp_path) is None
+    with claim(tmp_path):
+        pass
+
+
+def forged(folder: Path, silent_s: float = 0.0, **changes) -> None:
+    path = folder / NAME
+    path.write_text(json.dumps(vars(Owner.me()) | changes))
+    os.utime(path, (time.time() - silent_s,) * 2)
+
+
+def test_a_dead_owner_of_this_machine_is_recognised(tmp_path):
+    code = (
+        f"import os, signal; from vjepa_lab.study.claim import claim\nwith claim({str(tmp_path)!r}): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code])
+    assert (tmp_path / NAME).exists() and holder(tmp_path) is None
+    with claim(tmp_path) as me:
+        assert holder(tmp_path).owner == me
+    forged(tmp_path, born="1")  # a process with this number lives, but it is another one
+    with claim(tmp_path):
+        pass
+
+
+def test_the_claim_of_another_machine_is_named_and_kept(tmp_path):
+    forged(tmp_path, silent_s=7200, host="elsewhere", pid=1)
+    with pytest.raises(Claimed, match=r"on elsewhere, since .* last sign of life 2.0 h ago"), claim(tmp_path):
+        pass
+    with pytest.raises(Claimed), claim(tmp_path, void_after_s=10_000):
+        pass
+    with claim(tmp_path, void_after_s=60):
+        pass
+
+
+def test_a_claim_cut_short_while_it_was_written_is_void_after_a_while(tmp_path):
+    (tmp_path / NAME).write_text('{"host": "h')
+    with pytest.raises(Claimed, match="somebody"), claim(tmp_path):
+        pass
+    os.utime(tmp_path / NAME, (time.time() - 100,) * 2)
+    with claim(tmp_path):
+        pass
+
+
+def test_of_many_that_take_over_a_void_claim_one_wins(tmp_path):
+    for round_ in range(10):
+        forged(tmp_path, born="1")
+        won, lost, all_tried = [], [], threading.Barrier(8)
+
+        def attempt(won=won, lost=lost, all_tried=all_tried):
+            try:
+                with claim(tmp_path) as me:
+                    won.append(me)
+                    all_tried.wait(20)
+            except Claimed as error:
+                lost.append(error)
+                all_tried.wait(20)
+
+        threads = [threading.Thread(target=attempt) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (len(won), len(lost)) == (1, 7), round_
+
+
+def test_a_live_claim_is_touched(tmp_path):
+    with claim(tmp_path, beat_s=0.05):
+        os.utime(tmp_path / NAME, (0, 0))
+        time.sleep(0.3)
+        assert holder(tmp_path).silent_s < 5
+
+
+# ----------------------------------------------------------------------------------------------------------------------------- running
+
+
+def test_killed_and_resumed_nothing_is_lost_and_nothing_runs_twice(tmp_path):
+    bench = Bench(tmp_path, "baseline ld", 2, wait=1.0)
+    first = bench.start()
+    bench.wait_for(lambda: len(bench.ledger("begin")) >= 2)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    bench.wait_for(lambda: "running" not in bench.states().values())  # the cells see that their runner is gone
+    status, said = bench.call()
+    assert status == 0, said
+    assert set(bench.states().values()) == {"done"}
+    assert sorted(bench.ledger("end")) == sorted(cell.name for cell in bench.study.cells)
+    began = bench.ledger("begin")
+    status, said = bench.call()
+    assert status == 0 and "4 were done before" in said
+    assert bench.ledger("begin") == began
+    for cell in bench.study.cells:
+        assert {"01_pretrain.ipynb", "02_probe-motion.ipynb", "cell.json"} <= {path.name for path in (bench.runs / cell.name).iterdir()}
+    status, said = bench.call("table", "--csv", str(tmp_path / "rows.csv"))
+    assert len(pd.read_csv(tmp_path / "rows.csv")) == 4, said
+
+
+def test_two_runners_share_a_study(tmp_path):
+    bench = Bench(tmp_path, "baseline ld", 2)
+    both = [bench.start(), bench.start()]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sorted(bench.ledger("begin")) == sorted(bench.ledger("end")) == sorted(cell.name for cell in bench.study.cells)
+    assert set(bench.states().values()) == {"done"}
+
+
+def test_a_cell_that_fails_is_tried_again_named_and_kept(tmp_path):
+    bench = Bench(tmp_path, "hw ld", 1, keep="model")
+    status, said = bench.call()
+    assert status == 1
+    assert bench.ledger("begin").count("hw-plain-micro-s0") == 2
+    assert "RuntimeError: first line" in said and "01_pretrain.failed-2.ipynb" in said
+    assert bench.states() == {"hw-plain-micro-s0": "failed", "ld-plain-micro-s0": "done"}
+    kept = nbformat.read(bench.runs / "hw-plain-micro-s0" / "01_pretrain.failed-2.ipynb", 4)
+    assert any(output.get("ename") == "RuntimeError" for cell in kept.cells for output in cell.get("outputs", []))
+    status, said = bench.call("status")
+    assert status == 1 and "failed  hw-plain-micro-s0  01_pretrain: 01_pretrain.ipynb failed in In" in said
+    assert "optimizer" not in torch.load(bench.runs / "ld-plain-micro-s0" / "last.pt")
+
+    (bench.runs / "mended").touch()
+    status, said = bench.call()
+    assert status == 0 and set(bench.states().values()) == {"done"}, said
+    bench.call("prune", "--keep", "rows")
+    assert not list(bench.runs.glob("*/last.pt")) and set(bench.states().values()) == {"done"}
+
+
+def test_ctrl_c_stops_the_runs_and_the_same_command_goes_on(tmp_path):
+    bench = Bench(tmp_path, "baseline ld", 1, wait=60)
+    process = bench.start()
+    bench.wait_for(lambda: len(bench.ledger("begin")) == 2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "2 runs save and stop" in err and "stopped with 2 to go" in out
+    assert set(bench.states().values()) == {"stopped"}
+    assert all(notebook.status(bench.runs / cell.name / "01_pretrain.ipynb")["state"] == "interrupted" for cell in bench.study.cells)
+
+
+def test_a_benchmark_added_later_costs_its_probes_only_unless_the_weights_are_gone(tmp_path, monkeypatch):
+    bench = Bench(tmp_path, "baseline", 1, wait=0)
+    (cell,), books = bench.study.cells, tmp_path / "notebooks"
+    for name in ("STAND_IN_S", "STAND_IN_WEIGHTS"):
+        monkeypatch.setenv(name, bench.env[name])
+    cells.run(cell, bench.runs, books, progress=False)
+    more = Study("bench", ("baseline",), PLAIN, (*MOTION, Benchmark("shape", labels=("shape",))), seeds=(0,)).cells[0]
+    folder = bench.runs / cell.name
+    assert [step.name for step in cells.open_steps(more, folder)] == ["02_probe-shape"]
+    changed = Study("bench", ("baseline",), PLAIN, (Benchmark("motion", labels=("motion", "speed")),), seeds=(0,)).cells[0]
+    assert [step.name for step in cells.open_steps(changed, folder)] == ["02_probe-motion"]
+    (folder / "last.pt").unlink()
+    assert [step.name for step in cells.open_steps(more, folder)] == ["01_pretrain", "02_probe-shape"]
+    assert cells.state(cell, bench.runs).state == "done"
