@@ -20,8 +20,8 @@ from .base import Explorer, number, several
 
 @torch.no_grad()
 def panels(run: Run, clip: Tensor, recipe=None) -> dict[str, tuple[str, np.ndarray]]:
-    """{panel: (what its colours mean, frames [f y x 3] uint8)}: the clip; the first three principal components of the student's tokens, of its halves Z_app and
-    Z_dyn and of the teacher's; the error of each term on a scale of its own. Fitted on this clip alone.
+    """{panel: (its scale in words, frames [f y x 3] uint8)}: the clip; the first three principal components of the student's tokens, of its
+    halves Z_app and Z_dyn and of the teacher's; the error of each term on a scale of its own. Fitted on this clip alone.
 
     clip    uint8 [c f y x] of the run's preset
     recipe  the run's, where it uses a term defined elsewhere
