@@ -14,145 +14,18 @@ heads and turns latents into numbers. A new objective is a small class and one e
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import NamedTuple, dataclass_transform
+from typing import dataclass_transform
 
 import torch
 from torch import Tensor, nn
 
-from vjepa_lab.masks import Mask, MultiBlock
+from vjepa_lab.masks import MultiBlock
 from vjepa_lab.schedules import Schedule, Weight
 from vjepa_lab.values import Value
+from vjepa_lab.views import VIEWS, WHOLE, ErrorMap, Reordered, View, diff, mean_of
 from vjepa_lab.weighting import Weigher, Weighting
 
-VIEWS = ("full", "visible", "hidden")
-
-
-# --------------------------------------------------------------------------------------------------------------- what a term sees
-
-
-class View:
-    """What one term sees of one batch. With `view="full"` there is one View; otherwise one per mask kind.
-
-    z       student's tokens [b t h w d], normalised and cut to the channels that the term asks for (`norm`, `on`); in the visible view
-            those of the seen places, zero elsewhere; `rows` are those that count, [n d]
-    h       teacher's tokens [b t h w d], normalised, no gradient
-    valid   boolean [b t h w] (visible), [b m] (hidden, padded masks), or None: every place counts
-    pred, target, hidden    at the hidden places: prediction and teacher [b m d], token ids [b m]
-    context, seen           at the seen places: prediction [b k d], token ids [b k]
-    clip    [b c f y x] normalised pixels; grid (t, h, w); step, progress
-    """
-
-    def __init__(self, latents, name: str = "full", kind: int = 0, *, norm: str = "layer", on: str = "all"):
-        self.latents, self.name, self.kind, self.norm, self.on = latents, name, kind, norm, on
-        self.clip, self.grid, self.step, self.progress = latents.clip, latents.grid, latents.step, latents.progress
-
-    @property
-    def mask(self) -> Mask:
-        return self.latents.masks[self.kind]
-
-    def cut(self, x: Tensor) -> Tensor:
-        """The channels of x [... d] that the term works on."""
-        order = getattr(self.latents, "order", None)
-        x = x if order is None else x[..., order]
-        half = x.shape[-1] // 2
-        return {"all": x, "app": x[..., :half], "dyn": x[..., half:]}[self.on]
-
-    @cached_property
-    def _tokens(self) -> Tensor:
-        """Student's tokens, normalised and cut: [b t h w d], or [b k d] of the seen places."""
-        lat = self.latents
-        z = lat.z if self.name == "full" else lat.seen[self.kind]
-        z = self.cut(lat.normalise(z) if self.norm == "layer" else z)
-        return torch.nn.functional.layer_norm(z, z.shape[-1:]) if self.norm == "half" else z
-
-    @cached_property
-    def z(self) -> Tensor:
-        if self.name == "full":
-            return self._tokens
-        return self.latents.scatter(self._tokens, self.mask.seen, self.mask.seen_valid)
-
-    @property
-    def rows(self) -> Tensor:
-        """The tokens of z that count, for terms that are statistics over them: [n d]."""
-        if self.name == "full" or self.mask.seen_valid is None:
-            return self._tokens.flatten(0, -2)
-        return self._tokens[self.mask.seen_valid]
-
-    @property
-    def h(self) -> Tensor:
-        return self.latents.h
-
-    @cached_property
-    def valid(self) -> Tensor | None:
-        if self.name == "hidden":
-            return self.mask.hidden_valid
-        return None if self.name == "full" else self.latents.places(self.mask.seen, self.mask.seen_valid)
-
-    @property
-    def pred(self) -> Tensor:
-        return self.latents.pred[self.kind]
-
-    @property
-    def target(self) -> Tensor:
-        return self.latents.target[self.kind]
-
-    @property
-    def context(self) -> Tensor:
-        return self.latents.context[self.kind]
-
-    @property
-    def hidden(self) -> Tensor:
-        return self.mask.hidden
-
-    @property
-    def seen(self) -> Tensor:
-        return self.mask.seen
-
-    def valid_for(self, error: Tensor) -> Tensor | None:
-        """Which entries of an error map count, read off its shape: an entry [b t-j h w] made of j+1 steps needs all of them valid."""
-        valid = self.valid
-        if valid is None or valid.shape == error.shape:
-            return valid
-        b, t, *space = valid.shape
-        if error.ndim == 4 and error.shape[0] == b and list(error.shape[2:]) == space and error.shape[1] < t:
-            return valid.unfold(1, t - error.shape[1] + 1, 1).all(-1)
-        raise ValueError(
-            f"through view={self.name!r} an error map has one entry per token, {[b, t, *space]} or fewer steps; got {list(error.shape)}. "
-            "Return ErrorMap(value, weight) to say yourself which entries count."
-        )
-
-
-class Reordered:
-    """The same latents, whose channels every View takes in another order [d]."""
-
-    def __init__(self, latents, order: Tensor):
-        self.latents, self.order = latents, order
-
-    def __getattr__(self, name: str):
-        return getattr(self.latents, name)
-
-
-class ErrorMap(NamedTuple):
-    """An error map with a non-negative weight per entry (None: all alike). Its mean is sum(weight * value) / sum(weight)."""
-
-    value: Tensor
-    weight: Tensor | None = None
-
-    def mean(self) -> Tensor:
-        """Scalar; a differentiable zero where no entry counts (an image has no temporal difference)."""
-        if self.value.numel() == 0:
-            return self.value.sum()
-        if self.weight is None:
-            return self.value.mean()
-        weight = self.weight.to(self.value.dtype).expand_as(self.value)
-        return (self.value * weight).sum() / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
-
-
-def diff(x: Tensor) -> Tensor:
-    """Difference along token time: [b t ...] -> [b t-1 ...]."""
-    return x[:, 1:] - x[:, :-1]
-
+__all__ = ["ErrorMap", "Loss", "Objective", "Recipe", "Reordered", "Term", "View", "as_objective", "as_recipe", "diff"]
 
 # ------------------------------------------------------------------------------------------------------------------------- algebra
 
@@ -161,12 +34,20 @@ def diff(x: Tensor) -> Tensor:
 class Term(Value):
     """One equation. A subclass is made a frozen dataclass by itself; it defines `error` and, if it trains a head, `head`.
 
-    view  "full": student and teacher see the whole clip (a second student pass); "visible": the seen tokens of each mask kind, at no
-          extra pass; "hidden": prediction and target at the hidden places.
+    view  "full": student and teacher see the whole clip (a second student pass); "causal": the same, but a student's token sees only
+          its own time and the past (the full view shows z[t] the later frames, so the target of Eq. 6 is not hidden from its input);
+          "visible": the seen tokens of each mask kind, at no extra pass; "hidden": prediction and target at the hidden places.
     norm  what z passes through before the term: "layer" (LayerNorm without affine, as the teacher's h), "half" (the same over the
           chosen half alone) or "raw" (the encoder's output, whose gain the JEPA loss does not see).
     on    channels of z that the term sees: "all", "app" (first half), "dyn" (second half).
+
+    Images among the clips: a term about change leaves them out, and its mean is over the samples that count. `temporal` says whether
+    a term is; None reads it off the map: one with fewer steps than the grid is. Statistics that a term takes over the batch by itself
+    see the images too, unless it looks at `view.still`.
     """
+
+    temporal = None
+    idle = False  # True for a term that is meant to give no gradient
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -198,7 +79,7 @@ class Term(Value):
         return self if self.view == "hidden" else replace(self, view=view)
 
     def views(self, latents) -> Iterator[View]:
-        kinds = 1 if self.view == "full" else len(latents.masks)
+        kinds = 1 if self.view in WHOLE else len(latents.masks)
         return (View(latents, self.view, kind, norm=self.norm, on=self.on) for kind in range(kinds))
 
     def maps(self, latents, head: nn.Module | None) -> list[ErrorMap]:
@@ -208,15 +89,20 @@ class Term(Value):
             error = self.error(view, head)
             if not isinstance(error, Tensor | ErrorMap):
                 raise TypeError(f"error() must return a tensor or an ErrorMap, got {type(error).__name__}")
-            out.append(error if isinstance(error, ErrorMap) else ErrorMap(error, view.valid_for(error)))
+            error = error if isinstance(error, ErrorMap) else ErrorMap(error, view.valid_for(error))
+            out.append(self._of_clips(error, view))
         return out
+
+    def _of_clips(self, error: ErrorMap, view: View) -> ErrorMap:
+        """The map with the number of samples that count in it; without the images, if it is about change."""
+        if error.value.numel() == 0:
+            return error._replace(samples=0)
+        about_change = view.has_fewer_steps(error.value) if self.temporal is None else self.temporal
+        return error.of_samples(~view.still) if about_change and view.still is not None else error._replace(samples=len(view.clip))
 
     def loss(self, latents, head: nn.Module | None = None) -> Tensor:
         """Mean of each map, then over mask kinds (as V-JEPA averages)."""
-        means = [m.mean() for m in self.maps(latents, head)]
-        return sum(means) / len(means)
-
-    idle = False  # True for a term that is meant to give no gradient
+        return mean_of(self.maps(latents, head))
 
     @property
     def label(self) -> str:
@@ -310,21 +196,23 @@ class Loss(nn.Module):
         self.heads = nn.ModuleList(nn.Identity() if head is None else head for head in heads)
         self.weigher = None if weighting is None else Weigher(weighting, self.written())
 
-    def forward(self, latents) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, *latents) -> tuple[Tensor, dict[str, Tensor]]:
         """(total, {term name: unweighted loss}) as scalars on the device; reading them is what waits for it.
 
+        Several latents are the parts of one batch, such as videos and single images: a term's loss is the mean over parts, each counted
+        by the samples that count in it, so that images neither enter nor dilute a term about change.
         With gradient on, an adaptive rule measures the terms' gradients at the steps where it is due.
         """
-        parts, own = self.parts(latents), self.written(latents.progress)
+        parts, own = self.parts(*latents), self.written(latents[0].progress)
         if self.weigher is None:
             return sum(b * part for b, part in zip(own, parts.values(), strict=True)), parts
-        model, losses = latents.model, list(parts.values())
-        if torch.is_grad_enabled() and self.weigher.due(latents.step):
+        model, losses = latents[0].model, list(parts.values())
+        if torch.is_grad_enabled() and self.weigher.due(latents[0].step):
             self.weigher.measure(losses, list(model.student.parameters()), own)
         private = [p for module in (model.predictor, self.heads) for p in module.parameters()]
         return self.weigher.total(losses, private, own), parts
 
-    def parts(self, latents) -> dict[str, Tensor]:
+    def parts(self, *latents) -> dict[str, Tensor]:
         """{term name: unweighted loss}.
 
         Raises what a term raises, with the term's name before it; ValueError for a term that nothing trainable has a part in.
@@ -341,9 +229,9 @@ class Loss(nn.Module):
         return self.written(progress) if self.weigher is None else self.weigher.now
 
     @staticmethod
-    def _part(name: str, term: Term, latents, head: nn.Module) -> Tensor:
+    def _part(name: str, term: Term, latents: tuple, head: nn.Module) -> Tensor:
         try:
-            part = term.loss(latents, head)
+            part = mean_of([m for part in latents for m in term.maps(part, head)])
         except (ValueError, TypeError, RuntimeError) as error:
             raise type(error)(f"{name}: {error}") from error
         if torch.is_grad_enabled() and not (part.requires_grad or term.idle):
