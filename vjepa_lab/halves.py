@@ -139,7 +139,7 @@ def halves(
     """What each half of each frozen encoder's mean-pooled features knows of appearance and of dynamics, as rows.
 
     world, clips  a synthetic world, and clips of its training and test split
-    draws         random halves: the null of the gap
+    draws         random halves: the null of the gap; fewer than 19 cannot reach p = 0.05
     frozen        also read the factors from clips stopped at their first frame: there, dynamics must be at chance from any part
     how           goes to `features.extract`
 
@@ -227,7 +227,7 @@ def verdict(rows: pd.DataFrame) -> str:
     still = rows[rows["metric"].eq("frozen-dynamics") & rows["part"].eq("all")]
     control = ""
     if len(still):
-        worst_still = still.loc[still["value"].abs().idxmax()]
+        worst_still = still.loc[still["value"].idxmax()]
         control = f"; with clips stopped, dynamics is read at most {shown(worst_still, 2)} above chance"
     smoke = "Demonstration size, which decides nothing. " * bool(rows["smoke"].any())
     one = " One seed: what another would change is not in the intervals." * bool(own["seed"].nunique() < 2)

@@ -7,6 +7,7 @@ from .clips import Player, Players, curves, error_maps, masked, strips
 from .diagram import diagram
 from .fronts import correlations, pareto, ranks, scatter
 from .motion import motion
+from .representation import halves, likeness, representation
 from .retention import retention
 from .style import save
 from .tables import Table, result_table, text_table
@@ -22,11 +23,14 @@ __all__ = [
     "diagram",
     "effects",
     "error_maps",
+    "halves",
     "interaction",
+    "likeness",
     "masked",
     "motion",
     "pareto",
     "ranks",
+    "representation",
     "result_table",
     "retention",
     "save",
