@@ -12,139 +12,23 @@ Hyperparameters are chosen on a held-out fifth of *train*; the test labels are u
 """
 
 import math
-import os
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Literal
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vjepa_lab import results
 from vjepa_lab.features import Features, device_for, extract, few_shot, rank_in_class
 from vjepa_lab.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, pick, stack
 from vjepa_lab.rope import positions
+from vjepa_lab.scoring import ProbeResult, controls, paired, scored
 
 __all__ = ["Features", "ProbeResult", "attentive", "controls", "extract", "few_shot", "knn", "linear", "ridge"]
-
-# -------------------------------------------------------------------------------------------------------------------- results
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ProbeResult:
-    """What a probe found.
-
-    rows: one dict per metric: benchmark, probe, metric, value, n, lo, hi, encoder, label, probe_seed. Accuracies in percent with their 95 %
-      Wilson interval; balanced accuracy is the mean over the classes that occur in the test set, its interval Wilson's at the effective
-      n = k^2 / sum_k(1 / n_k), which is n for equal classes.
-    per_class: a row per class of the test set.  predictions: id (index in the source), label, top1, and margin: the probability of the
-      label minus the largest other one, positive where the prediction is right (0: a tie).
-    selected: the hyperparameters chosen, and by what.  search: every candidate.  controls: rows of predictors that ignore their input.
-    """
-
-    rows: list[dict]
-    per_class: pd.DataFrame
-    predictions: pd.DataFrame
-    selected: dict
-    search: pd.DataFrame = field(default_factory=pd.DataFrame)
-    controls: list[dict] = field(default_factory=list)
-
-    def value(self, metric: str = "top1") -> float:
-        return next(row["value"] for row in self.rows if row["metric"] == metric)
-
-    def table(self) -> pd.DataFrame:
-        """Rows and controls with the column `flag`: which constant predictor a number cannot be told from, if any."""
-        table = pd.DataFrame([{"source": "run"} | row for row in self.rows] + self.controls)
-        return table.assign(flag=results.flag_constant(table))
-
-    def save(self, run: str | Path) -> None:
-        """Add the rows (with the controls) to the run folder's rows.csv and the predictions to its predictions/."""
-        results.append_rows(run, self.rows + self.controls)
-        name = "-".join(str(self.rows[0][key]) for key in ("benchmark", "probe", "encoder") if self.rows[0][key])
-        path = Path(run) / "predictions" / f"{name.replace('/', '-').replace(' ', '-')}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.predictions.to_parquet(part := path.with_suffix(".part"))
-        os.replace(part, path)
-
-    def __repr__(self) -> str:
-        columns = ["benchmark", "probe", "variant", "metric", "value", "lo", "hi", "n", "flag"]
-        return self.table()[columns].to_string(index=False, na_rep="", float_format="{:.1f}".format)
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html(index=False, float_format="{:.1f}".format)
-
-
-def controls(train_labels: Tensor, test_labels: Tensor, classes: int | None = None, benchmark: str = "class") -> list[dict]:
-    """Rows (source "constant") of predictors that ignore the clip: chance, the largest classes of train, the largest classes of test.
-
-    Labels: long [n], no -1.  Values in percent of the test set. top1: chance is 1 / classes; top5 (from six classes on): the five largest
-    classes, ranked by train or by test; balanced_accuracy: 1 / classes that occur in test, whatever is named.
-    """
-    classes = classes or int(torch.cat([train_labels, test_labels]).max()) + 1
-    n, seen = len(test_labels), torch.bincount(test_labels, minlength=classes)
-    ranked = {"majority-train": torch.bincount(train_labels, minlength=classes), "majority-test": seen}
-    same = {"source": "constant", "benchmark": benchmark, "probe": "constant", "n": n}
-    rows = [same | {"variant": "chance", "metric": "top1", "value": 100 / classes}]
-    for metric, k in [("top1", 1), *[("top5", 5)] * (classes > 5)]:
-        named = {name: counts.argsort(descending=True, stable=True)[:k] for name, counts in ranked.items()}
-        rows += [same | {"variant": name, "metric": metric, "value": 100 * int(seen[top].sum()) / n} for name, top in named.items()]
-    return [*rows, same | {"variant": "chance", "metric": "balanced_accuracy", "value": 100 / int((seen > 0).sum())}]
-
-
-def scored(
-    probability: Tensor, train: Features, test: Features, label: str, probe: str, benchmark: str | None, seed: int, selected: dict,
-    search: Sequence[dict] = (),
-) -> ProbeResult:  # fmt: skip
-    """Score class probabilities [n k] of the test clips: the only place where a probe meets test labels."""
-    y, names = test.labels[label], test.classes[label]
-    about = {"benchmark": benchmark or (test.name if label == "class" else f"{test.name}/{label}"), "probe": probe}
-    probability = probability.cpu().double()
-    top1 = probability.argmax(1)
-    per_class = _per_class(y, top1, names)
-
-    measured = {"top1": (100 * (top1 == y).double().mean(), len(y))}
-    if len(names) > 5:
-        measured["top5"] = 100 * (probability.topk(5).indices == y[:, None]).any(1).double().mean(), len(y)
-    measured["balanced_accuracy"] = per_class["top1"].mean(), len(per_class) ** 2 / (1 / per_class["n"]).sum()
-    rows = []
-    for metric, (value, size) in measured.items():
-        lo, hi = map(float, results.wilson(float(value), size))
-        row = about | {"metric": metric, "value": float(value), "n": len(y), "lo": lo, "hi": hi}
-        rows.append(row | {"encoder": test.encoder, "label": label, "probe_seed": seed})
-
-    others = probability.scatter(1, y[:, None], -torch.inf).amax(1)
-    margin = (probability.gather(1, y[:, None])[:, 0] - others).float()
-    predictions = pd.DataFrame({"id": test.index, "label": y, "top1": top1, "margin": margin} | about | {"encoder": test.encoder})
-    beside = controls(train.labels[label], y, len(names), about["benchmark"])
-    return ProbeResult(rows, per_class, predictions, selected, pd.DataFrame(search), beside)
-
-
-def _per_class(y: Tensor, top1: Tensor, names: Sequence[str]) -> pd.DataFrame:
-    """Accuracy within each class that occurs, in percent with its Wilson interval."""
-    count, hits = (torch.bincount(each, minlength=len(names)) for each in (y, y[top1 == y]))
-    there = count.nonzero()[:, 0]
-    share = 100 * hits[there] / count[there]
-    lo, hi = results.wilson(share, count[there])
-    return pd.DataFrame({"class": there, "name": [names[i] for i in there], "n": count[there], "top1": share, "lo": lo, "hi": hi})
-
-
-def paired(train: Features, test: Features, label: str) -> tuple[Features, Features]:
-    train, test = train.labelled(label), test.labelled(label)
-    if train.classes[label] != test.classes[label]:
-        raise ValueError(f"train and test number the classes of {label!r} differently; open both from the same class list")
-    if train.pooled.shape[1] != test.pooled.shape[1] or train.grid != test.grid:
-        shapes = [f"{part.pooled.shape[1]} channels on {part.grid}" for part in (train, test)]
-        raise ValueError(f"train and test features differ in shape ({' and '.join(shapes)}); extract both with one encoder and clip size")
-    if train.encoder != test.encoder:
-        raise ValueError(f"train features are of {train.encoder!r}, test features of {test.encoder!r}; extract both with one encoder")
-    return train, test
-
 
 # ------------------------------------------------------------------------------------------------------------------- training
 
@@ -224,9 +108,17 @@ def _validate(heads: nn.Module, group: Sequence[tuple[float, float]], x: _Inputs
     ]
 
 
-def _choose(recipe: _Recipe, x: _Inputs, y: Tensor, val: float, seed: int, bar) -> tuple[nn.Module, dict, list[dict]]:
+def _files_held_out(y: Tensor, index: Tensor, share: float, seed: int) -> Tensor:
+    """As `_held_out`, of files: the clips of one file, which share its place `index`, lie on one side."""
+    places, back = index.unique(return_inverse=True)
+    if len(places) == len(y):
+        return _held_out(y, share, seed)
+    return _held_out(torch.empty_like(places).scatter_(0, back, y), share, seed)[back]
+
+
+def _choose(recipe: _Recipe, x: _Inputs, y: Tensor, index: Tensor, val: float, seed: int, bar) -> tuple[nn.Module, dict, list[dict]]:
     """Train every candidate on a part of train, score it on the rest -> the best head, its hyperparameters, all scores."""
-    held = _held_out(y, val, seed)
+    held = _files_held_out(y, index, val, seed)
     if not held.any():
         raise ValueError(
             f"{len(y)} training clips of {len(y.unique())} classes leave none to choose among {len(recipe.candidates)} candidates on "
@@ -261,7 +153,7 @@ def _probe(
     with tqdm(total=passes * recipe.epochs, desc=f"{recipe.probe} probe: {label}", unit="epoch", disable=not progress, leave=False) as bar:
         selected, search = dict(zip(("lr", "wd"), recipe.candidates[0], strict=True)), []
         if choose:
-            head, selected, search = _choose(recipe, seen, y, val, seed, bar)
+            head, selected, search = _choose(recipe, seen, y, train.index, val, seed, bar)
         if refit:
             head = _train(recipe, [(selected["lr"], selected["wd"])], seen, y, torch.arange(len(y)), seed, bar)
     probability = _logits(head, unseen, torch.arange(len(test)))[0].softmax(-1)
@@ -401,7 +293,7 @@ def knn(
         weight = ((closeness - 1) / temperature).exp()
         return torch.zeros(len(near), classes).scatter_add_(1, y[place], weight) / weight.sum(1, keepdim=True)
 
-    among = (x @ x.T).fill_diagonal_(-torch.inf)
+    among = (x @ x.T).masked_fill_(train.index[:, None] == train.index, -torch.inf)  # no clip of the same file votes
     search = [{"k": k, "val_top1": 100 * float((vote(among, k).argmax(1) == y).double().mean())} for k in ks]
     selected = max(search, key=lambda row: row["val_top1"]) | {"val_n": len(x)}
     return scored(vote(z @ x.T, selected["k"]), train, test, label, "knn", benchmark, 0, selected, search)
