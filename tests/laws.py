@@ -72,9 +72,9 @@ EDITIONS = [(name, edition) for edition in variants.EDITIONS for name in variant
 class Stub:
     """Latents with given student and teacher tokens [b t h w d], for laws that need no model."""
 
-    def __init__(self, z, h=None, masks=()):
+    def __init__(self, z, h=None, masks=(), still=None):
         self.z, self.h, self.masks = z, z.detach() if h is None else h, list(masks)
-        self.grid, self.step, self.progress, self.still = z.shape[1:4], 0, 0.0, None
+        self.grid, self.step, self.progress, self.still = z.shape[1:4], 0, 0.0, still
         moving = torch.randn(3, *(2 * n for n in self.grid), generator=torch.Generator().manual_seed(0))
         self.clip = moving.expand(len(z), -1, -1, -1, -1)  # the same for every sample
         self.seen = [self._at(m.seen) for m in self.masks]

@@ -1,0 +1,164 @@
+"""Images among the clips of a batch: terms about change leave them out exactly, everything else trains on them."""
+
+import pytest
+import torch
+from laws import MODIFIED, SIZE, STATISTICS, TEMPORAL, Stub, ids, tokens
+
+from vjepa_lab import masks
+from vjepa_lab.model import VJEPA
+from vjepa_lab.modifiers import Detached, Hard, Shuffled
+from vjepa_lab.objective import Loss, Objective, Term, diff
+from vjepa_lab.terms import JEPA, Context, Delta, Kinematic, Orthogonal
+
+STILL = torch.tensor([False, True, False, False, True])
+ABOUT_CHANGE = [
+    *TEMPORAL,
+    *(t for t in MODIFIED if t.term in TEMPORAL),
+    *(Hard(Delta(), scope=scope, standardise=True) for scope in ("clip", "mask", "batch", "global")),
+]
+
+
+def with_images(scale=1.0):
+    """Clips and, where STILL says so, images that fill their frames; and the clips alone, the same leaf tensors."""
+    torch.manual_seed(3)
+    z, h = tokens(b=5, scale=scale), torch.randn(5, 4, 4, 4, 12)
+    return z, h, Stub(z, h, still=STILL), Stub(z[~STILL], h[~STILL])
+
+
+@pytest.mark.parametrize("term", ABOUT_CHANGE, ids=ids(ABOUT_CHANGE))
+def test_a_term_about_change_is_what_it_is_on_the_clips_alone(term):
+    z, _, together, alone = with_images()
+    head = term.head(12)
+    losses = [term.loss(lat, head) for lat in (together, alone)]
+    torch.testing.assert_close(*losses)
+    one, other = (torch.autograd.grad(loss, z)[0] for loss in losses)
+    torch.testing.assert_close(one, other)
+    assert not one[STILL].any() and one[~STILL].abs().sum() > 0
+
+
+@pytest.mark.parametrize("term", ABOUT_CHANGE, ids=ids(ABOUT_CHANGE))
+def test_a_batch_of_images_alone_gives_a_differentiable_zero(term):
+    z = tokens(b=5)
+    loss = term.loss(Stub(z, torch.randn_like(z), still=torch.ones(5, dtype=torch.bool)), term.head(12))
+    loss.backward()
+    assert loss == 0 and z.grad is not None and not z.grad.any()
+
+
+@pytest.mark.parametrize("term", [t for t in STATISTICS if getattr(t, "projector", None) is None], ids=repr)
+def test_statistics_count_images_as_clips(term):
+    z, h, together, _ = with_images()
+    torch.testing.assert_close(term.loss(together), term.loss(Stub(z, h)))
+
+
+def drawn(batch, clip, net):
+    return masks.MultiBlock((masks.Blocks(3, 0.3), masks.Blocks(2, 0.4)), truncate="padded").draw(
+        batch, net.student.grid(clip), seed=0, step=0
+    )
+
+
+@pytest.fixture
+def model():
+    """A model and a batch of three clips and two repeated images."""
+    torch.manual_seed(0)
+    net = VJEPA.build(SIZE)
+    clip = torch.randn(5, 3, SIZE.frames, SIZE.size, SIZE.size)
+    clip[STILL] = clip[STILL][:, :, :1]
+    return net, clip
+
+
+def rows(mask, keep):
+    return masks.Mask(*(part if part is None else part[keep] for part in (mask.seen, mask.hidden, mask.seen_valid, mask.hidden_valid)))
+
+
+@pytest.mark.parametrize("view", ["full", "visible", "causal"])
+def test_weights_get_the_gradient_of_the_clips_alone(model, view):
+    net, clip = model
+    objective = Delta(view=view) + 0.5 * Hard(Kinematic(order=2, view=view))
+    every = drawn(5, clip, net)
+    gradients = []
+    for lat in (
+        net.latents(clip, every, still=STILL),
+        net.latents(clip[~STILL], [rows(m, ~STILL) for m in every]),
+    ):
+        net.zero_grad()
+        Loss(objective, net.width)(lat)[0].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.student.parameters()]))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+    assert gradients[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("term", [JEPA(), Context(), JEPA(distance="seen"), Hard(JEPA(), standardise=True)], ids=repr)
+def test_the_predictor_learns_from_images_too(model, term):
+    net, clip = model
+    every = drawn(5, clip, net)
+    torch.testing.assert_close(term.loss(net.latents(clip, every, still=STILL)), term.loss(net.latents(clip, every)))
+
+
+def test_parts_of_a_batch_count_by_their_samples(model):
+    """Videos of eight frames and images of one: the JEPA loss is the mean over samples, a term about change is the videos' alone."""
+    net, clip = model
+    videos, images = clip[~STILL], clip[STILL][:, :, :1]
+    objective = JEPA() + Delta(view="visible") + Hard(Delta()) + Shuffled(Kinematic()) + Orthogonal()
+    parts = [net.latents(x, drawn(len(x), x, net)) for x in (videos, images)]
+    loss = Loss(objective, net.width)
+    _, both = loss(*parts)
+    (_, first), (_, second) = (loss(part) for part in parts)
+    for name in both:
+        expected = (3 * first[name] + 2 * second[name]) / 5 if name in ("JEPA", "Orthogonal") else first[name]
+        torch.testing.assert_close(both[name], expected)
+        assert both[name] > 0
+    loss(*reversed(parts))[0].backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.student.parameters())
+
+
+def test_an_idle_term_leaves_images_out_too():
+    _, _, together, alone = with_images()
+    torch.testing.assert_close(Detached(Delta()).loss(together), Delta().loss(alone).detach())
+
+
+class Bend(Term):
+    """A user's term: that it is about change is read off its map."""
+
+    def error(self, view, head):  # [b t-2 h w]
+        v = diff(view.z)
+        return (v[:, 1:] * v[:, :-1]).sum(-1).abs()
+
+
+class Quiet(Term):
+    def error(self, view, head):  # [b t h w]
+        return view.z.abs().mean(-1)
+
+
+class Pooled(Term):
+    """About change by its own word, but its map has no axis of the batch."""
+
+    temporal = True
+
+    def error(self, view, head):
+        return diff(view.z).abs().mean((0, -1))
+
+
+def test_a_users_term_needs_no_word_about_images():
+    z, h, together, alone = with_images()
+    torch.testing.assert_close(Bend().loss(together), Bend().loss(alone))
+    torch.testing.assert_close(Quiet().loss(together), Quiet().loss(Stub(z, h)))
+
+
+def test_a_map_without_a_batch_axis_is_refused_by_name():
+    _, _, together, alone = with_images()
+    assert Loss(Pooled(), 12)(alone)[0] > 0
+    with pytest.raises(ValueError, match=r"Pooled: images are among the clips.*axis must be the batch of 5"):
+        Loss(Objective(((1.0, Pooled()),)), 12)(together)
+
+
+def test_guided_masks_are_uniform_for_the_images_of_a_batch():
+    """Sample by sample: where nothing moves every position is equally likely, and the clips beside it keep their own probabilities."""
+    clip = torch.rand(5, 3, 8, 64, 64, generator=torch.Generator().manual_seed(0)) ** 3
+    clip[:, :, :, :24] *= 0.1
+    clip[STILL] = clip[STILL][:, :, :1].expand(-1, -1, 8, -1, -1)
+    for where in (masks.MOTION_GUIDED.where, masks.AMG.where, masks.AMG_RELEASED.where):
+        size = masks.Size(4, 3, 4)
+        p = where.probability(where.score(clip, (4, 8, 8)), size)
+        torch.testing.assert_close(p[STILL], torch.full_like(p[STILL], 1 / p[0].numel()))
+        torch.testing.assert_close(p[~STILL], where.probability(where.score(clip[~STILL], (4, 8, 8)), size))
+        assert p[~STILL].flatten(1).std(1).min() > 1e-3
