@@ -141,7 +141,7 @@ class Motion:
 
     @property
     def straightness(self) -> float:
-        """Mean cosine of successive steps: 1 on a straight line, -1/2 for noise that is independent at each time."""
+        """Mean cosine of successive steps: 1 on a straight line, about -1/2 for noise that is independent at each time."""
         return self.bends / self.turns if self.turns else math.nan
 
     @property

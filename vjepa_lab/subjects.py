@@ -11,7 +11,8 @@ from vjepa_lab.data import Source
 from vjepa_lab.features import Features, extract
 from vjepa_lab.model import Encoder
 from vjepa_lab.presets import Preset
-from vjepa_lab.train import Run, overridden, pretrain, training_source
+from vjepa_lab.runs import Run
+from vjepa_lab.train import overridden, pretrain, training_source
 
 ENCODERS = ("student", "teacher", "initial")
 
