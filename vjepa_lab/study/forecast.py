@@ -1,0 +1,141 @@
+"""What a study will cost and what it will be able to tell, before it runs: from what was measured, else from what is stated."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from .. import planning
+from . import cell as cells
+from .grid import Cell, Study
+
+STATED_GFLOPS = {"cuda": 125_000.0}
+"""Useful bf16 operations a second, stated where none are measured: an A100 at 40 % of its peak, if the loader keeps up. A CPU's are not
+stated: they differ too much."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Work, time, disk and resolution of a study."""
+
+    study: Study
+    cells: int
+    open: int
+    petaflop: float
+    hours: float
+    runs_at_once: int
+    rate: str
+    disk_gb: float
+    checkpoint_gb: float
+    plan: planning.Plan | None
+
+    def __str__(self) -> str:
+        together = f" with {self.runs_at_once} at once" if self.runs_at_once > 1 else ""
+        time = f"{_span(self.hours)}{together}" if math.isfinite(self.hours) else "not known yet: run one cell, or state --rate GFLOPS"
+        lines = [
+            f"cells   {self.cells}, {self.open} of them to be run: {_row(self.study)}",
+            f"work    {self.petaflop:,.1f} PFLOP of pretraining ({self.rate})",
+            f"time    {time}",
+            f"disk    {self.disk_gb:.1f} GB kept; {self.checkpoint_gb:.2f} GB a checkpoint while a run trains",
+        ]
+        if self.plan is not None:
+            lines += ["", "what it resolves", str(self.plan)]
+        return "\n".join(lines)
+
+
+def forecast(study: Study, runs: str | Path, *, rate_gflops: float | None = None, sd: float = 2.0, jobs: int | None = None) -> Forecast:
+    """Cost and resolution of a study.
+
+    rate_gflops  speed of one run's training, in useful GFLOP/s; by default that of the finished runs in `runs`, else a stated one on GPUs
+    sd           spread over seeds of paired differences, in points
+    """
+    from .local import slots
+
+    runs, rooms = Path(runs), len(slots(study, jobs))
+    left = [cell for cell in study.cells if cells.state(cell, runs).state != "done"]
+    work = {cell: gflop(cell) for cell in study.cells}
+    measured = _measured(study, runs, work)
+    on_gpu = study.device != "cpu" and _has_gpu()
+    if rate_gflops:
+        rate, probes, said = rate_gflops, measured[1] if measured else 0.0, f"{rate_gflops:,.0f} GFLOP/s, as stated"
+    elif measured:
+        rate, probes = measured[:2]
+        said = f"{rate:,.0f} GFLOP/s, median of {measured[2]} finished runs"
+    elif on_gpu:
+        rate, probes, said = STATED_GFLOPS["cuda"] * study.gpus, 0.0, f"{STATED_GFLOPS['cuda'] * study.gpus:,.0f} GFLOP/s, stated"
+    else:
+        rate, probes, said = math.nan, 0.0, "no rate measured or stated"
+    hours = (sum(work[cell] for cell in left) / rate + len(left) * probes) / 3600 / rooms
+    kept = {"rows": 0.0, "model": 0.5, "all": 1.0}[study.keep]
+    sizes = {cell: checkpoint_bytes(cell) / 1e9 for cell in study.cells}
+    return Forecast(
+        study, len(study.cells), len(left), sum(work.values()) / 1e6, hours, rooms, said,
+        sum(sizes.values()) * kept + 4e-4 * len(study.cells) * (1 + len(study.benchmarks)), max(sizes.values()), _plan(study, sd),
+    )  # fmt: skip
+
+
+def gflop(cell: Cell) -> float:
+    """GFLOP of a cell's pretraining."""
+    size = cell.size
+    return _per_clip(cell.recipe, size) * size.batch * size.steps if size.steps else 0.0
+
+
+@cache
+def _per_clip(recipe, size) -> float:
+    from ..cost import cost
+
+    return cost(recipe, size).total
+
+
+@cache
+def _weights(teacher: str, levels: int, size) -> tuple[int, int]:
+    """Numbers in the trained parts of a model and in the whole."""
+    import torch
+
+    from ..model import VJEPA
+
+    with torch.device("meta"):
+        model = VJEPA.build(size, teacher=teacher, levels=levels)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad), sum(p.numel() for p in model.parameters())
+
+
+def checkpoint_bytes(cell: Cell) -> float:
+    """Size of a cell's checkpoint: the model, and two moments of every trained number; heads of the terms are small beside them."""
+    trained, every = _weights(cell.recipe.teacher, cell.recipe.levels, cell.size)
+    return 4.0 * (every + (2 * trained if cell.size.steps else 0))
+
+
+def _measured(study: Study, runs: Path, work: dict[Cell, float]) -> tuple[float, float, int] | None:
+    """(GFLOP/s, seconds of all probes, number of runs) of the finished runs: medians."""
+    rates, probes = [], []
+    for cell, amount in work.items():
+        seconds = cells.about(runs / cell.name).get("seconds", {})
+        if seconds and amount and seconds.get("01_pretrain"):
+            rates.append(amount / seconds["01_pretrain"])
+            probes.append(sum(value or 0 for name, value in seconds.items() if name != "01_pretrain"))
+    return (statistics.median(rates), statistics.median(probes), len(rates)) if rates else None
+
+
+def _plan(study: Study, sd: float) -> planning.Plan | None:
+    """What the comparisons against the baseline resolve; None where there are none."""
+    if len(study.seeds) < 2 or "baseline" not in study.variants or len(study.variants) < 2:
+        return None
+    return planning.plan(study.variants, len(study.seeds), benchmarks=sum(len(b.labels) for b in study.benchmarks), sd=sd)
+
+
+def _row(study: Study) -> str:
+    parts = {"variants": study.variants, "editions": study.editions, "regimes": study.regimes, "seeds": study.seeds}
+    return " x ".join(f"{len(values)} {name if len(values) > 1 else name[:-1]}" for name, values in parts.items())
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _span(hours: float) -> str:
+    return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:.1f} h" if hours < 72 else f"{hours / 24:.1f} days"
