@@ -58,9 +58,12 @@ def drawn(batch, clip, net):
 
 @pytest.fixture
 def model():
-    """A model and a batch of three clips and two repeated images."""
+    """A model whose student has moved away from its teacher, and a batch of three clips and two repeated images."""
     torch.manual_seed(0)
     net = VJEPA.build(SIZE)
+    with torch.no_grad():
+        for p in net.student.parameters():
+            p.add_(0.02 * torch.randn_like(p))
     clip = torch.randn(5, 3, SIZE.frames, SIZE.size, SIZE.size)
     clip[STILL] = clip[STILL][:, :, :1]
     return net, clip
@@ -106,7 +109,7 @@ def test_parts_of_a_batch_count_by_their_samples(model):
     for name in both:
         expected = (3 * first[name] + 2 * second[name]) / 5 if name in ("JEPA", "Orthogonal") else first[name]
         torch.testing.assert_close(both[name], expected)
-        assert both[name] > 0
+        assert both[name] > 0, name
     loss(*reversed(parts))[0].backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.student.parameters())
 
