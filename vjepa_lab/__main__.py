@@ -79,7 +79,7 @@ def pretrain(parser):
     from .presets import Preset
     from .train import pretrain
 
-    offer(parser, pretrain, leave_out=("callback",))
+    offer(parser, pretrain, leave_out=("callback", "probe"))
     size = parser.add_argument_group("single values of the preset")
     taken = {argument.name for argument in arguments(pretrain)} | {"name"}
     for field in fields(Preset):

@@ -3,17 +3,14 @@
 import hashlib
 import inspect
 import json
-import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-import vjepa_lab
 from vjepa_lab import variants
+from vjepa_lab.checkpoint import load, newest, replacing
 from vjepa_lab.model import VJEPA, Encoder
 from vjepa_lab.objective import Loss, Recipe
 from vjepa_lab.presets import Preset
@@ -51,10 +48,11 @@ class Run:
         return table.drop(columns="parts").join(pd.DataFrame(list(table["parts"]))) if len(table) else table
 
     def checkpoint(self, device="cpu") -> dict:
-        path = self.path / "last.pt"
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no checkpoint; run pretrain with the same arguments to train it")
-        return torch.load(path, map_location=device, weights_only=True)
+        """The last checkpoint, or the one before it (with a warning) if the last is damaged. Raises FileNotFoundError if there is none."""
+        found = newest(self.path / "last.pt")
+        if found is None:
+            raise FileNotFoundError(f"{self.path / 'last.pt'}: no checkpoint; run pretrain with the same arguments to train it")
+        return found[1] if str(device) == "cpu" else load(found[0], device)
 
     @property
     def steps_done(self) -> int:
@@ -102,16 +100,6 @@ def load_run(path: str | Path) -> Run:
     return Run(path)
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write to the path given, then put the whole file in place at once: a reader sees the old one or the new one."""
-    part = path.with_name(path.name + ".part")
-    yield part
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
 def write_json(path: Path, value) -> None:
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=1, default=str) + "\n")
@@ -137,53 +125,40 @@ def own_terms(objective) -> dict[str, str]:
         while term is not None:
             kind = type(term)
             if not kind.__module__.startswith("vjepa_lab."):
-                try:
-                    found[kind.__name__] = hashlib.sha1(inspect.getsource(kind).encode()).hexdigest()[:12]
-                except (OSError, TypeError):
-                    found[kind.__name__] = "source unknown"
+                found[kind.__name__] = fingerprint(kind)
             term = getattr(term, "term", None)
     return found
 
 
-def open_folder(folder: Path, recipe: str, config: dict, device: torch.device) -> Run:
-    """Make the run folder, or check that it holds this very run."""
+def fingerprint(kind: type) -> str:
+    """A hash of a class's source. It stays with the class, for a process that gets it without its source."""
+    if "_fingerprint" not in vars(kind):
+        try:
+            kind._fingerprint = hashlib.sha1(inspect.getsource(kind).encode()).hexdigest()[:12]
+        except (OSError, TypeError):
+            return "source unknown"
+    return kind._fingerprint
+
+
+def open_folder(folder: Path, recipe: str, config: dict, known: dict, session: dict | None) -> Run:
+    """Make the run folder, or check that it holds this very run; note the session that is to write it.
+
+    config  what was asked for, which must be the same in every session; `known` too, where the folder says it
+    """
     run = Run(folder)
     if (folder / "config.json").exists():
         theirs = run.config
-        differ = [f"{k}: {theirs.get(k)!r} there, {v!r} asked" for k, v in config.items() if theirs.get(k) != v]
+        wanted = config | {name: value for name, value in known.items() if name in theirs}
+        differ = [f"{k}: {theirs.get(k)!r} there, {v!r} asked" for k, v in wanted.items() if theirs.get(k) != v]
         if (there := (folder / "recipe.txt").read_text().strip()) != recipe:
             differ.append(f"recipe: {there} there, {recipe} asked")
         if differ:
             raise ValueError(f"{folder} holds another run ({'; '.join(differ)}); choose another folder with out=, or remove it")
+        if session:
+            write_json(folder / "config.json", theirs | {"sessions": [*theirs.get("sessions", []), session]})
         return run
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.txt").write_text(recipe + "\n")
-    versions = {"vjepa_lab": vjepa_lab.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    made = {"versions": versions, "device": str(device), "machine": platform.machine(), "threads": torch.get_num_threads()}
-    write_json(folder / "config.json", config | made)
+    made = {name: session[name] for name in ("versions", "device", "threads")} | {"machine": platform.machine()}
+    write_json(folder / "config.json", config | known | made | {"sessions": [session]})
     return run
-
-
-def _step_of(line: str) -> int | None:
-    """The step of a logged line; None for one that a kill cut short."""
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return None
-
-
-class Log:
-    """metrics.jsonl: one line per logged step; what a killed run wrote past its checkpoint is dropped on resume."""
-
-    def __init__(self, path: Path, start: int, callback=None):
-        self.path, self.callback = path, callback
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if (step := _step_of(line)) is not None and step < start]
-        with replacing(path) as part:
-            part.write_text("".join(line + "\n" for line in kept))
-
-    def __call__(self, record: dict) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        if self.callback:
-            self.callback(record)

@@ -2,19 +2,21 @@
 
 import difflib
 import hashlib
-import time
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from vjepa_lab import data as video
-from vjepa_lab import variants
+from vjepa_lab import launch, locks, provenance, variants
+from vjepa_lab.logbook import Bar
+from vjepa_lab.loop import Habits, train
 from vjepa_lab.objective import Loss
 from vjepa_lab.presets import Preset, preset
-from vjepa_lab.runs import Log, Run, build, load_run, open_folder, own_terms, replacing, run_name, write_json
-from vjepa_lab.trainer import Trainer, device_of, fast_bf16
+from vjepa_lab.processes import Team
+from vjepa_lab.runs import Run, build, open_folder, own_terms, run_name
+from vjepa_lab.trainer import Trainer, fast_bf16
 
 __all__ = [
     *("Run", "Trainer", "build", "device_of", "fast_bf16", "load_run", "overridden", "own_terms", "pretrain", "replacing", "run_name"),
@@ -34,10 +36,15 @@ def pretrain(
     runs: str | Path = "runs",
     out: str | Path | None = None,
     device: str = "auto",
+    devices: int | None = None,
     bf16: bool | None = None,
+    accumulate: int = 1,
+    clip: float | None = None,
     workers: int = 0,
     log_every: int = 10,
     save_every: int = 200,
+    keep: int = 2,
+    tensorboard: bool = False,
     progress: bool = True,
     callback=None,
     probe=None,
@@ -55,22 +62,43 @@ def pretrain(
     variant    the run's name in tables; by default the recipe's own, or "custom" and a hash
     regime     the pretraining setting's name in tables; by default the data's
     out        the run folder; by default `runs`/<variant>-<data>-<preset>-s<seed>
+    device     "auto" (cuda, else mps, else cpu), or a device by name
+    devices    so many processes on this machine share each batch, on CUDA one per GPU; terms may be defined in a notebook
     bf16       None: where the device is fast at it
+    accumulate micro-batches that a step is cut into, one after the other: less memory at once
+    clip       scale the gradients down to this norm where it is larger
+    workers    processes that read clips ahead, for each one that trains
     save_every steps between checkpoints
+    keep       checkpoints that stay: last.pt, the one before it last-1.pt, and so on
+    tensorboard write the log for TensorBoard too, into the run's folder `tensorboard`
     callback   called with each logged record (a dict), for live plots
     init       released weights to start from, as `weights.open` takes them ("vjepa2-vitl:vitl.pt"); they decide the sizes of encoder and
                predictor and how positions are told; config.json says which they were, and whether the predictor began with theirs
     rope       rotary style of a new encoder: "interleaved" (by default), or "vjepa2", which Hugging Face's format can express
     probe      called as probe(run, trainer, step) before every step and after the last, to look into the model; it must change nothing
 
-    Raises ValueError for an unknown name or parameter and for a folder that holds another run; FloatingPointError naming the term that
-    became NaN or infinite.
+    Several processes (`devices`, or torchrun) and micro-batches see the same clips under the same masks in the same step as one process.
+    What is linear in the batch comes out the same but for rounding. Of the rest SIGReg, weighted means and Hard(scope="global") reckon over
+    all processes; Orthogonal, Hard's other scopes and, under `accumulate`, adaptive weights over what is in one pass of one process.
+
+    A run that was stopped or killed goes on from its last checkpoint, on any number of processes. SIGINT, SIGTERM and SIGUSR1 save one
+    and raise Interrupted (a KeyboardInterrupt). The folder is locked while it is written.
+
+    Raises ValueError for an unknown name or parameter and for a folder that holds another run; locks.Locked for one that another process
+    writes; NotFinite (a FloatingPointError) naming the terms that became NaN or infinite, with their batch in failed-step-N.pt.
     """
+    given = {name: value for name, value in locals().items() if name != "overrides"} | overrides
+    team = Team.of_environment()
     plan = variants.recipe(recipe, edition)
     size = overridden(preset, ({"steps": 0} if plan.probe == "initial" else {}) | overrides)
     begun, places = starting_point(init, plan.levels, rope)
     if begun:
         size = replace(size, **{name: value for name, value in begun.fields.items() if name not in overrides})
+    share = share_of(size.batch, devices or team.world, accumulate)
+    if devices not in (None, team.world):
+        if team.world > 1:
+            raise ValueError(f"devices={devices}, but this is one of {team.world} processes already; leave devices out")
+        return Run(launch.together(given, devices, Team(world=devices).device(device)))
     named = variants.name_of(plan)
     plan = replace(plan, masks=size.masks_of(plan.masks))
     if variant is None:
@@ -78,7 +106,7 @@ def pretrain(
     source = training_source(data, size, seed)
     spoken = Path(source.name).name + (f"-from-{begun.release.name}" if begun else "") + (f"-{rope}" if rope else "")
     folder = Path(out) if out else Path(runs) / run_name(variant, edition, spoken, size, seed)
-    device = device_of(device)
+    device = team.device(device)
     bf16 = fast_bf16(device) if bf16 is None else bf16
     config = {
         "variant": variant, "edition": edition, "data": Path(source.name).name, "clips": len(source), "seed": seed, "preset": size.plain(),
@@ -90,51 +118,42 @@ def pretrain(
         with torch.device("meta"):
             fate = begun.predictor_for(build(plan.teacher, plan.stop_grad, plan.levels, size, seed, **places))[1]
         config |= {"init": begun.about | {"predictor": fate}, "regime": regime or f"{config['data']} from {begun.release.name}"}
-    run = open_folder(folder, repr(plan), config, device)
-    if (run.path / "report.json").exists():
-        return run
+    known = {"manifest": provenance.fingerprint(source)}
+    session = provenance.session(device, team.world) | {"accumulate": accumulate, "clip": clip, "workers": workers}
+    with ExitStack() as held:
+        team.meet(device, launch.store())
 
-    model = build(plan.teacher, plan.stop_grad, plan.levels, size, seed, bf16, **places)
-    if begun:
-        begun.begin(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
-        loss = Loss(plan.objective, model.width, plan.weighting)
-    trainer = Trainer(plan, model.to(device), loss.to(device), size, seed, device)
-    start = trainer.restore(run.path / "last.pt")
-    log = Log(run.path / "metrics.jsonl", start, callback)
+        def take() -> tuple[Run, bool]:
+            if not (done := (folder / "report.json").exists()):
+                held.enter_context(locks.hold(folder))
+                done = (folder / "report.json").exists()  # by the one that held it until now
+            return open_folder(folder, repr(plan), config, known, None if done else session), done
 
-    bar = tqdm(total=size.steps, initial=start, desc=variant, unit="step", disable=not progress)
-    batches = video.loader(source, size.batch, seed=seed, start=start, workers=workers, pin=device.type == "cuda")
-    began, clips = time.perf_counter(), 0
-    try:
-        if size.steps == 0:
-            trainer.save(run.path / "last.pt", 0)
-        for step, batch in zip(range(start, size.steps), batches, strict=False):
-            if probe:
-                probe(run, trainer, step)
-            saving = (step + 1) % save_every == 0 or step + 1 == size.steps
-            record = trainer.step(step, batch.clip, log=saving or step % log_every == 0)
-            clips += len(batch.clip)
-            bar.update()
-            if record:
-                log(record | {"clips_per_s": round(clips / (time.perf_counter() - began), 2)})
-                bar.set_postfix_str(f"loss {record['loss']:.3f}")
-            if saving:  # a step whose record was checked: a checkpoint never holds a loss that is not finite
-                trainer.save(run.path / "last.pt", step + 1)
-        if probe:
-            probe(run, trainer, size.steps)
-    except KeyboardInterrupt:
-        if trainer.whole:
-            trainer.save(run.path / "last.pt", trainer.done)
-        print(f"interrupted after step {trainer.done}: the same call goes on from the last checkpoint in {run.path}")
-        raise
-    finally:
-        bar.close()
-    seconds = time.perf_counter() - began
-    report = {"steps": size.steps, "resumed_at": start, "wall_s": round(seconds, 1), "clips_per_s": round(clips / max(seconds, 1e-9), 2)}
-    write_json(run.path / "report.json", report | {"data": source.report()})
+        run, done = team.lead(take)
+        if done:
+            return run
+        model = build(plan.teacher, plan.stop_grad, plan.levels, size, seed, bf16, **places)
+        if begun:
+            begun.begin(model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 1)
+            loss = Loss(plan.objective, model.width, plan.weighting)
+        model, loss = model.to(device), loss.to(device)
+        trainer = Trainer(plan, model, loss, size, seed, device, accumulate=accumulate, clip=clip, team=team)
+        watch = launch.relay() or Bar(variant, progress and team.first, callback)
+        held.callback(watch.close)
+        train(run, trainer, source, share, Habits(log_every, save_every, keep, workers, tensorboard, probe), watch)
+        team.wait()
     return run
+
+
+def share_of(batch: int, world: int, accumulate: int) -> int:
+    """Clips of a step in each of `world` processes; raises ValueError where they do not divide."""
+    if min(world, accumulate) < 1 or batch % (world * accumulate):
+        raise ValueError(
+            f"a batch of {batch} clips does not divide over {world} processes x {accumulate} micro-batches; change one of them"
+        )
+    return batch // world
 
 
 def starting_point(init, levels: int, rope: str | None):

@@ -1,0 +1,157 @@
+"""Locks on folders that processes of several machines may want to write: one owner at a time, named to all others.
+
+A lock is a file made in one atomic step (O_EXCL, sound on NFS too) with its owner's machine and process in it; a living owner touches it
+every few seconds. On the owner's own machine a dead owner is recognised at once and its lock taken over. Of another machine's owner only
+the last sign of life is known: its lock is respected, and the refusal says how to remove it.
+"""
+
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+BEAT_S = 10.0
+UNFINISHED_S = 60.0  # a lock file without an owner in it, this old, was cut short while it was written
+
+
+class Locked(OSError):
+    """Somebody else writes this folder."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock. `born` tells a process from a later one of the same number, `world` names what numbers the processes."""
+
+    host: str
+    world: str
+    pid: int
+    born: str
+    since: str
+    token: str
+
+    @classmethod
+    def me(cls) -> "Owner":
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        return cls(platform.node(), _world(), os.getpid(), _born(os.getpid()), now, uuid.uuid4().hex)
+
+    @property
+    def dead(self) -> bool:
+        """Whether its process is known to be gone: only on a machine (and in a container) that can tell."""
+        if (self.host, self.world) != (platform.node(), _world()):
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return bool(self.born) and _born(self.pid) != self.born
+
+
+@contextmanager
+def hold(folder: str | Path, *, name: str = "lock", patience_s: float = 3.0, beat_s: float = BEAT_S) -> Iterator[Path]:
+    """Be the only one to write `folder` (made if need be) while the block runs.
+
+    patience_s  how long to wait for a holder that may be on its way out
+    Raises Locked, with the holder's name and what to do.
+    """
+    path, me = Path(folder) / name, Owner.me()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + patience_s
+    while not _take(path, me):
+        if time.monotonic() > until:
+            raise Locked(refusal(path))
+        time.sleep(0.1)
+    over = threading.Event()
+    beating = threading.Thread(target=_beat, args=(path, beat_s, over), daemon=True)
+    beating.start()
+    try:
+        yield path
+    finally:
+        over.set()
+        beating.join()
+        if (owner := _owner(path)) and owner.token == me.token:
+            path.unlink(missing_ok=True)
+
+
+def refusal(path: Path) -> str:
+    """Who holds the lock, since when, last heard of when, and what can be done."""
+    owner, silent = _owner(path), _silence(path)
+    who = f"process {owner.pid} on {owner.host} (since {owner.since})" if owner else "another process"
+    return (
+        f"{path.parent} is being written by {who}; last sign of life {silent:.0f} s ago. Choose another folder with out=, or stop that "
+        f"process; if it is gone for certain, remove {path}"
+    )
+
+
+def _take(path: Path, me: Owner) -> bool:
+    """Make the lock file, after a dead owner's was put away."""
+    owner = _owner(path)
+    void = owner.dead if owner else path.exists() and _silence(path) > UNFINISHED_S
+    if void:
+        _put_away(path, owner)
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(asdict(me), file)
+        file.flush()
+        os.fsync(file.fileno())
+    return True
+
+
+def _put_away(path: Path, owner: Owner | None) -> None:
+    """Remove a void lock, and no other: of two that try, one gets the file, and puts back what turns out to be somebody's."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    with suppress(FileNotFoundError):
+        path.rename(aside)
+        if _owner(aside) != owner:
+            with suppress(OSError):
+                os.link(aside, path)
+        aside.unlink()
+
+
+def _owner(path: Path) -> Owner | None:
+    """Whom a lock file names; None where there is none, or no name in it (yet)."""
+    try:
+        return Owner(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _silence(path: Path) -> float:
+    """Seconds since the owner last touched the file."""
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except OSError:
+        return 0.0
+
+
+def _beat(path: Path, every_s: float, over: threading.Event) -> None:
+    while not over.wait(every_s):
+        with suppress(OSError):  # a shared file system may be away for a while
+            os.utime(path)
+
+
+def _world() -> str:
+    """Processes of two containers may have one host's name and yet not see each other."""
+    parts = []
+    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(), lambda: os.readlink("/proc/self/ns/pid")):
+        with suppress(OSError):
+            parts.append(read())
+    return " ".join(parts)
+
+
+def _born(pid: int) -> str:
+    """When a process started, in the kernel's ticks; empty where that is not to be had."""
+    with suppress(OSError, IndexError):
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state == "Z" else rest[18]
+    return ""
