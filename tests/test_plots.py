@@ -264,7 +264,8 @@ def test_own_runs_stand_beside_with_intervals_and_seeds(paper, tmp_path):
     table = plots.result_table(pd.concat([paper, own, small]), regime="mixed", benchmarks=BENCHMARKS)
     assert table.cells.columns.get_level_values(0).unique().tolist() == ["Paper, printed, one seed", "Our runs, 3 seeds"]
     assert re.fullmatch(r"\d+\.\d\d \([+−]\d+\.\d\d \[[+−]\d+\.\d, [+−]\d+\.\d\]\)", table.cells.loc["mine"].iloc[-1])
-    assert table.cells.loc["FWM-JEPA"].iloc[-1] == "" and "3 measurements of runs too small" in table.notes[-1]
+    assert table.cells.loc["FWM-JEPA"].iloc[-1] == "" and "3 measurements of runs too small" in " ".join(table.notes)
+    assert "Our runs: D-48 2,000" in table.notes[-1]
 
 
 def test_tables_are_saved_in_three_forms(paper, tmp_path):

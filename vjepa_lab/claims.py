@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -399,6 +399,28 @@ def table(judged: Iterable[dict]) -> pd.DataFrame:
         }
         for item in judged
     )
+
+
+def beside(evidences: Mapping[str, object], claims: Sequence[Claim] | None = None) -> pd.DataFrame:
+    """Verdicts on several pieces of evidence side by side: a row per claim, a column per name; None stands for evidence that is not there.
+
+    Evidence that holds nothing to judge on (only runs too small, say) fills its column with "no evidence"; `attrs["why"]` says why, by
+    name.
+    """
+    columns, why = {}, {}
+    judged = evaluate("paper", claims)
+    for name, source in evidences.items():
+        try:
+            found = None if source is None else evaluate(source, claims)
+        except ValueError as error:
+            found, why[name] = None, str(error)
+        lacking = "no runs yet" if source is None else "no evidence"
+        columns[name] = [lacking] * len(judged) if found is None else [item["verdict"] for item in found]
+    out = pd.DataFrame(
+        {"id": [i["id"] for i in judged], "where": [i["where"] for i in judged], "claim": [i["text"] for i in judged]} | columns
+    )
+    out.attrs["why"] = why
+    return out
 
 
 def main(evidence: str = "paper", as_json: bool = False) -> int:

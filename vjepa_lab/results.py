@@ -93,6 +93,11 @@ def config(run: str | Path) -> dict:
     return _json(Path(run) / "config.json")
 
 
+def report(run: str | Path) -> dict:
+    """report.json of a run folder, what its training took; empty while it is not done."""
+    return _json(Path(run) / "report.json")
+
+
 def _json(path: Path) -> dict:
     try:
         return json.loads(path.read_text())

@@ -329,6 +329,8 @@ def factorial(
         raise ValueError(f"factorial() takes one benchmark at a time, got {sorted(df['benchmark'].unique())}")
     levels = cells(df["variant"].unique(), factors, against)
     rows = df[df["variant"].isin(levels)]
+    if rows["edition"].nunique() > 1:
+        raise ValueError(f"factorial() takes one edition at a time, got {sorted(rows['edition'].dropna().unique())}")
     every = {tuple(int(f in c) for f in factors): "-".join(c) or against for k in range(len(factors) + 1) for c in combinations(factors, k)}
     missing = [name for level, name in every.items() if level not in levels.values()]
     order = len(factors) if not missing else len(factors) - 1

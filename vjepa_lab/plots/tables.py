@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from .. import results, stats
-from .bars import DAGGER, DOUBLE_DAGGER, UNTRAINED, benchmark_order, constant_note, names_of, panel_title
+from .bars import DAGGER, DOUBLE_DAGGER, SOURCES, UNTRAINED, benchmark_order, constant_note, names_of, panel_title
 
 Header = tuple[str, str]
 
@@ -62,11 +62,12 @@ class Table:
 
     def to_latex(self, label: str = "") -> str:
         """A booktabs table; needs `\\usepackage{booktabs}` only."""
-        groups, width = self._groups(), len(self.cells.columns)
+        groups = self._groups()
         kind, size = self._fit()
         lines = [rf"\begin{{{kind}}}[t]", r"\centering", size, r"\setlength{\tabcolsep}{3pt}"]
-        lines += [rf"\caption{{{latex(self.caption)}}}"] * bool(self.caption) + [rf"\label{{{label}}}"] * bool(label)
-        lines += [rf"\begin{{tabular}}{{l{self.align * width}}}", r"\toprule"]
+        caption = re.sub(r"^Table \d+\. ", "", self.caption)  # LaTeX numbers by itself
+        lines += [rf"\caption{{{latex(caption)}}}"] * bool(caption) + [rf"\label{{{label}}}"] * bool(label)
+        lines += [rf"\begin{{tabular}}{{{self._columns(size)}}}", r"\toprule"]
         if any(group for group, _ in groups):
             lines.append(" & ".join(["", *(rf"\multicolumn{{{n}}}{{c}}{{{latex(group)}}}" for group, n in groups)]) + r" \\")
             edges = [2]
@@ -84,11 +85,21 @@ class Table:
         longest = [max(map(len, map(str, [name, *self.cells.iloc[:, k]]))) for k, (_, name) in enumerate(self.cells.columns)]
         letters = max(map(len, map(str, self.cells.index))) + sum(longest)
         points = lambda size: 0.52 * size * letters + 6 * len(longest)
-        for kind, room in (("table", 235), ("table*", 470)):
+        for kind, room in (("table", 220), ("table*", 460)):
             for size, name in ((9, r"\small"), (8, r"\footnotesize"), (7, r"\scriptsize")):
                 if points(size) <= room:
                     return kind, name
         return "table*", r"\tiny"
+
+    def _columns(self, size: str) -> str:
+        """Column letters: as `align` says, but columns of long text share the line where even the smallest size does not hold them."""
+        lengths = [max(map(len, map(str, self.cells.index)))]
+        lengths += [max(map(len, map(str, [name, *self.cells.iloc[:, k]]))) for k, (_, name) in enumerate(self.cells.columns)]
+        if self.align != "l" or size != r"\tiny":
+            return "l" + self.align * (len(lengths) - 1)
+        short, wide = sum(n for n in lengths if n <= LONG), [n for n in lengths if n > LONG]
+        room = max(0.3, 1 - 0.0085 * short - 0.015 * len(lengths))  # \tiny: about 118 letters a line
+        return "".join("l" if n <= LONG else rf"p{{{room * n / sum(wide):.3f}\linewidth}}" for n in lengths)
 
     def to_csv(self) -> str:
         flat = self.cells.copy()
@@ -105,6 +116,8 @@ class Table:
         return [path.with_name(f"{path.name}.{kind}") for kind in written]
 
 
+LONG = 22
+"Letters from which a column of words may be broken into lines."
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "’": "'",
@@ -143,7 +156,8 @@ def result_table(
 ) -> Table:  # fmt: skip
     """Tables 3 to 6: accuracy and difference from the baseline per method and benchmark, printed numbers and own runs side by side.
 
-    A printed cell is `30.78 (+5.92)`, one of several seeds `29.13 (+5.10 [+3.2, +7.0])` with the 95 % interval over seed pairs.
+    A printed cell is `30.78 (+5.92)`, one of several seeds `29.13 (+5.10 [+3.2, +7.0])` with the 95 % interval over seed pairs; the
+    baseline's own cell has the interval over its seeds.
     Bold: best of the benchmark within its source, unless flagged. † no better than a constant predictor; ‡ an untrained encoder.
     variants: the rows and their order; default as in the table. Runs too small to be evidence are left out and counted in a note.
     """
@@ -171,7 +185,18 @@ def result_table(
     untrained = set(results.random_init(known)["variant"])
     frame = pd.DataFrame(cells, index=[labels[v] + (f" {DOUBLE_DAGGER}" if v in untrained else "") for v in order]).fillna("")
     frame.index.name = "method"
-    return Table(frame, caption, tuple(_notes(frame, untrained & set(order), small, metric)), pd.DataFrame(bold, index=frame.index))
+    notes = [*_notes(frame, untrained & set(order), small, metric), _sizes(known[known["variant"].isin(order)])]
+    return Table(frame, caption, tuple(filter(None, notes)), pd.DataFrame(bold, index=frame.index))
+
+
+def _sizes(known: pd.DataFrame) -> str:
+    """How many test clips each source measured on."""
+    says = []
+    for source, rows in known[known["n"].notna() & known["source"].ne("constant")].groupby("source", sort=False):
+        sizes = rows.groupby("benchmark", sort=False)["n"].agg(["min", "max"])
+        spans = [f"{b} {low:,.0f}" + f" to {high:,.0f}" * (high > low) for b, (low, high) in sizes.iterrows()]
+        says.append(f"{SOURCES.get(source, source)}: {', '.join(spans)}")
+    return f"Test clips: {'; '.join(says)}." if says else ""
 
 
 def _seeds(own: pd.DataFrame) -> pd.Series:
@@ -185,14 +210,16 @@ def _column(own: pd.DataFrame, versus: pd.DataFrame, known: pd.DataFrame, order:
     flagged = pd.Series(flags, index=own["variant"]).groupby(level=0).all()
     best = mean[~flagged.reindex(mean.index)].max()
     versus = versus.set_index("variant")
-    texts = [_cell(mean[v], versus.loc[v] if v in versus.index else None, flagged[v]) if v in mean.index else "" for v in order]
+    seeds = {v: part.groupby("seed")["value"].mean() for v, part in own.groupby("variant")}
+    texts = [_cell(mean[v], versus.loc[v] if v in versus.index else None, flagged[v], seeds[v]) if v in mean.index else "" for v in order]
     return texts, [v in mean.index and mean[v] == best and not flagged[v] for v in order]
 
 
-def _cell(value: float, against: pd.Series | None, flagged: bool) -> str:
+def _cell(value: float, against: pd.Series | None, flagged: bool, seeds: pd.Series) -> str:
     mark = DAGGER if flagged else ""
     if against is None:
-        return f"{value:.2f}{mark}"
+        over = stats.t_interval(seeds) if len(seeds) > 1 else None
+        return f"{value:.2f}{mark}" + (f" [{over.lo:.1f}, {over.hi:.1f}]" if over else "")
     signed = lambda x, digits: f"{x:+.{digits}f}".replace("-", "−")
     interval = f" [{signed(against['lo'], 1)}, {signed(against['hi'], 1)}]" if against["basis"] == "seeds" else ""
     return f"{value:.2f}{mark} ({signed(against['delta'], 2)}{interval})"

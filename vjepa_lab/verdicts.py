@@ -1,0 +1,83 @@
+"""Sentences computed from tables: what the numbers show, what they cannot decide, and on what basis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from . import results, stats
+
+ALPHA = 0.05
+ONE_SEED = "One run per cell: the intervals cover the sampling of test clips alone, so whether another seed would show the same is open."
+
+
+def _signed(value: float, digits: int = 1) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _listed(words: Sequence[str]) -> str:
+    words = list(words)
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]])) if words else "none"
+
+
+def fits(df: pd.DataFrame, factors: Sequence[str] = ("fwm", "ld", "hw"), against: str = "baseline") -> dict[str, pd.DataFrame]:
+    """`stats.factorial` for every benchmark of tidy rows of one source, regime and edition, with p adjusted (Holm) over all of them."""
+    rows = results.select(df)
+    found = {name: stats.factorial(part, factors, against) for name, part in rows.groupby("benchmark", sort=False)}
+    p = stats.holm(pd.concat([fit["p"] for fit in found.values()]))
+    at = 0
+    for fit in found.values():
+        fit["p_adj"], at = p[at : at + len(fit)], at + len(fit)
+    return found
+
+
+def factorial(fitted: Mapping[str, pd.DataFrame]) -> str:
+    """What a factorial says: do the components add up, which interactions stand, what is open. `fitted`: as `fits` gives."""
+    everything = pd.concat([fit.assign(benchmark=name) for name, fit in fitted.items()], ignore_index=True)
+    crossed = everything[everything["term"].str.contains(" x ")]
+    real = crossed[crossed["p_adj"] < ALPHA]
+    name = lambda term: term.upper().replace(" X ", " × ")
+    says = []
+    if len(real):
+        effect = lambda r: f"{name(r.term)} {_signed(r.effect)} [{_signed(r.lo)}, {_signed(r.hi)}]"
+        by_benchmark = real.groupby("benchmark", sort=False)
+        where = [f"{benchmark} ({', '.join(map(effect, part.itertuples()))})" for benchmark, part in by_benchmark]
+        says.append(f"The components do not simply add up on {_listed(where)}.")
+    quiet = [benchmark for benchmark in fitted if benchmark not in set(real["benchmark"])]
+    if quiet:
+        says.append(f"On {_listed(quiet)} no interaction can be told from zero at this n; that does not show that there is none.")
+    turned = sorted(set(_sign_changes(everything)))
+    if turned:
+        says.append(f"The effect of {_listed([name(t) for t in turned])} changes its sign from benchmark to benchmark.")
+    missing, basis = next(iter(fitted.values())).attrs["missing"], set(everything["basis"])
+    if missing:
+        says.append(
+            f"Without the cell {_listed([m.upper() for m in missing])} the three-way interaction cannot be told apart and is taken as zero."
+        )
+    says.append(ONE_SEED if basis == {"samples"} else f"Intervals are over seeds; p adjusted (Holm) over {len(everything)} effects.")
+    return " ".join(says)
+
+
+def _sign_changes(effects: pd.DataFrame) -> list[str]:
+    """Main effects that are told from zero on several benchmarks, with different signs."""
+    sure = effects[(effects["p_adj"] < ALPHA) & ~effects["term"].str.contains(" x ")]
+    return [term for term, part in sure.groupby("term") if part["effect"].gt(0).nunique() > 1]
+
+
+def tradeoff(df: pd.DataFrame, x: str, y: str, against: str = "baseline", baseline_seed: int | None = None) -> str:
+    """Whether variants that gain on one benchmark lose on the other: the rank correlation of their differences with its interval.
+
+    df: tidy rows of one source and regime.
+    """
+    table = stats.compare(results.select(df, benchmarks=[x, y]), against, baseline_seed=baseline_seed)
+    d = table.pivot_table(index="variant", columns="benchmark", values="delta").reindex(columns=[x, y]).dropna()
+    if len(d) < 4:
+        return f"{x} against {y}: {len(d)} variants measured on both, too few for a correlation."
+    rho = stats.correlation(d[x], d[y])
+    value = f"Spearman {_signed(rho.value, 2)} [{_signed(rho.lo, 2)}, {_signed(rho.hi, 2)}] over {len(d)} variants"
+    if rho.hi < 0:
+        return f"{x} against {y}: a trade-off across variants ({value})."
+    if rho.lo > 0:
+        return f"{x} against {y}: no trade-off across variants, they rise and fall together ({value}); a shared baseline adds to that."
+    return f"{x} against {y}: neither a trade-off nor its absence can be told at this number of variants ({value})."
