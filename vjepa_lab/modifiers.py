@@ -3,10 +3,10 @@
 from dataclasses import field, replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from vjepa_lab.objective import ErrorMap, Reordered, Term
+from vjepa_lab.processes import sum_over_processes
 from vjepa_lab.terms import check
 
 
@@ -104,9 +104,7 @@ class Hard(Modifier):
     def _sum(self, x: Tensor) -> Tensor:
         """Sums of the rows [g n] -> [g 1], over all processes if the scope asks for it."""
         total = x.sum(-1, keepdim=True)
-        if self.scope == "global" and dist.is_initialized():
-            dist.all_reduce(total)
-        return total
+        return sum_over_processes(total) if self.scope == "global" else total
 
     def maps(self, latents, head):
         maps = self.term.maps(latents, head)

@@ -8,8 +8,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -134,7 +134,17 @@ class Team:
             return module
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Let what an objective reckons over the batch be reckoned over all processes within the block, which all of them are in."""
+        global _sharing
+        before, _sharing = _sharing, self.world
+        try:
+            yield
+        finally:
+            _sharing = before
 
     def holding(self, module: nn.Module, hold: bool) -> AbstractContextManager:
         """Leave the gradients unaveraged within the block, if `hold`: more are to be added to them."""
@@ -142,6 +152,40 @@ class Team:
 
 
 ALONE = Team()
+
+
+# ----------------------------------------------------------------------------------------------------------- sums over the processes
+
+_sharing = 1
+
+
+def sharers() -> int:
+    """How many processes share the batch that is being worked on: 1 outside of a training step, whoever else is there."""
+    return _sharing
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes; each gets the gradients of all."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient.contiguous())
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """Sum over the processes that share a batch, with gradient."""
+    return _Sum.apply(x) if _sharing > 1 else x
+
+
+def over_processes(mean: Tensor) -> Tensor:
+    """The mean of equal shares over the processes that share a batch, with gradient."""
+    return sum_over_processes(mean) / _sharing if _sharing > 1 else mean
 
 
 def device_of(name: str) -> torch.device:

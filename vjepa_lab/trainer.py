@@ -94,14 +94,13 @@ class Trainer:
         """
         self.optimizer.zero_grad(set_to_none=True)
         pieces = self.pieces(step, batch)
-        sums: list[Tensor] = []
+        values = torch.zeros(1, device=self.device)
         for number, piece in enumerate(pieces, start=1):
-            with self.team.holding(self.passes, number < len(pieces)):
+            with self.team.sharing(), self.team.holding(self.passes, number < len(pieces)):
                 total, parts, latents = self.passes(piece, step, step / max(self.size.steps, 1))
                 (total / len(pieces)).backward()
-            values = torch.stack([total.detach(), *(part.detach() for part in parts.values())])
-            sums = [*sums, values]
-        values, names = torch.stack(sums).mean(0), ("the loss", *parts)
+            values = values + torch.stack([total, *parts.values()]).detach() / len(pieces)
+        names = ("the loss", *parts)
         self.schedule.step_update(step)
         norm = self._gradient_norm() if log or self.clip else None
         if log:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vjepa_lab.masks import Mask
+from vjepa_lab.processes import over_processes
 
 VIEWS = ("full", "causal", "visible", "hidden")
 WHOLE = ("full", "causal")  # views of whole clips, at the price of a second student pass
@@ -123,7 +124,8 @@ class Reordered:
 
 
 class ErrorMap(NamedTuple):
-    """An error map with a non-negative weight per entry (None: all alike). Its mean is sum(weight * value) / sum(weight).
+    """An error map with a non-negative weight per entry (None: all alike). Its mean is sum(weight * value) / sum(weight); where several
+    processes share a batch the weights' sum is that of all, so that the mean over processes is the mean over the whole batch.
 
     samples  how many samples of the batch count in it, an int or a scalar tensor; None: not said
     """
@@ -139,7 +141,7 @@ class ErrorMap(NamedTuple):
         if self.weight is None:
             return self.value.mean()
         weight = self.weight.to(self.value.dtype).expand_as(self.value)
-        return (self.value * weight).sum() / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
+        return (self.value * weight).sum() / over_processes(weight.sum()).clamp_min(torch.finfo(weight.dtype).tiny)
 
     def of_samples(self, keep: Tensor) -> "ErrorMap":
         """Only the samples where `keep` [b] is True count. Raises ValueError for a map whose first axis is not the batch."""

@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from vjepa_lab.processes import over_processes
 from vjepa_lab.values import Value
 
 TINY = 1e-30
@@ -230,9 +230,7 @@ class Weigher(nn.Module):
 def gramian(parts: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:
     """<g_k, g_l> of the losses' gradients on the parameters, averaged over processes first: float64 [k l] on the CPU. Keeps the graph."""
     rows = torch.stack([flat_gradient(part, parameters) for part in parts])
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(rows)
-        rows /= dist.get_world_size()
+    rows = over_processes(rows)
     return (rows @ rows.T).double().cpu()
 
 

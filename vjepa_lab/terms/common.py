@@ -5,7 +5,6 @@ from dataclasses import field
 from itertools import pairwise
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from vjepa_lab.objective import Term
@@ -44,15 +43,6 @@ def check(term: Term, **allowed: Sequence) -> None:
     for name, values in allowed.items():
         if getattr(term, name) not in values:
             raise ValueError(f"{type(term).__name__}({name}={getattr(term, name)!r}): expected one of {', '.join(map(repr, values))}")
-
-
-def over_processes(mean: Tensor) -> Tensor:
-    """The mean of equal shares over all processes, with gradient."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return mean
-    from torch.distributed.nn.functional import all_reduce
-
-    return all_reduce(mean) / dist.get_world_size()
 
 
 def none_of(view) -> Tensor:

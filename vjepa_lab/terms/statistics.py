@@ -3,13 +3,13 @@
 from dataclasses import field
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vjepa_lab.objective import ErrorMap, Term, View
-from vjepa_lab.terms.common import check, over_processes
+from vjepa_lab.processes import over_processes, sharers
+from vjepa_lab.terms.common import check
 
 
 class Orthogonal(Term):
@@ -103,8 +103,7 @@ class SIGReg(Term):
         draw = torch.Generator().manual_seed(view.step)  # the directions do not depend on how many tokens there were
         directions = F.normalize(torch.randn(x.shape[-1], self.slices, generator=draw), dim=0).to(x)
         parts = [checkpoint(self.statistic, x, counts, a, use_reentrant=False) for a in directions.split(self.CHUNK, dim=1)]
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        return ErrorMap(torch.cat(parts, dim=-1) * (counts.sum(1, keepdim=True) * world if self.n_scale else 1))
+        return ErrorMap(torch.cat(parts, dim=-1) * (counts.sum(1, keepdim=True) * sharers() if self.n_scale else 1))
 
     def sample(self, view: View) -> tuple[Tensor, Tensor]:
         """Samples [g n d] of g statistics, and how much each counts [g n]."""
