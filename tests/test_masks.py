@@ -25,6 +25,7 @@ OPTIONS = {
     "short in time": MultiBlock(kinds=(Blocks(6, (0.1, 0.4), temporal_scale=(0.25, 0.75)),)),
     "random future": MultiBlock(truncate="random", max_temporal_keep=0.5, full_complement=True),
     "linear": MultiBlock(where=Motion(sampling="linear")),
+    "zscore": MultiBlock(where=Motion(scaling="zscore")),
 }
 ALL = NAMED | OPTIONS
 
@@ -279,7 +280,7 @@ def numpy_score(clip, grid):
     return score
 
 
-def numpy_probability(score, size, strength, sampling, random_rate):
+def numpy_probability(score, size, strength, sampling, random_rate, scaling="minmax"):
     """Corner probabilities of one clip, by loops over positions."""
     t, h, w = score.shape
     count = t - size[0] + 1, h - size[1] + 1, w - size[2] + 1
@@ -290,7 +291,8 @@ def numpy_probability(score, size, strength, sampling, random_rate):
         out /= out.sum()
     else:
         heat = score.mean(0)
-        weight = heat if sampling == "linear" else np.exp(strength * (heat - heat.min()) / (heat.max() - heat.min()))
+        unit = (heat - heat.mean()) / heat.std() if scaling == "zscore" else (heat - heat.min()) / (heat.max() - heat.min())
+        weight = heat if sampling == "linear" else np.exp(strength * unit)
         weight = weight / weight.sum()
         for j, k in np.ndindex(h, w):
             out[:, np.clip(j - size[1] // 2, 0, h - size[1]), np.clip(k - size[2] // 2, 0, w - size[2])] += weight[j, k] / count[0]
@@ -298,17 +300,17 @@ def numpy_probability(score, size, strength, sampling, random_rate):
 
 
 @pytest.mark.parametrize("size", [Size(4, 3, 4), Size(2, 6, 7), Size(4, 8, 8)], ids=str)
-@pytest.mark.parametrize("sampling", ["softmax", "linear", "power"])
-def test_probabilities_agree_with_numpy(sampling, size):
+@pytest.mark.parametrize(("sampling", "scaling"), [("softmax", "minmax"), ("softmax", "zscore"), ("linear", "minmax"), ("power", "minmax")])
+def test_probabilities_agree_with_numpy(sampling, scaling, size):
     clip = np.random.default_rng(0).random((3, 3, 8, 32, 32)) ** 3
     clip[:, :, :, :12] *= 0.2  # the upper part hardly moves
     score = motion_score(torch.tensor(clip), MICRO)
     np.testing.assert_allclose(score, numpy_score(clip, MICRO), atol=1e-5)
-    where = Motion(strength=5.0, random_rate=0.2, sampling=sampling)
+    where = Motion(strength=5.0, random_rate=0.2, sampling=sampling, scaling=scaling)
     ours = where.probability(score, size)
     np.testing.assert_allclose(ours.sum((1, 2, 3)), 1, atol=1e-5)
     for p, s in zip(ours, numpy_score(clip, MICRO), strict=True):
-        np.testing.assert_allclose(p, numpy_probability(s, size, 5.0, sampling, 0.2), atol=1e-5)
+        np.testing.assert_allclose(p, numpy_probability(s, size, 5.0, sampling, 0.2, scaling), atol=1e-5)
 
 
 def test_the_released_score_is_a_trilinear_resampling_without_averaging():
@@ -398,6 +400,7 @@ def test_reprs_are_short():
         (lambda: Blocks(2, 1.5), "scale=1.5"),
         (lambda: Blocks(2, (0.7, 0.2)), r"scale=\(0.7, 0.2\)"),
         (lambda: Motion(sampling="exp"), "sampling='exp', expected one of 'softmax'"),
+        (lambda: Motion(scaling="rank"), "scaling='rank', expected one of 'minmax'"),
         (lambda: Motion(random_rate=2), "random_rate in"),
         (lambda: draw(masks.AMG, clip=None), "pass clip="),
         (lambda: draw(masks.AMG, clip=torch.rand(5, 3, 8, 64, 64)), "clip holds 5 samples, batch is 6"),

@@ -41,10 +41,16 @@ def cost(recipe: Recipe, size: Preset | str = "base", batch: int = 8) -> Cost:
     """One training step of `recipe`, counted on meta tensors at the mean number of seen and hidden tokens.
 
     batch  clips per process: official masks keep fewer tokens the more clips they are cut to.
+    Raises ValueError for a recipe of more levels than the preset has blocks.
     """
     from vjepa_lab.variants import SOUND
 
     size = preset(size)
+    if recipe.levels > size.depth:
+        raise ValueError(
+            f"the recipe has {recipe.levels} levels and preset {size.name!r} {size.depth} blocks; "
+            f"ask for the cost at replace(preset({size.name!r}), depth={recipe.levels}), or at a larger preset"
+        )
     plain = sum(_spent(SOUND["baseline"], size, batch).values())
     return Cost(size.name, _spent(recipe, size, batch), plain)
 
@@ -60,6 +66,7 @@ def _spent(recipe: Recipe, size: Preset, batch: int) -> dict[str, float]:
         "student, seen tokens": 3 * bool(views & {"visible", "hidden"}),
         "predictor": 3 * ("hidden" in views),
         "student, full clip": 3 * ("full" in views),
+        "student, causal": 3 * ("causal" in views),
         "teacher": 1,
     }
     if recipe.teacher == "online" and "full" in views:
@@ -72,7 +79,7 @@ def _spent(recipe: Recipe, size: Preset, batch: int) -> dict[str, float]:
 def typical_lengths(masks: MultiBlock, size: Preset, batch: int) -> tuple[tuple[int, int], ...]:
     """Mean numbers of seen and hidden tokens, a pair per mask kind, of masks drawn for `batch` clips."""
     pixels = torch.rand(batch, 3, size.frames, size.size, size.size) if masks.needs_clip else None
-    drawn = [masks.draw(batch, size.grid, seed=0, step=step, clip=pixels) for step in range(16 if masks.needs_clip else 256)]
+    drawn = [masks.draw(batch, size.grid, seed=0, step=step, clip=pixels) for step in range(16 if masks.needs_clip else 64)]
     lengths = torch.tensor([[[m.seen.shape[1], m.hidden.shape[1]] for m in kinds] for kinds in drawn])
     return tuple(map(tuple, lengths.double().mean(0).round().long().tolist()))
 
@@ -99,6 +106,7 @@ def _passes(size: Preset, levels: int, lengths) -> dict[str, float]:
         "student, seen tokens": _gflop(lambda: latents.seen),
         "predictor": _gflop(lambda: latents.pred),
         "student, full clip": _gflop(lambda: latents.z),
+        "student, causal": _gflop(lambda: latents.causal),
         "teacher": _gflop(lambda: latents.h),
     }
 
@@ -106,11 +114,19 @@ def _passes(size: Preset, levels: int, lengths) -> dict[str, float]:
 @lru_cache(maxsize=512)
 def _term(term: Term, size: Preset, levels: int, lengths) -> float:
     """GFLOP of one term, forward, once student, predictor and teacher have spoken."""
+    # In eval mode: batch normalisation asks for more samples than the one clip here.
     latents = _latents(size, levels, lengths)
     width = latents.model.width
     with torch.device("meta"):
-        loss = Loss(term, width)
+        loss = Loss(term, width).eval()
         full = torch.empty(1, *latents.grid, width, requires_grad=True)
         seen, hidden = ([torch.empty(1, n, width, requires_grad=True) for n in side] for side in zip(*lengths, strict=True))
-    latents.__dict__.update(z=full, h=full, seen=seen, context=seen, pred=hidden, target=hidden)
+    latents.__dict__.update(z=full, causal=full, h=full, seen=seen, context=seen, pred=hidden, target=hidden)
     return _gflop(lambda: loss(latents))
+
+
+def of_terms(recipe: Recipe, size: Preset | str = "base", batch: int = 8) -> list[float]:
+    """GFLOP per clip and step of each term by itself, its head included; the passes that it asks for come on top."""
+    size = preset(size)
+    lengths = typical_lengths(size.masks_of(recipe.masks), size, batch)
+    return [3 * _term(term, size, recipe.levels, lengths) for _, term in recipe.objective]

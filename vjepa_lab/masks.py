@@ -123,21 +123,25 @@ class Motion(Value):
     """Blocks where the clip moves (motion-guided masking, Eq. 4 and App. D of arXiv:2605.17165).
 
     With probability `random_rate`, block by block, the position is uniform. Otherwise, with s a token's motion score averaged over time:
-      softmax  block centre ~ softmax(strength * s), s scaled to [0, 1] in each clip (Eq. 4)
+      softmax  block centre ~ softmax(strength * s), s scaled in each clip as `scaling` says (Eq. 4)
       linear   block centre ~ s (App. D's wording; strength is not used)
       power    block corner ~ (mean of s over the block's own tokens and times)^strength (the published code)
     A centre whose block would leave the frame is moved inwards. A clip without motion, and so an image, gets uniform positions.
 
     motion: "tubelet-mean" averages the frame differences over colour, patch and tubelet; "released" resamples them (trilinear, no
-    averaging: it reads a few pixels of a patch), as the published code does. See `motion_score`.
+    averaging: it reads a few pixels of a patch), as the published code does. See `motion_score`. It is the motion of the clip that `draw`
+    gets, in training the augmented one: that of the frames before cropping and flipping lies elsewhere than the clip's tokens.
+    scaling (softmax): "minmax" to [0, 1], or "zscore" to mean 0 and deviation 1, where a few lively tokens go further.
     """
 
     strength: float = 2.0
     random_rate: float = 0.1
     sampling: Literal["softmax", "linear", "power"] = "softmax"
     motion: Literal["tubelet-mean", "released"] = "tubelet-mean"
+    scaling: Literal["minmax", "zscore"] = "minmax"
 
     def __post_init__(self):
+        _one_of("Motion: scaling", self.scaling, ("minmax", "zscore"))
         _one_of("Motion: sampling", self.sampling, ("softmax", "linear", "power"))
         _one_of("Motion: motion", self.motion, ("tubelet-mean", "released"))
         if not 0 <= self.random_rate <= 1 or self.strength < 0:
@@ -166,16 +170,19 @@ class Motion(Value):
 
     def _by_centre(self, score: Tensor, size: Size) -> Tensor:
         heat = score.mean(1)  # [b h w]
-        if self.sampling == "softmax":
-            low, high = heat.aminmax(dim=-1, keepdim=True)
-            low, high = low.amin(1, keepdim=True), high.amax(1, keepdim=True)
-            weight = (self.strength * (heat - low) / (high - low).clamp_min(STILL)).exp()
-        else:
-            weight = heat
+        weight = (self.strength * self._scaled(heat)).exp() if self.sampling == "softmax" else heat
         weight = weight / weight.sum((1, 2), keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
         rows, columns = (_corner_of_centre(n, block).to(weight) for n, block in zip(heat.shape[1:], size[1:], strict=True))
         starts = score.shape[1] - size.t + 1  # time is not guided: every start is equally likely
         return torch.einsum("bhw,hi,wj->bij", weight, rows, columns)[:, None].expand(-1, starts, -1, -1) / starts
+
+    def _scaled(self, heat: Tensor) -> Tensor:
+        """Motion [b h w] in a unit of the clip's own."""
+        if self.scaling == "zscore":
+            variance, mean = torch.var_mean(heat, (1, 2), correction=0, keepdim=True)
+            return (heat - mean) / variance.sqrt().clamp_min(STILL)
+        low, high = heat.amin((1, 2), keepdim=True), heat.amax((1, 2), keepdim=True)
+        return (heat - low) / (high - low).clamp_min(STILL)
 
     def _by_block(self, score: Tensor, size: Size) -> Tensor:
         relative = score / score.amax((1, 2, 3), keepdim=True).clamp_min(STILL)
