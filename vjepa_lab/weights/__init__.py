@@ -3,6 +3,6 @@
 from .download import fetch
 from .export import export
 from .files import WeightsError
-from .load import RELEASES, Weights, again, encoder, is_spec, open
+from .load import RELEASES, Weights, again, are_weights, encoder, open
 
-__all__ = ["RELEASES", "Weights", "WeightsError", "again", "encoder", "export", "fetch", "is_spec", "open"]
+__all__ = ["RELEASES", "Weights", "WeightsError", "again", "are_weights", "encoder", "export", "fetch", "open"]

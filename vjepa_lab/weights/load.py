@@ -9,6 +9,7 @@ weights.open("vjepa2.1-vitg:g.pt").predictor()
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -249,9 +250,12 @@ def parse(spec: str | Path, path: str | Path | None = None) -> tuple[Release | N
     return None, spec
 
 
-def is_spec(text: object) -> bool:
-    """Whether `text` names released weights by their name (rather than a run folder or a path)."""
-    return str(text).partition(":")[0] in RELEASES
+def are_weights(place: object) -> bool:
+    """Whether `place` speaks of released weights rather than of a run: a release's name, a URL, a file, a Hugging Face folder."""
+    if str(place).partition(":")[0] in RELEASES or is_url(place) or Path(place).is_file():
+        return True
+    config = Path(place) / "config.json"
+    return config.is_file() and "model_type" in json.loads(config.read_text())
 
 
 def recognised(release: Release | None, state: State, checkpoint: Checkpoint) -> Release:
