@@ -38,11 +38,21 @@ def test_every_encoder_of_a_run_is_looked_at_once(runs):
         subjects.subjects(runs, ("techer",))
 
 
-def test_runs_are_found_or_trained(runs, tmp_path):
+def test_runs_are_found_or_trained(runs):
     folder = runs[0].path.parent
-    assert subjects.runs_of([], [0], runs=folder) == runs
-    with pytest.raises(ValueError, match="no finished run in this folder; name the variants"):
-        subjects.runs_of([], [0], runs=tmp_path)
+    assert subjects.runs_of([], [0], preset="smoke", runs=folder) == runs
+    with pytest.raises(ValueError, match="no finished run of size micro in this folder; name the variants"):
+        subjects.runs_of([], [0], runs=folder)
+    with pytest.raises(ValueError, match="no run to look at"):
+        motion.table6([])
+
+
+def test_clips_of_one_shape_are_shown_to_all(runs, tmp_path):
+    source = data.open("synthetic", frames=8, size=16, n=8, cache="memory")
+    other = vl.pretrain("baseline", source, "smoke", runs=tmp_path, steps=0, size=16, progress=False)
+    with pytest.raises(ValueError, match=r"different shapes \(8 frames of 16 pixels, 8 frames of 32 pixels\)"):
+        subjects.clip_size(subjects.subjects([runs[0], other]))
+    assert subjects.clip_size(subjects.subjects(runs), {"size": 64}).size == 64
 
 
 def test_an_untrained_encoder_is_the_same_for_every_objective(runs):

@@ -31,6 +31,10 @@ def pictures(nb: nbformat.NotebookNode) -> int:
     return sum(kind in output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", []) for kind in kinds)
 
 
+def printed(nb: nbformat.NotebookNode) -> str:
+    return "".join(output.get("text", "") for cell in nb.cells for output in cell.get("outputs", []))
+
+
 def test_quickstart(tmp_path):
     nb = execute("00_quickstart", tmp_path, preset="smoke", steps=4, batch=4, clips=48, out=str(tmp_path / "out"))
     assert pictures(nb) >= 4
@@ -78,3 +82,19 @@ def test_audit(tmp_path):
     assert "confirmed: as coded, HW-LD is HW alone" in said
     assert "open" not in {line.split(":")[0] for line in said.splitlines()}
     assert (tmp_path / "audit.pdf").is_file()
+
+
+def test_synthetic_motion(tmp_path, trained):
+    small = {"preset": "smoke", "paper_clips": 80, "clips": 100, "retention_clips": [60, 40], "tasks": ["dirs8"]}
+    nb = execute("05_synthetic_motion", tmp_path, variants=[], **small, runs=str(trained), out=str(tmp_path / "figures"))
+    assert pictures(nb) >= 2 and "Retention: Demonstration size" in printed(nb)
+    for name in ("motion.pdf", "retention.pdf", "motion.csv"):
+        assert (tmp_path / "figures" / name).is_file()
+
+
+def test_representation(tmp_path, trained):
+    small = {"preset": "smoke", "clips": 40, "views": [16, 3], "half_clips": [60, 40], "draws": 2}
+    nb = execute("07_representation", tmp_path, **small, runs=str(trained), out=str(tmp_path / "figures"))
+    assert pictures(nb) >= 4 and "Halves: Demonstration size" in printed(nb)
+    for name in ("representation", "likeness", "halves", "feature-pca"):
+        assert (tmp_path / "figures" / f"{name}.pdf").is_file()

@@ -7,7 +7,7 @@ halves of principal components. Without a null the question has no answer: any h
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from vjepa_lab.data.synthetic import APPEARANCE, DYNAMICS
 from vjepa_lab.evaluate import still
 from vjepa_lab.features import Features
 from vjepa_lab.stats import Interval, t_interval
-from vjepa_lab.subjects import Run, subjects
+from vjepa_lab.subjects import Run, clip_size, subjects
 
 ALPHAS = tuple(10.0**k for k in range(-1, 5))
 Correct = dict[str, np.ndarray]
@@ -149,9 +149,7 @@ def halves(
     "frozen-appearance", "frozen-dynamics", "frozen-gap-dynamics": the same on stopped clips, the last one the dynamics half of the gap.
     """
     found = subjects(runs, encoders)
-    if not found:
-        raise ValueError("no run to look at; pretrain one, or name a folder that holds finished runs")
-    size = replace(found[0].size, **(shape or {}))
+    size = clip_size(found, shape)
     sources = [still(world, part, size, n) for part, n in zip(("train", "test"), clips, strict=True)]
     groups = {kind: [n for n in names if n in sources[0].classes] for kind, names in (("appearance", APPEARANCE), ("dynamics", DYNAMICS))}
     if not all(groups.values()):

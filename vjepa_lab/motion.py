@@ -20,7 +20,7 @@ from vjepa_lab.data.edited import Frozen
 from vjepa_lab.features import Features
 from vjepa_lab.presets import Preset
 from vjepa_lab.probes import ProbeResult
-from vjepa_lab.subjects import Run, Subject, subjects
+from vjepa_lab.subjects import Run, Subject, clip_size, subjects
 
 RELEASED = {"form": "released", "lrs": (3e-4,), "wds": (0.01,), "epochs": 100, "batch": 32}
 "The published probe of the synthetic task: a class token and one attention, lr 3e-4, decay .01, 100 epochs of 32, nothing selected."
@@ -71,9 +71,7 @@ def table6(
     Columns beside the common ones: task, clips, view ("clip" or a still frame). Nearest neighbours in pixels are variants of their own.
     """
     found = subjects(runs, encoders)
-    if not found:
-        raise ValueError("no run to look at; pretrain one, or name a folder that holds finished runs")
-    rows, size = [], replace(found[0].size, **(shape or {}))
+    rows, size = [], clip_size(found, shape)
     most, how = max(sizes), how | {"progress": progress}
     with tqdm(total=len(tasks) * (len(found) + 1), desc="motion tasks", unit="encoder", disable=not progress) as bar:
         for task in tasks:

@@ -21,7 +21,7 @@ from vjepa_lab.evaluate import still
 from vjepa_lab.features import clip_bar, device_for
 from vjepa_lab.geometry import Motion, alpha_req, cka, cross_correlation, lidar, participation_ratio, rankme
 from vjepa_lab.model import Encoder
-from vjepa_lab.subjects import Run, Subject, subjects
+from vjepa_lab.subjects import Run, Subject, clip_size, subjects
 
 # ---------------------------------------------------------------------------------------------------------------- blocks of an encoder
 
@@ -112,9 +112,7 @@ def measures(
     Columns beside the common ones: block (from 1), part, other, of.
     """
     found = subjects(runs, encoders)
-    if not found:
-        raise ValueError("no run to look at; pretrain one, or name a folder that holds finished runs")
-    size = replace(found[0].size, **(shape or {}))
+    size = clip_size(found, shape)
     source = still(world, "test", size, clips)
     longer = still(world, "test", replace(size, frames=2 * size.frames), views[0])
     rows, seen = [], {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from vjepa_lab import data, probes, results
 from vjepa_lab.changes import changes
 from vjepa_lab.data.synthetic import APPEARANCE, FactorMotion
 from vjepa_lab.probes import ProbeResult
-from vjepa_lab.subjects import Run, subjects
+from vjepa_lab.subjects import Run, clip_size, subjects
 
 PLACES = {"place x": 0, "place y": 1, "angle": 2, "size": 3}
 "What is continuous: where the object is in the middle of the clip, by axis of the torus."
@@ -44,9 +43,7 @@ def retention(
     factor, kind ("appearance", "dynamics", "place"), chance.
     """
     found = subjects(runs, encoders)
-    if not found:
-        raise ValueError("no run to look at; pretrain one, or name a folder that holds finished runs")
-    size = replace(found[0].size, **(shape or {}))
+    size = clip_size(found, shape)
     sources = [data.open(world, part, n=n, frames=size.frames, size=size.size) for part, n in zip(("train", "test"), clips, strict=True)]
     if not isinstance(sources[0], FactorMotion):
         raise ValueError(f"{world}: retention needs the factor world, whose scenes are known (synthetic, synthetic:plain, ...)")

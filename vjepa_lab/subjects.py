@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vjepa_lab import results
@@ -15,25 +15,30 @@ from vjepa_lab.runs import Run
 from vjepa_lab.train import overridden, pretrain, training_source
 
 ENCODERS = ("student", "teacher", "initial")
+BORN = ("dim", "depth", "heads", "patch", "tubelet", "frames", "size")
+"Fields of a preset that, with the seed, decide an untrained encoder and its clips."
 
 
-def finished(folder: str | Path) -> list[Run]:
-    """The runs in a folder whose training is over, by name; none if there is no such folder."""
-    folder = Path(folder)
-    return [Run(path) for path in sorted(folder.iterdir()) if (path / "report.json").is_file()] if folder.is_dir() else []
+def finished(folder: str | Path, preset: str | Preset | None = None) -> list[Run]:
+    """The runs in a folder whose training is over, by name, with `preset` those of that size; none if there is no such folder."""
+    folder, size = Path(folder), getattr(preset, "name", preset)
+    runs = [Run(path) for path in sorted(folder.iterdir()) if (path / "report.json").is_file()] if folder.is_dir() else []
+    return [run for run in runs if size in (None, run.config["preset"]["name"])]
 
 
 def runs_of(
     variants: Sequence[str], seeds: Iterable[int], data="synthetic", preset: str | Preset = "micro", runs: str | Path = "runs", **how
 ) -> list[Run]:
-    """Every variant with every seed, trained now unless it is there; without variants, every finished run in the folder `runs`.
+    """Every variant with every seed, trained now unless it is there; without variants, every finished run of that size in `runs`.
 
     how: further arguments of `pretrain`, and fields of the preset, such as steps=200.
     Raises ValueError when there is neither a variant to train nor a finished run.
     """
     if not variants:
-        if not (there := finished(runs)):
-            raise ValueError(f"{runs}: no finished run in this folder; name the variants to train")
+        if not (there := finished(runs, preset)):
+            raise ValueError(
+                f"{runs}: no finished run of size {getattr(preset, 'name', preset)} in this folder; name the variants to train"
+            )
         return there
     size = overridden(preset, {name: value for name, value in how.items() if name in Preset.__dataclass_fields__})
     source = training_source(data, size) if str(data).startswith("synthetic") else data  # drawn once for all runs
@@ -87,8 +92,22 @@ def subjects(runs: Iterable[Run], encoders: Sequence[str] = ("student",), initia
     trained, untrained = [], {}
     for run in runs:
         config = run.config
-        untrained.setdefault((config["seed"], config["preset"]["name"]), Subject(run, "initial"))
+        untrained.setdefault((config["seed"], *(config["preset"][name] for name in BORN)), Subject(run, "initial"))
         if config["preset"]["steps"]:
             apart = [name for name in encoders if name == "student" or (name == "teacher" and config["teacher"] == "ema")]
             trained += [Subject(run, name) for name in apart]
     return trained + list(untrained.values()) * (initial or "initial" in encoders)
+
+
+def clip_size(found: Sequence[Subject], shape: Mapping[str, int] | None = None) -> Preset:
+    """The preset whose clips all these encoders are shown, with fields replaced by `shape`.
+
+    Raises ValueError when there is no encoder, or when they were trained on clips of different shapes and `shape` does not say which.
+    """
+    if not found:
+        raise ValueError("no run to look at; pretrain one, or name a folder that holds finished runs")
+    shapes = {(subject.size.frames, subject.size.size) for subject in found}
+    if len(shapes) > 1 and not {"frames", "size"} <= set(shape or {}):
+        listed = ", ".join(f"{frames} frames of {size} pixels" for frames, size in sorted(shapes))
+        raise ValueError(f"these runs saw clips of different shapes ({listed}); look at one size at a time, or give shape=")
+    return replace(found[0].size, **(shape or {}))
