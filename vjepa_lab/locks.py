@@ -2,7 +2,7 @@
 
 A lock is a file made in one atomic step (O_EXCL, sound on NFS too) with its owner's machine and process in it; a living owner touches it
 every few seconds. On the owner's own machine a dead owner is recognised at once and its lock taken over. Of another machine's owner only
-the last sign of life is known: its lock is respected, and the refusal says how to remove it.
+the last sign of life is known: its lock is respected, and the refusal says how to remove it; or the caller says which silence voids it.
 """
 
 import json
@@ -55,16 +55,19 @@ class Owner:
 
 
 @contextmanager
-def hold(folder: str | Path, *, name: str = "lock", patience_s: float = 3.0, beat_s: float = BEAT_S) -> Iterator[Path]:
+def hold(
+    folder: str | Path, *, name: str = "lock", patience_s: float = 3.0, void_after_s: float | None = None, beat_s: float = BEAT_S
+) -> Iterator[Path]:
     """Be the only one to write `folder` (made if need be) while the block runs.
 
-    patience_s  how long to wait for a holder that may be on its way out
+    patience_s    how long to wait for a holder that may be on its way out
+    void_after_s  a holder that was silent for so long, on whatever machine, has lost the lock; None: never
     Raises Locked, with the holder's name and what to do.
     """
     path, me = Path(folder) / name, Owner.me()
     path.parent.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + patience_s
-    while not _take(path, me):
+    while not _take(path, me, void_after_s):
         if time.monotonic() > until:
             raise Locked(refusal(path))
         time.sleep(0.1)
@@ -80,6 +83,14 @@ def hold(folder: str | Path, *, name: str = "lock", patience_s: float = 3.0, bea
             path.unlink(missing_ok=True)
 
 
+def holder(folder: str | Path, name: str = "lock") -> tuple[Owner | None, float] | None:
+    """Who holds a folder (None while the lock is being written) and the seconds since the last sign of life; None if it is free."""
+    path = Path(folder) / name
+    owner = _owner(path)
+    void = owner.dead if owner else not path.exists() or _silence(path) > UNFINISHED_S
+    return None if void else (owner, _silence(path))
+
+
 def refusal(path: Path) -> str:
     """Who holds the lock, since when, last heard of when, and what can be done."""
     owner, silent = _owner(path), _silence(path)
@@ -90,12 +101,12 @@ def refusal(path: Path) -> str:
     )
 
 
-def _take(path: Path, me: Owner) -> bool:
+def _take(path: Path, me: Owner, void_after_s: float | None) -> bool:
     """Make the lock file, after a dead owner's was put away."""
-    owner = _owner(path)
-    void = owner.dead if owner else path.exists() and _silence(path) > UNFINISHED_S
-    if void:
-        _put_away(path, owner)
+    seen = _stamp(path)
+    held = holder(path.parent, path.name)
+    if seen and (held is None or (void_after_s is not None and held[1] > void_after_s)):
+        _put_away(path, seen)
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
@@ -107,15 +118,30 @@ def _take(path: Path, me: Owner) -> bool:
     return True
 
 
-def _put_away(path: Path, owner: Owner | None) -> None:
-    """Remove a void lock, and no other: of two that try, one gets the file, and puts back what turns out to be somebody's."""
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+def _put_away(path: Path, seen: tuple) -> None:
+    """Remove a void lock, unless another was made since it was `seen`. One process at a time: none can remove what another just made."""
+    guard = path.with_name(path.name + ".void")
     with suppress(FileNotFoundError):
-        path.rename(aside)
-        if _owner(aside) != owner:
-            with suppress(OSError):
-                os.link(aside, path)
-        aside.unlink()
+        if time.time() - guard.stat().st_mtime > UNFINISHED_S:  # its maker died within the lines below
+            guard.unlink()
+    try:
+        os.close(os.open(guard, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return
+    try:
+        if _stamp(path) == seen:
+            path.unlink(missing_ok=True)
+    finally:
+        guard.unlink(missing_ok=True)
+
+
+def _stamp(path: Path) -> tuple | None:
+    """What tells a file from one that takes its place."""
+    try:
+        known = path.stat()
+    except FileNotFoundError:
+        return None
+    return known.st_ino, known.st_mtime_ns, known.st_size
 
 
 def _owner(path: Path) -> Owner | None:

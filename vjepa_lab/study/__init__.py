@@ -3,7 +3,7 @@
     python -m vjepa_lab study plan studies/reference.py
     python -m vjepa_lab study run studies/reference.py
 
-`grid` has the values, `cell` runs one cell and knows where it stands, `claim` keeps two processes apart, `local` fills a machine,
+`grid` has the values, `cell` runs one cell and knows where it stands, `local` fills a machine,
 `forecast` says what a study costs and resolves, `export` gathers what is to be kept.
 """
 

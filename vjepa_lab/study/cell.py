@@ -10,13 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import notebook
-from .claim import claim, holder
+from .. import locks, notebook
 from .grid import Cell, Step
-from .provenance import machine, weights_hash
 
-CELL, FAILURES, WEIGHTS = "cell.json", "failures.jsonl", "last.pt"
-WHERE = {"out", "run", "runs", "device", "workers", "cache"}
+LOCK, CELL, FAILURES, WEIGHTS = "cell.lock", "cell.json", "failures.jsonl", "last.pt"
+WHERE = {"out", "run", "runs", "device", "devices", "workers", "cache"}
 "Parameters that say where and on what a notebook runs, not what comes out."
 
 
@@ -73,9 +71,11 @@ def state(cell: Cell, runs: Path) -> State:
     wanted = open_steps(cell, folder)
     if not wanted:
         return State("done")
-    if held := holder(folder):
-        who = f"{held.owner.host}:{held.owner.pid}" if held.owner else "?"
-        return State("running", f"{at(folder, wanted[0], cell)}  ({who})")
+    if held := locks.holder(folder, LOCK):
+        owner, silent = held
+        who = f"process {owner.pid} on {owner.host} since {owner.since}" if owner else "somebody"
+        quiet = f", silent for {age(silent)}" if silent > 5 * locks.BEAT_S else ""
+        return State("running", f"{at(folder, wanted[0], cell)}  ({who}{quiet})")
     if failed := failures(folder):
         last = failed[-1]
         return State("failed", f"{last['step']}: {last['error']}")
@@ -91,6 +91,11 @@ def at(folder: Path, step: Step, cell: Cell) -> str:
         file.seek(max(0, file.seek(0, 2) - 4096))
         return f"{step.name} step {json.loads(file.read().splitlines()[-1])['step']} of {cell.size.steps}"
     return step.name
+
+
+def age(seconds: float) -> str:
+    """A time span in one unit: 40 s, 12 min, 3.5 h."""
+    return f"{max(seconds, 0):.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def failures(folder: Path) -> list[dict]:
@@ -119,11 +124,16 @@ def run(
 ) -> Path:
     """Execute what is missing of a cell; returns its folder.
 
-    Raises Claimed if another process has it, NotebookError if a notebook fails (kept, and written down in failures.jsonl), Interrupted on
+    void_after_s  take over from another machine's process that was silent for so long; None: never
+
+    Raises Locked if another process has it, NotebookError if a notebook fails (kept, and written down in failures.jsonl), Interrupted on
     Ctrl-C or SIGTERM, after training has saved.
     """
     folder, source = Path(runs) / cell.name, notebooks_folder(notebooks)
-    with claim(folder, void_after_s):
+    with locks.hold(folder, name=LOCK, patience_s=1, void_after_s=void_after_s):
+        if void_after_s is not None:  # whoever lost the cell may have left the lock of its training
+            with locks.hold(folder, void_after_s=void_after_s):
+                pass
         wanted = open_steps(cell, folder)
         if wanted and wanted[0] == cell.steps(folder)[0] and not (folder / WEIGHTS).exists():
             (folder / "report.json").unlink(missing_ok=True)  # finished once, its weights deleted since: train it again
@@ -145,7 +155,7 @@ def _execute(cell: Cell, step: Step, folder: Path, source: Path, progress: bool)
         failed(folder, step.name, f"{type(error).__name__}: {error}")
         raise
     if step.notebook == "01_pretrain":
-        _write(folder, cell, {"trained": machine(folder), "weights_sha256": weights_hash(folder / WEIGHTS)})
+        _write(folder, cell, {"weights_sha256": weights_hash(folder / WEIGHTS)})
 
 
 def _finish(cell: Cell, folder: Path) -> None:
@@ -154,23 +164,26 @@ def _finish(cell: Cell, folder: Path) -> None:
     _write(folder, cell, {"seconds": done})
 
 
-def slim(folder: Path, keep: str) -> int:
-    """Drop what is not to be kept of a finished run's checkpoint (see `Study.keep`); returns the bytes that it frees."""
-    path = folder / WEIGHTS
-    if keep == "all" or not path.exists():
-        return 0
-    before = path.stat().st_size
-    if keep == "rows":
-        path.unlink()
-        return before
-    import torch
+def weights_hash(path: Path) -> str:
+    """sha256 of the student's, predictor's and teacher's weights in a checkpoint; equal exactly where every bit is."""
+    from .. import checkpoint
 
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if "optimizer" in state:
-        part = path.with_name(path.name + ".part")
-        torch.save({name: value for name, value in state.items() if name != "optimizer"}, part)
-        os.replace(part, path)
-    return before - path.stat().st_size
+    return checkpoint.checksum(checkpoint.load(path)["model"])
+
+
+def slim(folder: Path, keep: str) -> int:
+    """Drop what is not to be kept of a finished run's checkpoints (see `Study.keep`); returns the bytes that it frees."""
+    from .. import checkpoint
+
+    there = [path for path in checkpoint.kept(folder / WEIGHTS, 100) if path.exists()]
+    before = sum(path.stat().st_size for path in there)
+    if keep == "all" or not there:
+        return 0
+    for path in there[keep == "model" :]:
+        path.unlink()
+    if keep == "model" and "optimizer" in (state := checkpoint.load(there[0])):
+        checkpoint.save({name: value for name, value in state.items() if name != "optimizer"}, there[0])
+    return before - sum(path.stat().st_size for path in there if path.exists())
 
 
 def about(folder: Path) -> dict:

@@ -54,14 +54,14 @@ def cell(parser: argparse.ArgumentParser) -> Callable:
     _notebooks(parser)
 
     def call(study, runs, name, quiet, notebooks, void_after, **_):
+        from ..locks import Locked
         from .cell import run
-        from .claim import Claimed
         from .local import TAKEN, watch_parent
 
         watch_parent()
         try:
             print(run(study.cell(name), runs, notebooks, void_after_s=void_after, progress=not quiet))
-        except Claimed as held:
+        except Locked as held:
             print(f"vjepa-lab: {held}", file=sys.stderr)
             return TAKEN
 

@@ -1,25 +1,175 @@
-"""What is kept of a study: one table of measurements, one of runs with where they come from; and the check that a run can be had again."""
+"""What is kept of a study: rows, predictions, curves, and where each run comes from; and the check that a run can be had again."""
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from .. import results
-from .grid import Study
+from . import cell as cells
+from .grid import Cell, Study
+
+ROWS, RUNS, PREDICTIONS, CURVES = "rows.csv", "provenance/runs.csv", "predictions.parquet", "curves.parquet"
 
 
 def rows(study: Study, runs: str | Path, only: str | None = None) -> pd.DataFrame:
-    """Every measurement of a study so far, as `results.load` gives it, with the study's names of regimes.
+    """Every measurement of a study so far, as `results.load` gives it; what ignores the encoder (constants) once for each benchmark.
 
     Raises FileNotFoundError if nothing was run yet.
     """
-    found = []
-    for each in study.chosen(only):
-        folder = Path(runs) / each.name
-        if len(part := results.read_run(folder)):
-            found.append(part.assign(regime=each.regime.name))
+    found = [part for each in study.chosen(only) if len(part := results.read_run(Path(runs) / each.name))]
     if not found:
         raise FileNotFoundError(f"{runs}: no run of {study.name} was probed there yet")
-    return results.tidy(pd.concat(found, ignore_index=True))
+    table = results.tidy(pd.concat(found, ignore_index=True))
+    constant = table["source"].eq("constant")
+    again = table[constant].duplicated(["regime", "variant", "benchmark", "metric", "value", "n"])
+    return table.drop(index=again[again].index).reset_index(drop=True)
+
+
+def provenance(cell: Cell, runs: str | Path) -> dict:
+    """Where a finished run comes from, one row: recipe, seed, versions, processor, threads, data, time, and the hash of its weights."""
+    folder = Path(runs) / cell.name
+    config, report, about = results.config(folder), results.report(folder), cells.about(folder)
+    last = (config.get("sessions") or [{}])[-1]
+    versions = last.get("versions", {})
+    seconds = about.get("seconds", {})
+    return {
+        "run": cell.name, "variant": cell.variant, "edition": cell.edition, "regime": cell.regime.name, "seed": cell.seed,
+        "recipe": (folder / "recipe.txt").read_text().strip(), "preset": config.get("preset", {}).get("name"),
+        "steps": config.get("preset", {}).get("steps"), "data": config.get("spec"), "manifest": config.get("manifest"),
+        "weights_sha256": about.get("weights_sha256"), "git": versions.get("git"), "torch": versions.get("torch"),
+        "cuda": versions.get("cuda"), "python": versions.get("python"), "processor": last.get("processor"), "gpu": last.get("gpu"),
+        "threads": last.get("threads"), "bf16": config.get("bf16"), "processes": last.get("processes"),
+        "sessions": len(config.get("sessions") or []), "started": last.get("started"), "wall_s": report.get("wall_s"),
+        "probes_s": round(sum(value or 0 for name, value in seconds.items() if name != "01_pretrain"), 1),
+        "energy_j": (report.get("energy_j") or {}).get("gpu"), "alarms": len(report.get("alarms") or []),
+    }  # fmt: skip
+
+
+def finished(study: Study, runs: str | Path, only: str | None = None) -> list[Cell]:
+    return [each for each in study.chosen(only) if cells.state(each, Path(runs)).state == "done"]
+
+
+def collect(study: Study, runs: str | Path, to: str | Path, only: str | None = None) -> list[Path]:
+    """Write the finished runs of a study as tables into a folder that `results.load` reads; returns the files.
+
+    rows.csv             every measurement
+    predictions.parquet  what each probe said of each test clip, for paired statistics
+    curves.parquet       the logged steps of each pretraining
+    provenance/runs.csv  a row per run: where it comes from
+    Raises FileNotFoundError if no cell is finished.
+    """
+    runs, to, done = Path(runs), Path(to), finished(study, runs, only)
+    if not done:
+        raise FileNotFoundError(f"{runs}: no cell of {study.name} is finished yet")
+    names = {each.name for each in done}
+    table = rows(study, runs, only)
+    table = table[table["run"].isin(names)].round({"value": 4, "lo": 4, "hi": 4})
+    (to / "provenance").mkdir(parents=True, exist_ok=True)
+    table.dropna(axis=1, how="all").to_csv(to / ROWS, index=False)
+    pd.DataFrame([provenance(each, runs) for each in done]).to_csv(to / RUNS, index=False)
+    _predictions(done, runs).to_parquet(to / PREDICTIONS, compression="zstd", index=False)
+    curves = [results.metrics(runs / each.name).assign(run=each.name) for each in done if each.size.steps]
+    if curves:
+        _small(pd.concat(curves, ignore_index=True)).to_parquet(to / CURVES, compression="zstd", index=False)
+    (to / "provenance" / "study.txt").write_text(f"{study!r}\n")
+    return [path for path in (to / ROWS, to / PREDICTIONS, to / CURVES, to / RUNS, to / "provenance" / "study.txt") if path.exists()]
+
+
+def _predictions(done: list[Cell], runs: Path) -> pd.DataFrame:
+    """Predictions of every run, as `results.predictions` gives them, with the edition and without the margins."""
+    parts = [results.predictions(runs / each.name).assign(run=each.name, edition=each.edition) for each in done]
+    table = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    return _small(table.drop(columns="margin", errors="ignore"))
+
+
+def _small(table: pd.DataFrame) -> pd.DataFrame:
+    """The same table with repeated text as categories, whole numbers in as few bytes as they need, others in four."""
+    for name in table:
+        if table[name].dtype == object or isinstance(table[name].dtype, pd.StringDtype):
+            table[name] = table[name].astype("category")
+        elif pd.api.types.is_integer_dtype(table[name]):
+            table[name] = pd.to_numeric(table[name], downcast="integer")
+        elif pd.api.types.is_float_dtype(table[name]):
+            table[name] = table[name].astype("float32")
+    return table
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- again
+
+
+@dataclass(frozen=True)
+class Again:
+    """A run beside its repetition: whether weights and rows are the same, and what differs around them."""
+
+    cell: str
+    weights: bool
+    rows: int
+    differing: int
+    largest: float
+    around: tuple[str, ...]
+
+    @property
+    def equal(self) -> bool:
+        return self.weights and self.rows > 0 and self.differing == 0
+
+    def __str__(self) -> str:
+        weights = "weights equal bit by bit" if self.weights else "weights DIFFER"
+        rows = (
+            f"all {self.rows} rows equal"
+            if not self.differing
+            else f"{self.differing} of {self.rows} rows DIFFER, by {self.largest:.3g} at most"
+        )
+        around = "".join(f"\n  otherwise now: {line}" for line in self.around)
+        return f"{self.cell}: {weights}, {rows}{around}"
+
+
+SURROUNDINGS = ("recipe", "torch", "cuda", "python", "processor", "gpu", "threads", "bf16", "manifest", "git")
+
+
+def rerun(
+    cell: Cell, runs: str | Path, *, into: str | Path | None = None, against: str | Path | None = None, notebooks: str | Path | None = None
+) -> Again:
+    """Run a finished cell again in another folder, on as many threads as the first time, and compare weights and rows bit by bit.
+
+    against  a collected folder (`collect`) whose run is to be had again; by default the run itself, in `runs`
+    Raises ValueError if the run is not there, or was measured with weights of which no hash is kept.
+    """
+    first, table = _known(cell, Path(runs), against and Path(against))
+    if not isinstance(first.get("weights_sha256"), str):
+        raise ValueError(f"{cell.name}: no hash of its weights is kept; it cannot be compared")
+    os.environ["OMP_NUM_THREADS"] = str(int(first["threads"]))
+    into = Path(into) if into else Path(f"{runs}-rerun")
+    cells.run(cell, into, notebooks)
+    second, fresh = _known(cell, into, None)
+    what = ["benchmark", "probe", "metric", "encoder", "variant"]
+    both = _rounded(table).merge(_rounded(fresh), on=what, how="outer", suffixes=("_first", "_again"))
+    apart = (both["value_first"] - both["value_again"]).abs().fillna(float("inf"))
+    around = [
+        f"{name} {second.get(name)}, then {first.get(name)}" for name in SURROUNDINGS if str(second.get(name)) != str(first.get(name))
+    ]
+    same = first["weights_sha256"] == second["weights_sha256"]
+    return Again(cell.name, same, len(both), int((apart > 0).sum()), float(apart.max()) if len(apart) else 0.0, tuple(around))
+
+
+def _known(cell: Cell, runs: Path, collected: Path | None) -> tuple[dict, pd.DataFrame]:
+    """Provenance and rows of a run, from its folder or from where it was collected."""
+    if collected is None:
+        if cells.state(cell, runs).state != "done":
+            raise ValueError(f"{runs / cell.name}: not a finished cell; run it first, or name a collected folder with --against")
+        return provenance(cell, runs), results.read_run(runs / cell.name)
+    known = pd.read_csv(collected / RUNS)
+    known = known[known["run"].eq(cell.name)]
+    if known.empty:
+        raise ValueError(f"{collected / RUNS}: no run {cell.name} there")
+    table = results.load(collected)
+    return known.iloc[0].to_dict(), table[table["run"].eq(cell.name)]
+
+
+def _rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """What an encoder was measured at, as `collect` writes it."""
+    own = table[table["source"].eq("run")]
+    return own[["benchmark", "probe", "metric", "encoder", "variant", "value"]].round({"value": 4})

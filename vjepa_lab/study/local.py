@@ -1,6 +1,6 @@
 """A study on one machine, or on several that share its folder: no server, a process for each cell, as many at once as there is room for.
 
-Each cell is `python -m vjepa_lab study cell`, so a cell that dies takes nothing with it. Who runs what is settled by claims on the cells'
+Each cell is `python -m vjepa_lab study cell`, so a cell that dies takes nothing with it. Who runs what is settled by locks on the cells'
 folders: any number of `study run` may work on one folder, and each takes what no other has.
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from .. import locks
 from . import cell as cells
-from .claim import age, holder
 from .grid import Cell, Study
 
 TAKEN = 75
@@ -135,7 +135,8 @@ class _Run:
             if time.time() - self.looked.get(cell.name, 0) < LOOK_S:
                 continue
             self.looked[cell.name] = time.time()
-            if (held := holder(self.runs / cell.name)) and not self._void(held):
+            held = locks.holder(self.runs / cell.name, cells.LOCK)
+            if held and (self.void_after_s is None or held[1] < self.void_after_s):
                 continue
             self.open.remove(cell)
             if cells.state(cell, self.runs).state == "done":  # by another study run
@@ -144,9 +145,6 @@ class _Run:
                 self._gave_up(cell)
             else:
                 self._start(cell, rooms.pop(0))
-
-    def _void(self, held) -> bool:
-        return self.void_after_s is not None and held.silent_s > self.void_after_s
 
     def _start(self, cell: Cell, room: Slot) -> None:
         folder = self.runs / cell.name
@@ -224,7 +222,7 @@ def _at(cell: Cell, runs: Path) -> str:
 def _took(folder: Path) -> str:
     """Seconds and headline numbers of a finished cell."""
     seconds = sum(value or 0 for value in cells.about(folder).get("seconds", {}).values())
-    return f"{age(seconds)}  {headline(folder)}".rstrip()
+    return f"{cells.age(seconds)}  {headline(folder)}".rstrip()
 
 
 def headline(folder: Path) -> str:
