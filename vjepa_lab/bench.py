@@ -23,7 +23,8 @@ from vjepa_lab import variants
 from vjepa_lab.model import VJEPA, Block, Encoder, Grid, Predictor
 from vjepa_lab.objective import Loss
 from vjepa_lab.presets import Preset, preset
-from vjepa_lab.train import Trainer, build, device_of, fast_bf16
+from vjepa_lab.processes import device_of
+from vjepa_lab.train import Trainer, build, fast_bf16
 
 BATCH = {"base": 2, "small": 4, "tiny": 8, "micro": 32, "smoke": 32}
 
