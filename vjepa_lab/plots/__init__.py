@@ -1,6 +1,7 @@
 """Figures and tables: one function each, a tidy table in, a figure out. Nothing here loads, trains or decides what is true."""
 
 from .ablation import ablation, effects, interaction
+from .alignment import by_depth, counting, energy, foretold, through_training
 from .audit import audit
 from .bars import tradeoffs
 from .clips import Player, Players, curves, error_maps, masked, strips
@@ -11,6 +12,7 @@ from .representation import halves, likeness, representation
 from .retention import retention
 from .style import save
 from .tables import Table, result_table, text_table
+from .throughput import pretraining_cost, same_speed, step_split, throughput
 
 __all__ = [
     "Player",
@@ -18,24 +20,33 @@ __all__ = [
     "Table",
     "ablation",
     "audit",
+    "by_depth",
     "correlations",
+    "counting",
     "curves",
     "diagram",
     "effects",
+    "energy",
     "error_maps",
+    "foretold",
     "halves",
     "interaction",
     "likeness",
     "masked",
     "motion",
     "pareto",
+    "pretraining_cost",
     "ranks",
     "representation",
     "result_table",
     "retention",
+    "same_speed",
     "save",
     "scatter",
+    "step_split",
     "strips",
     "text_table",
+    "through_training",
+    "throughput",
     "tradeoffs",
 ]
