@@ -24,7 +24,9 @@ _HOME = {
     "train": "pretrain Run load_run",
     "evaluate": "probe",
     "weights": "encoder",
+    "finetuning": "finetune",
     "planning": "plan",
+    "yardsticks": "baselines",
 }
 _MODULES = [
     "objective",
@@ -44,6 +46,8 @@ _MODULES = [
     "stats",
     "planning",
     "structure",
+    "paper",
+    "verdicts",
     "claims",
     "diagnose",
     "gradients",

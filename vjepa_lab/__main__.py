@@ -112,6 +112,20 @@ def probe(parser):
     return call
 
 
+def finetune(parser):
+    """train encoder and classifier end to end, then test them; into a folder of their own"""
+    from .finetuning import finetune
+
+    offer(parser, finetune)
+
+    def call(**options):
+        done = finetune(**options)
+        columns = ["benchmark", "probe", "variant", "metric", "value", "lo", "hi", "n"]
+        print(f"{done.rows()[columns].to_string(index=False, float_format='%.2f')}\n{done.path}")
+
+    return call
+
+
 def table(parser):
     """show the results of runs, beside the paper's, in one table"""
     parser.add_argument("paths", nargs="*", type=Path, help="run folders, folders of them, csv files; default runs and data/paper")
@@ -212,6 +226,7 @@ COMMANDS: dict[str, Callable | None] = {
     "variants": variants,
     "pretrain": pretrain,
     "probe": probe,
+    "finetune": finetune,
     "table": table,
     "claims": claims,
     "data check": data_check,

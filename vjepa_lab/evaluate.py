@@ -54,7 +54,7 @@ def probe(
     labels   names of the labels to read off, such as ("motion", "shape") in the factor world
     probe    "linear" (mean-pooled) | "stepwise" (linear, time steps side by side) | "attentive" (all tokens) | "knn"
     encoder  "student" | "teacher" | "initial"; by default the recipe's choice, of released weights the teacher
-    segments clips in time of each video; with `merge="tokens"` the probe reads them together, in training and test, as V-JEPA's do
+    segments  clips in time of each video; with `merge="tokens"` the probe reads them together, in training and test, as V-JEPA's do
     views    crops across the picture of each test video (3: left, centre, right); the softmax is averaged, one prediction per video
     merge    "tokens", or "softmax": the probe is trained on the centre clip and its softmax averaged over all segments and views
     frames   frames per clip; by default the run's, of released weights 16

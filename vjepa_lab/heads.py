@@ -213,3 +213,8 @@ def pick(head: nn.Module, i: int) -> nn.Module:
     for parameter in head.parameters():
         parameter.data = parameter.data[i : i + 1].clone()
     return head
+
+
+def divisor(dim: int, most: int) -> int:
+    """The largest number of attention heads, up to `most`, that divides `dim` channels."""
+    return next(heads for heads in range(min(most, dim), 0, -1) if dim % heads == 0)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vjepa_lab.features import Features, device_for, extract, few_shot, rank_in_class
-from vjepa_lab.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, pick, stack
+from vjepa_lab.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, divisor, pick, stack
 from vjepa_lab.rope import positions
 from vjepa_lab.scoring import ProbeResult, controls, paired, scored
 
@@ -257,17 +257,13 @@ def attentive(
     probe, make, heads, how = ATTENTIVE[form]
     how = how | {name: value for name, value in {"lrs": lrs, "wds": wds, "epochs": epochs}.items() if value is not None}
     candidates, dim = list(product(how.pop("lrs"), how.pop("wds"))), train.tokens.shape[-1]
-    options = how.pop("options", {}) | {"heads": _heads(dim, heads or max(1, dim // 64))}
+    options = how.pop("options", {}) | {"heads": divisor(dim, heads or max(1, dim // 64))}
     recipe = _Recipe(probe, make, len(train.classes[label]), candidates, batch=batch, options=options, **how)
     add = positions(train.grid, dim) if with_positions else None
     x = (train.tokens, test.tokens)
     return _probe(
         recipe, train, test, label, x, add, val=val, refit=refit, seed=seed, benchmark=benchmark, device=device, progress=progress
     )
-
-
-def _heads(dim: int, most: int) -> int:
-    return next(heads for heads in range(min(most, dim), 0, -1) if dim % heads == 0)
 
 
 def knn(
