@@ -10,17 +10,29 @@ import torch
 
 from vjepa_lab import data as video
 from vjepa_lab import launch, locks, provenance, variants
+from vjepa_lab.checkpoint import replacing
 from vjepa_lab.logbook import Bar
 from vjepa_lab.loop import Habits, train
-from vjepa_lab.objective import Loss
+from vjepa_lab.objective import Loss, Recipe
 from vjepa_lab.presets import Preset, preset
-from vjepa_lab.processes import Team
-from vjepa_lab.runs import Run, build, open_folder, own_terms, run_name
+from vjepa_lab.processes import Team, device_of
+from vjepa_lab.runs import Run, build, load_run, open_folder, own_terms, run_name, write_json
 from vjepa_lab.trainer import Trainer, fast_bf16
 
 __all__ = [
-    *("Run", "Trainer", "build", "device_of", "fast_bf16", "load_run", "overridden", "own_terms", "pretrain", "replacing", "run_name"),
-    *("training_source", "write_json"),
+    "Run",
+    "Trainer",
+    "build",
+    "device_of",
+    "fast_bf16",
+    "load_run",
+    "overridden",
+    "own_terms",
+    "pretrain",
+    "replacing",
+    "run_name",
+    "training_source",
+    "write_json",
 ]
 
 
@@ -91,7 +103,7 @@ def pretrain(
     team = Team.of_environment()
     plan = variants.recipe(recipe, edition)
     size = overridden(preset, ({"steps": 0} if plan.probe == "initial" else {}) | overrides)
-    begun, places = starting_point(init, plan.levels, rope)
+    begun, places = starting_point(init, plan, rope)
     if begun:
         size = replace(size, **{name: value for name, value in begun.fields.items() if name not in overrides})
     share = share_of(size.batch, devices or team.world, accumulate)
@@ -156,15 +168,15 @@ def share_of(batch: int, world: int, accumulate: int) -> int:
     return batch // world
 
 
-def starting_point(init, levels: int, rope: str | None):
+def starting_point(init, plan: Recipe, rope: str | None):
     """The opened weights that training starts from, or None, and the encoder's options that no preset has."""
     if init is None:
-        return None, {"rope": rope} if rope else {}
+        return None, ({"rope": rope} if rope else {}) | ({"rope_base_grid": plan.rope_grid} if plan.rope_grid else {})
     if rope:
         raise ValueError(f"rope={rope!r}: the weights decide how positions are told; leave it out")
     from vjepa_lab import weights
 
-    begun = (init if isinstance(init, weights.Weights) else weights.open(init)).at_levels(levels)
+    begun = (init if isinstance(init, weights.Weights) else weights.open(init)).at_levels(plan.levels)
     return begun, begun.places
 
 
