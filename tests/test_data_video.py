@@ -385,3 +385,14 @@ def test_bad_folders(tmp_path, tree):
         data.open(tree, backend="cv2")[0]
     with pytest.raises(data.DataError, match="is not empty"):
         data.export(tree)
+
+
+def test_a_random_split_of_ucf101_is_refused_unless_the_leak_is_asked_for(clips):
+    folder = clips / "ucf101_6cls_128p"
+    with pytest.raises(data.DataError, match=r"leaks: the clips of a group.*95 % instead of 65 %.*leak=True"):
+        list_folder(folder, "test", random=True)
+    train, test = (list_folder(folder, split, random=True, leak=True) for split in ("train", "test"))
+    both = lambda listing: {(clip.labels["class"], clip.group) for clip in listing.clips}
+    assert both(train) & both(test) and "LEAKS" in test.notes[0]
+    fair = [both(list_folder(folder, split)) for split in ("train", "test")]
+    assert not fair[0] & fair[1]

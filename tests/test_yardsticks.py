@@ -1,0 +1,71 @@
+"""What a number has to beat: every predictor in one table, intervals over what was really sampled."""
+
+import numpy as np
+import pytest
+from scipy import stats as sps
+
+import vjepa_lab as vl
+from vjepa_lab import data, stats
+from vjepa_lab.yardsticks import COLUMNS, baselines
+
+UCF = "ucf101_6cls_128p"
+
+
+def test_the_real_six_classes_in_one_table(clips, tmp_path):
+    table = baselines(str(clips / UCF), preset="smoke", runs=tmp_path, progress=False).set_index("predictor")
+    assert list(table.reset_index().columns) == COLUMNS
+    assert list(table.index[:6]) == [
+        "chance", "largest class of train", "largest class of test", "mean-frame 1-NN", "frame-difference 1-NN", "random-init encoder",
+    ]  # fmt: skip
+    assert table.loc["chance", "value"] == pytest.approx(100 / 6) and np.isnan(table.loc["chance", "lo"])
+    rest = table.drop("chance")
+    assert (rest["n"] == 62).all() and (rest["recordings"] == 12).all()  # groups 1 and 2 of six classes
+    assert (rest["lo"] <= rest["value"]).all() and (rest["value"] <= rest["hi"]).all()
+    assert (rest["recording_hi"] - rest["recording_lo"] > rest["hi"] - rest["lo"]).all()  # clips of one recording are alike
+    assert table.loc["mean-frame 1-NN", "value"] > table.loc["largest class of test", "value"]
+
+
+def test_a_note_says_what_the_table_cannot_show(clips, tmp_path):
+    table = baselines(str(clips / UCF), preset="smoke", runs=tmp_path, limit=40, progress=False)
+    assert "4 pretraining steps" in table.attrs["note"] and "Smoke size" in table.attrs["note"]
+
+
+def test_a_trained_run_and_its_own_sources(tmp_path):
+    source = [data.open("synthetic", split, frames=8, size=32, n=40, cache="memory") for split in ("train", "test")]
+    run = vl.pretrain("baseline", source[0], "smoke", runs=tmp_path, progress=False)
+    table = baselines(source, run, "shape", progress=False)
+    assert table["predictor"].iloc[-1] == run.name and table["recording_lo"].isna().all() and (table["n"] == 40).all()
+
+
+def test_a_leaking_split_flatters_the_mean_frame(clips):
+    from vjepa_lab.pixels import mean_frame_nn
+
+    at = {"frames": 4, "size": 32, "augment": False}
+    fair, leaky = (
+        mean_frame_nn(*(data.open(str(clips / UCF), s, **at, **how) for s in ("train", "test")), progress=False).value()
+        for how in ({}, {"random": True, "leak": True})
+    )
+    assert leaky > fair + 15
+
+
+# --- intervals over recordings ----------------------------------------------------------------------------------------
+
+
+def test_a_cluster_per_sample_is_the_t_interval():
+    x = np.random.default_rng(0).random(60) < 0.4
+    alone, plain = stats.cluster_interval(x, np.arange(60)), stats.t_interval(100.0 * x)
+    assert (alone.lo, alone.hi) == pytest.approx((plain.lo, plain.hi))
+    with pytest.raises(ValueError, match="at least two"):
+        stats.cluster_interval(x, np.zeros(60))
+
+
+def test_intervals_over_clusters_cover_where_intervals_over_samples_do_not():
+    rng, truth, studies = np.random.default_rng(1), 50.0, 400
+    hit = {"clusters": 0, "samples": 0}
+    for _ in range(studies):
+        cluster = np.repeat(np.arange(20), 6)
+        x = rng.random(120) < rng.beta(0.5, 0.5, 20)[cluster]
+        for name, place in (("clusters", cluster), ("samples", np.arange(120))):
+            interval = stats.cluster_interval(x, place)
+            hit[name] += interval.lo <= truth <= interval.hi
+    assert sps.binomtest(hit["clusters"], studies, 0.95).pvalue > 0.001 and hit["samples"] < 0.8 * studies

@@ -1,0 +1,130 @@
+"""What a number on a data set has to beat, in one table: predictors that know nothing, pixels, an untrained encoder, a trained one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vjepa_lab import data as video
+from vjepa_lab import evaluate, pixels, results, stats
+from vjepa_lab.presets import Preset
+from vjepa_lab.presets import preset as preset_of
+
+COLUMNS = ["predictor", "value", "lo", "hi", "recording_lo", "recording_hi", "n", "recordings", "flag"]
+
+
+def baselines(
+    data,
+    run=None,
+    label: str = "class",
+    *,
+    preset: str | Preset = "micro",
+    steps: int | None = None,
+    seed: int = 0,
+    runs: str | Path = "runs",
+    probe: str = "linear",
+    limit: int | None = None,
+    progress: bool = True,
+    **options,
+) -> pd.DataFrame:
+    """Top-1 accuracy (%) of everything that a new number should stand beside, a row each, best last.
+
+    chance, the largest class of train and of test, nearest neighbour on the mean frame and on the mean frame difference, the encoder before
+    its training and after it, both under the same probe. `lo, hi`: 95 % interval over test clips (Wilson). Clips cut from one recording
+    are alike, so where a set knows its recordings (UCF-101's groups), `recording_lo, recording_hi` is the interval over those
+    (`stats.cluster_interval`), which is the honest one. `flag`: which constant predictor the row cannot be told from.
+
+    data     a name as `data.open` takes it, or a pair of Sources (train, test)
+    run      the trained run, or its folder; None: the plain baseline is pretrained here on the training clips, `steps` of `preset`
+    options  go to `data.open`
+
+    `attrs["note"]` says what the trained row is and whether it could be evidence.
+    """
+    from vjepa_lab import train
+
+    run = train.load_run(run) if isinstance(run, str | Path) else run
+    size = run.preset if run is not None else preset_of(preset)
+    sources = list(data) if isinstance(data, tuple | list) else [_open(data, split, size, limit, options) for split in ("train", "test")]
+    if run is None:
+        over = {} if steps is None else {"steps": steps, "warmup": min(size.warmup, max(steps // 10, 1))}
+        clips = data if isinstance(data, str | Path) and not options else sources[0]  # by its name, the training clips are augmented
+        run = train.pretrain("baseline", clips, size, seed, runs=runs, progress=progress, **over)
+    shown = {"probe": probe, "save": False, "progress": progress}
+    measured = {
+        "mean-frame 1-NN": pixels.mean_frame_nn(*sources, label, progress=progress),
+        "frame-difference 1-NN": pixels.frame_difference_nn(*sources, label, progress=progress),
+        "random-init encoder": evaluate.probe(run, sources, label, encoder="initial", **shown)[0],
+        run.name: evaluate.probe(run, sources, label, **shown)[0],
+    }
+    any_one = next(iter(measured.values()))
+    recordings = _recordings(sources[1])
+    rows = [_constant(row, any_one, sources, label, recordings) for row in any_one.controls if row["metric"] == "top1"]
+    rows += [_measured(name, found, recordings) for name, found in measured.items()]
+    table = pd.DataFrame(rows)
+    honest = table.assign(lo=table["recording_lo"].fillna(table["lo"]), hi=table["recording_hi"].fillna(table["hi"]))
+    table["flag"] = results.flag_constant(honest)
+    table = table[COLUMNS]
+    table.attrs["note"] = _note(run, table, any_one.rows[0]["n"], recordings)
+    return table
+
+
+def _open(spec, split: str, size: Preset, limit: int | None, options: dict) -> video.Source:
+    if not options:
+        return evaluate.still(spec, split, size, limit)
+    source = video.open(spec, split, frames=size.frames, size=size.size, stride=size.stride, augment=False, **options)
+    return source if limit is None or len(source) <= limit else source.subset(range(limit))
+
+
+def _recordings(source: video.Source) -> np.ndarray | None:
+    """Of each file, the recording that it was cut from; None where the set does not know."""
+    listing = getattr(source, "listing", None)
+    if listing is None or not all(clip.group for clip in listing.clips):
+        return None
+    return np.array([f"{clip.labels.get('class')}/{clip.group}" for clip in listing.clips])
+
+
+def _interval(correct: np.ndarray, ids: np.ndarray, recordings: np.ndarray | None) -> dict:
+    lo, hi = map(float, results.wilson(100 * correct.mean(), len(correct)))
+    found = {"value": 100 * correct.mean(), "lo": lo, "hi": hi, "n": len(correct), "metric": "top1"}
+    if recordings is None:
+        return found | {"recording_lo": np.nan, "recording_hi": np.nan, "recordings": np.nan}
+    over = stats.cluster_interval(correct, recordings[ids])
+    return found | {"recording_lo": over.lo, "recording_hi": over.hi, "recordings": len(np.unique(recordings[ids]))}
+
+
+def _measured(name: str, found, recordings: np.ndarray | None) -> dict:
+    p = found.predictions
+    about = {"predictor": name, "benchmark": found.rows[0]["benchmark"], "source": "run", "variant": name}
+    return about | _interval(p["top1"].eq(p["label"]).to_numpy(), p["id"].to_numpy(), recordings)
+
+
+def _constant(row: dict, found, sources, label: str, recordings: np.ndarray | None) -> dict:
+    """A predictor that ignores the clip. Chance is exact; the others are right on the clips of one class."""
+    about = {"predictor": row["variant"].replace("-", " class of ").replace("majority", "largest"), **row}
+    if row["variant"] == "chance":
+        return about
+    p = found.predictions
+    named = p["label"] if row["variant"] == "majority-test" else sources[0].labels[label].numpy()
+    largest = np.bincount(named[named >= 0]).argmax()
+    return about | _interval(p["label"].eq(largest).to_numpy(), p["id"].to_numpy(), recordings)
+
+
+def _note(run, table: pd.DataFrame, n: int, recordings: np.ndarray | None) -> str:
+    steps = run.config["preset"]["steps"]
+    says = [
+        f"{run.name}: {steps} pretraining steps, one seed; {n} test clips"
+        + (f" of {table['recordings'].max():.0f} recordings." if recordings is not None else ".")
+    ]
+    if n < results.SMOKE_N or steps < results.SMOKE_STEPS:
+        says.append("Smoke size: shows that it runs and what must be beaten, not what an objective does.")
+    trained, untrained = (table.iloc[k] for k in (-1, -2))
+    end = "recording_" if recordings is not None else ""
+    apart = trained[f"{end}lo"] > untrained["value"] and untrained[f"{end}hi"] < trained["value"]
+    best = table.iloc[:-1]["value"].max()
+    says.append(
+        f"Training {'lifts' if apart else 'does not measurably change'} the probe ({untrained['value']:.1f} to {trained['value']:.1f} %); "
+        f"the best predictor without it reaches {best:.1f} %."
+    )
+    return " ".join(says)
