@@ -1,0 +1,184 @@
+"""The run monitor: how runs in a folder stand, also those that other processes train; stop them, go on with them, compare them."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from ..plots.clips import curves
+from ..runs import Run
+from .base import Explorer, several
+
+ALIVE_S = 60.0
+"""A run whose lock was touched within so many seconds is being trained."""
+
+
+def overview(folder: str | Path = "runs") -> pd.DataFrame:
+    """One row per run below `folder`: run, state, step, of, loss, clips_per_s, eta_s, updated (seconds ago), path.
+
+    state  "done", "training", "stopped" (a lock that nobody touches is a dead owner's), or "begun" where nothing was logged yet
+    """
+    rows = [_standing(Run(config.parent)) for config in sorted(Path(folder).rglob("config.json"))]
+    return pd.DataFrame(rows, columns=["run", "state", "step", "of", "loss", "clips_per_s", "eta_s", "updated", "path"])
+
+
+def _standing(run: Run) -> dict:
+    config, last = run.config, _last_line(run.path / "metrics.jsonl")
+    of, step = config["preset"]["steps"], last["step"] + 1 if last else 0
+    lock = run.path / "lock"
+    alive = lock.exists() and _age(lock) < ALIVE_S
+    done = (run.path / "report.json").exists()
+    rate = last.get("clips_per_s") if last else None
+    eta = (of - step) * config["preset"]["batch"] / rate if alive and rate else None
+    return {
+        "run": run.name, "state": "done" if done else "training" if alive else "stopped" if last else "begun",
+        "step": of if done else step, "of": of, "loss": last and last["loss"], "clips_per_s": rate, "eta_s": eta,
+        "updated": _age(run.path / "metrics.jsonl") if last else None, "path": run.path,
+    }  # fmt: skip
+
+
+def _age(path: Path) -> float:
+    return max(0.0, time.time() - path.stat().st_mtime)
+
+
+def _last_line(path: Path, most: int = 65536) -> dict | None:
+    """The last whole record of a log; only its end is read."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - most))
+        for line in reversed(file.read().decode(errors="replace").splitlines()):
+            try:
+                return json.loads(line)
+            except ValueError:
+                continue
+    return None
+
+
+class Standing:
+    """A table of runs with bars of progress, and the curves of some of them."""
+
+    def __init__(self, table: pd.DataFrame, figure):
+        self.table, self.figure = table, figure
+
+    def _repr_html_(self) -> str:
+        import base64
+
+        rows = "".join(_row(row) for row in self.table.itertuples())
+        head = "".join(f"<th style='text-align:left'>{word}</th>" for word in ("run", "", "step", "loss", "clips/s", "left", "last word"))
+        picture = ""
+        if self.figure is not None:
+            picture = f'<img alt="training curves" src="data:image/png;base64,{base64.b64encode(self.figure._repr_png_()).decode()}">'
+        return f"<table><tr>{head}</tr>{rows}</table>{picture}"
+
+
+def _row(row) -> str:
+    share = row.step / row.of if row.of else 1.0
+    colour = {"done": "#7fb08a", "training": "#d9792b"}.get(row.state, "#9aa0a6")
+    filled = f"<div style='width:{share:.0%};height:9px;background:{colour}'></div>"
+    bar = f"<div style='width:110px;height:9px;border:1px solid #9aa0a6'>{filled}</div>"
+    known = lambda value, text: "" if value is None or pd.isna(value) else text(value)
+    cells = [
+        html.escape(row.run), f"{bar}{row.state}", f"{row.step} / {row.of}", known(row.loss, "{:.4f}".format),
+        known(row.clips_per_s, "{:.1f}".format), known(row.eta_s, _span), known(row.updated, lambda s: f"{_span(s)} ago"),
+    ]  # fmt: skip
+    return "<tr>" + "".join(f"<td style='text-align:left'>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def monitor_view(folder: str | Path = "runs", compare: tuple[str, ...] | None = None) -> Standing:
+    """How the runs below `folder` stand, and the curves of those named in `compare` (by default the three last written)."""
+    table = overview(folder)
+    logged = table.dropna(subset=["loss"])
+    chosen = logged[logged["run"].isin(compare)] if compare is not None else logged.nsmallest(3, "updated")
+    tables = {row.run: Run(row.path).metrics() for row in chosen.itertuples()}
+    return Standing(table, curves(tables) if tables else None)
+
+
+def stop(run: Run) -> None:
+    """Ask whoever trains a run to save and stop after the present step."""
+    (run.path / "stop").touch()
+
+
+def go_on(run: Run) -> subprocess.Popen:
+    """Go on with a run in a process of its own; what it prints goes to continued.log in the run's folder."""
+    with (run.path / "continued.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "vjepa_lab", "resume", str(run.path)],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def run_monitor(folder: str | Path = "runs", every: float = 5.0) -> Explorer:
+    """Choose the runs to compare; stop them or go on with them.
+
+    every  seconds between looks at the folder while the kernel has nothing else to do; 0: only when asked to
+    """
+    from ipywidgets import Button, HBox, IntText
+
+    names = list(overview(folder)["run"])
+    if not names:
+        raise FileNotFoundError(f"{folder}: no run folder in it (none holds a config.json); pretrain one, or name another folder")
+    clock = IntText(value=0, description="look")  # another number means another look
+    buttons = {word: Button(description=word) for word in ("look again", "stop", "go on")}
+    made = Explorer(
+        lambda compare, look: monitor_view(folder, compare or None),
+        {"compare": several(names, names[-3:], "compare", rows=6), "look": clock},
+        below=[HBox(list(buttons.values()))],
+        columns=2,
+    )
+
+    def look(_=None):
+        clock.value += 1
+        control = made.controls["compare"]
+        there = list(overview(folder)["run"])
+        if list(control.options) != there:
+            chosen = control.value
+            control.options = there
+            control.value = tuple(name for name in chosen if name in there)
+
+    def each(action):
+        def act(_):
+            table = overview(folder).set_index("run")
+            for name in made.values["compare"]:
+                action(Run(table.loc[name, "path"]))
+            look()
+
+        return act
+
+    buttons["look again"].on_click(look)
+    buttons["stop"].on_click(each(stop))
+    buttons["go on"].on_click(each(go_on))
+    if every:
+        made.watching = _watch(look, every)
+    return made
+
+
+def _watch(look, every: float) -> asyncio.Task | None:
+    """Look now and then while an event loop runs (in a kernel; not in a script)."""
+
+    async def watching():
+        while True:
+            await asyncio.sleep(every)
+            look()
+
+    try:
+        return asyncio.get_running_loop().create_task(watching())
+    except RuntimeError:
+        return None
