@@ -148,6 +148,7 @@ def started(rank: int, count: int, port: int, device: torch.device) -> Worker:
     }
     environment = os.environ | {name: str(value) for name, value in who.items()}
     environment |= {"OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns that a step in which all parameters are used could be told so
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host whose own name leads nowhere is no obstacle
     process = subprocess.Popen(

@@ -1,0 +1,129 @@
+"""Several processes: the same training as one, and one clear error when something goes wrong in any of them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import vjepa_lab as vl
+from vjepa_lab import locks
+from vjepa_lab.objective import Recipe, Term
+from vjepa_lab.processes import Team
+from vjepa_lab.terms import JEPA, Kinematic, SIGReg
+
+QUICK = {"preset": "smoke", "batch": 8, "steps": 3, "bf16": False, "progress": False, "log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A little of the synthetic world, in memory."""
+    return vl.data.open("synthetic", frames=8, size=32, n=24, cache="memory")
+
+
+def apart(a, b) -> float:
+    """The largest difference between two runs' weights, heads included."""
+    a, b = (run.checkpoint()["model"] | run.checkpoint()["loss"] for run in (a, b))
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def test_two_processes_equal_one(world, tmp_path):
+    """1 x 8 and 2 x 4 clips: a term of this very function with a trained head, weighted means, masks that look at the clips, and
+    SIGReg, whose statistics are reckoned over both processes."""
+
+    class Echo(Term):
+        def head(self, dim):
+            return torch.nn.Linear(dim, 3)
+
+        def error(self, view, head):
+            return (head(view.z) - view.clip.mean((1, 2, 3, 4)).view(-1, 1, 1, 1, 1)).square().mean(-1)
+
+    objective = JEPA() + 0.1 * Echo() + 0.1 * Kinematic(huber=1.0, view="visible") + 0.01 * SIGReg(slices=16)
+    recipe, seen = Recipe(objective, masks=vl.masks.MOTION_GUIDED), []
+    how = QUICK | {"lr": 1e-4}
+    one = vl.pretrain(recipe, world, out=tmp_path / "one", **how)
+    two = vl.pretrain(recipe, world, out=tmp_path / "two", devices=2, callback=seen.append, **how)
+    assert 0 < apart(one, two) < 1e-5
+    names = ["loss", "grad_norm", "std", "rank", *objective.names[:3]]
+    torch.testing.assert_close(*(torch.tensor(run.metrics()[names].values) for run in (one, two)), rtol=1e-3, atol=1e-5)
+    assert [record["step"] for record in seen] == [0, 1, 2], "records reach the caller"
+    assert [session["processes"] for session in two.config["sessions"]] == [2]
+    assert {p.name for p in two.path.iterdir()} == {p.name for p in one.path.iterdir()}, "one process writes"
+    assert vl.pretrain(recipe, world, out=tmp_path / "one", devices=2, **how).path == one.path, "the same run, and it is finished"
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def test_a_process_that_fails_ends_all_and_is_heard(world, tmp_path):
+    class Faulty(Term):
+        def error(self, view, head):
+            if rank() == 1 and view.step == 1:
+                raise KeyError("lost in process one")
+            return view.z.square().mean(-1)
+
+    with pytest.raises(KeyError, match="lost in process one") as caught:
+        vl.pretrain(JEPA() + Faulty(), world, out=tmp_path / "a", devices=2, **QUICK)
+    told = str(caught.value.__cause__)
+    assert "in process 1 of 2" in told and "raise KeyError" in told, "with the traceback of that process"
+    with locks.hold(tmp_path / "a", patience_s=0):
+        pass  # whoever wrote there is gone
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_all(world, tmp_path):
+    class Deadly(Term):
+        def error(self, view, head):
+            if rank() == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return view.z.square().mean(-1)
+
+    with pytest.raises(RuntimeError, match="process 1 of 2 was ended by SIGKILL"):
+        vl.pretrain(JEPA() + Deadly(), world, out=tmp_path / "a", devices=2, **QUICK)
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(ConnectionError, match=rf"cannot meet the others at 127.0.0.1:{port}: .*--master-port"):
+            Team.of_environment().meet(torch.device("cpu"))
+
+
+def test_an_environment_that_makes_no_sense_is_named(monkeypatch):
+    monkeypatch.setenv("RANK", "first")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="'RANK': 'first'"):
+        Team.of_environment()
+
+
+def test_devices_beside_torchrun_are_refused(monkeypatch, world, tmp_path):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="one of 4 processes already; leave devices out"):
+        vl.pretrain("baseline", world, out=tmp_path / "a", devices=2, **QUICK)
+
+
+@pytest.mark.slow
+def test_torchrun(tmp_path):
+    """The command line under torchrun: one run folder, the weights of one process; an error is spoken once."""
+
+    def call(out, *words, processes=2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "vjepa_lab"]
+        command += ["pretrain", *words, "--preset", "smoke", "--batch", "8", "--no-bf16", "--no-progress", "--out", str(out)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    for out, processes in (("one", 1), ("two", 2)):
+        done = call(tmp_path / out, "baseline", processes=processes)
+        assert done.returncode == 0, done.stderr
+    assert 0 < apart(*(vl.load_run(tmp_path / name) for name in ("one", "two"))) < 1e-5
+    failed = call(tmp_path / "two", "ld")
+    assert failed.returncode != 0 and failed.stderr.count("holds another run") == 1
