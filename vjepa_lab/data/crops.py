@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Crop:
 
     def cut(self, frames: Tensor, size: int) -> Tensor:
         """Frames `[f c y x]` -> the part of them, `size` square."""
-        part = F.resized_crop(frames, self.top, self.left, self.height, self.width, [size, size], antialias=True)
+        part = _resized(frames, self.top, self.left, self.height, self.width, size)
         return flip(part) if self.mirrored else part
 
 
@@ -59,9 +58,15 @@ def view_crop(frames: Tensor, size: int, view: int = 0, views: int = 1) -> Tenso
     centre_y, centre_x = (height - side) // 2, (width - side) // 2
     top = round((height - side) * share) if height > width else centre_y
     left = round((width - side) * share) if width >= height else centre_x
-    return F.resized_crop(frames, top, left, side, side, [size, size], antialias=True)
+    return _resized(frames, top, left, side, side, size)
 
 
 def flip(frames: Tensor) -> Tensor:
     """Mirror left and right. Swaps labels such as "to the left": the caller knows which (`Listing.mirrored`)."""
-    return F.horizontal_flip(frames)
+    return frames.flip(-1)
+
+
+def _resized(frames: Tensor, top: int, left: int, height: int, width: int, size: int) -> Tensor:
+    from torchvision.transforms.v2 import functional as F  # takes two seconds, which the synthetic world need not spend
+
+    return F.resized_crop(frames, top, left, height, width, [size, size], antialias=True)
