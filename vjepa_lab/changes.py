@@ -28,13 +28,14 @@ def over_seeds(df: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*by, "value", "lo", "hi", "n", "seeds", "basis", "smoke"])
 
 
-def changes(df: pd.DataFrame, against: str = "baseline", by: Sequence[str] = ("benchmark",)) -> pd.DataFrame:
+def changes(df: pd.DataFrame, against: str = "baseline", by: Sequence[str] = ("benchmark",), margin: float = 0.0) -> pd.DataFrame:
     """Each variant's difference from `against` in each group of `by`: columns variant, `by`, value, base, delta, lo, hi, p, p_adj,
     significant, seeds, basis.
 
     Runs are paired by seed. With several common seeds the interval is Student's over the pairs; with one it combines the two rows' own
     intervals (square-and-add: Newcombe 1998, Zou and Donner 2008), which leaves the pairing of test clips out and errs on the safe side;
-    rows without an interval give none. p_adj: Benjamini-Hochberg over the whole table, significant: below 0.05.
+    rows without an interval give none. p_adj: Benjamini-Hochberg over the whole table, significant: below 0.05, and the difference is not
+    smaller than `margin`.
     Raises ValueError if there is no `against`.
     """
     by = list(by)
@@ -53,7 +54,13 @@ def changes(df: pd.DataFrame, against: str = "baseline", by: Sequence[str] = ("b
         rows.append(dict(zip(["variant", *by], key, strict=True)) | {name: float(x) for name, x in measured.items()} | facts)
     out = pd.DataFrame(rows, columns=["variant", *by, "value", "base", "delta", "lo", "hi", "p", "seeds", "basis"])
     adjusted = benjamini_hochberg(out["p"])
-    return out.assign(p_adj=adjusted, significant=adjusted < 0.05)
+    return out.assign(p_adj=adjusted, significant=(adjusted < 0.05) & (out["delta"].abs() >= margin))
+
+
+def factor_changes(rows: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
+    """`changes` in the retention of every factor, students and untrained encoders alone; below one point none is called a difference:
+    where nothing is known, errors are shared and scatter less than that."""
+    return changes(rows[rows["encoder"].isin(["student", "random-init"])], against, ("factor",), margin=1.0)
 
 
 def _square_and_add(row: pd.Series) -> Interval:

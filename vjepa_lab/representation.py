@@ -222,15 +222,17 @@ def verdict(rows: pd.DataFrame, against: str = "baseline") -> str:
     """What the measures of the last block say of each objective against `against`, in one sentence, and what is left open."""
     last = rows[rows["block"].eq(rows["block"].max()) & rows["part"].eq("all") & rows["encoder"].isin(["student", "random-init"])]
     measured = last[last["metric"].isin(MEASURES)]
-    table = changes(measured, against, ("metric",))
+    table = changes(measured[measured["variant"].ne("random-init")], against, ("metric",))
     alike = over_seeds(last[last["metric"].eq("cka") & last["of"].eq(against)], ["variant"])
     closest = f"CKA with {against}: " + ", ".join(f"{r['variant']} {shown(r, 2)}" for _, r in alike.iterrows()) if len(alike) else ""
     null = last[last["metric"].eq("cka") & last["of"].eq("another seed") & last["variant"].eq(against)]["value"]
     seed = f" ({against} with itself under another seed: {null.mean():.2f})" if len(null) else ""
     smoke = "Demonstration size, which decides nothing. " * bool(rows["smoke"].any())
-    if table["p"].isna().all():
+    if table.empty or table["p"].isna().all():
         ranks = measured[measured["metric"].eq("rankme")].groupby("variant", sort=False)["value"].mean()
-        said = "One seed, so no difference is decided; effective rank: " + ", ".join(f"{name} {value:.1f}" for name, value in ranks.items())
+        said = "No two objectives with several seeds, so no difference is decided; effective rank: " + ", ".join(
+            f"{name} {value:.1f}" for name, value in ranks.items()
+        )
     else:
         found = table[table["significant"]]
         said = f"Of {len(table)} differences from {against} in {table['metric'].nunique()} measures, {len(found)} stand after correction"

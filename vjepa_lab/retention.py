@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vjepa_lab import data, probes, results
-from vjepa_lab.changes import changes
+from vjepa_lab.changes import factor_changes
 from vjepa_lab.data.synthetic import APPEARANCE, FactorMotion
 from vjepa_lab.probes import ProbeResult
 from vjepa_lab.subjects import Run, clip_size, subjects
@@ -82,7 +82,7 @@ def places(source: FactorMotion) -> dict[str, Tensor]:
 
 def verdict(rows: pd.DataFrame, against: str = "baseline") -> str:
     """What the matrix says of each objective against `against`, in one sentence, and what it leaves open in another."""
-    table = changes(rows, against, ("factor",))
+    table = factor_changes(rows, against)
     if table.empty:
         raise ValueError(f"only {against!r} was measured: there is no objective to compare with it")
     found = table[table["significant"]]

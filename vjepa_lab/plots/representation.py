@@ -70,7 +70,8 @@ def likeness(rows: pd.DataFrame, against: str = "baseline", *, within: Sequence[
         if len(null):
             ax.fill_between(null.min().index, null.min(), null.max(), color=RULE, label=f"{against}, seed to seed", linewidth=2)
         _lines(ax, between, _looks(between["variant"].unique()))
-        ax.set(xlabel="block", ylim=(min(0.0, float(between["value"].min())) if len(between) else 0, 1.04))
+        low = min([*between[["value", "lo"]].min(), *null.min(), 0.9])
+        ax.set(xlabel="block", ylim=(low - 0.6 * (1.02 - low), 1.02))  # room for the legend below the lines
         ax.set_title(f"CKA with {against}")
         ax.legend(loc="lower left", fontsize=6)
         for ax, name in zip(axes[0][1:], names, strict=True):

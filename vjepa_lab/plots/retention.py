@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ..changes import changes, over_seeds
+from ..changes import factor_changes, over_seeds
 from .style import INK, WIDTH, footnote, look, new_figure
 
 KINDS = ("appearance", "place", "dynamics")
@@ -24,24 +24,19 @@ def retention(rows: pd.DataFrame, against: str = "baseline", *, paper: bool = Fa
     several = table.groupby("encoder")["variant"].nunique().drop("random-init", errors="ignore").size > 1
     table["line"] = table["variant"] + (", " + table["encoder"] if several else "")
     marks = _marks(rows, against)
-    table["mark"] = [marks.get((r.variant, r.encoder, r.factor), "") for r in table.itertuples()]
+    table["mark"] = [marks.get((r.variant, r.factor), "") if r.encoder in ("student", "random-init") else "" for r in table.itertuples()]
     lines = list(dict.fromkeys(table["line"]))
     factors = [f for kind in KINDS for f in dict.fromkeys(table.loc[table["kind"].eq(kind), "factor"])]
     draw = _matplotlib if paper else _plotly
     return draw(table, lines, factors, _notes(table, bool(marks), against))
 
 
-def _marks(rows: pd.DataFrame, against: str) -> dict[tuple[str, str, str], str]:
-    """(variant, encoder, factor) -> the triangle of a difference that stands; an untrained encoder is held against students."""
-    marks = {}
-    for encoder in rows["encoder"].unique():
-        reference = "student" if encoder == "random-init" else encoder
-        part = rows[rows["encoder"].eq(encoder) | (rows["variant"].eq(against) & rows["encoder"].eq(reference))]
-        if against in set(part["variant"]) and part["variant"].nunique() > 1:
-            found = changes(part, against, ("factor",))
-            found = found[found["significant"]]
-            marks |= {(r.variant, encoder, r.factor): UP if r.delta > 0 else DOWN for r in found.itertuples()}
-    return marks
+def _marks(rows: pd.DataFrame, against: str) -> dict[tuple[str, str], str]:
+    """(variant, factor) -> the triangle of a difference that stands."""
+    if against not in set(rows["variant"]) or rows["variant"].nunique() < 2:
+        return {}
+    found = factor_changes(rows, against)
+    return {(r.variant, r.factor): UP if r.delta > 0 else DOWN for r in found[found["significant"]].itertuples()}
 
 
 def _grid(table: pd.DataFrame, column: str, lines: list[str], factors: list[str]) -> np.ndarray:
@@ -51,11 +46,19 @@ def _grid(table: pd.DataFrame, column: str, lines: list[str], factors: list[str]
 def _notes(table: pd.DataFrame, marked: bool, against: str) -> list[str]:
     seeds = table.loc[table["encoder"].ne("random-init"), "seeds"]
     seeds = table["seeds"] if seeds.empty else seeds
-    basis = "test sampling, one seed" if seeds.max() < 2 else f"{seeds.min()} to {seeds.max()} seeds"
+    basis = (
+        "test sampling, one seed"
+        if seeds.max() < 2
+        else f"{seeds.max()} seeds"
+        if seeds.min() == seeds.max()
+        else f"{seeds.min()} to {seeds.max()} seeds"
+    )
     notes = [
         f"0: what guessing reaches; 100: all there is to know. ± half of the 95 % interval ({basis}; {table['n'].max():,.0f} test clips)."
     ]
-    notes += [f"{UP}{DOWN} differs from {against} after Benjamini-Hochberg correction over the matrix."] * marked
+    notes += [
+        f"{UP}{DOWN} differs from {against} by a point or more, after Benjamini-Hochberg correction over the matrix (students)."
+    ] * marked
     return notes + ["Demonstration size: not evidence."] * bool(table["smoke"].any())
 
 
