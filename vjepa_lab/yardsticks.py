@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vjepa_lab import data as video
 from vjepa_lab import evaluate, pixels, results, stats
+from vjepa_lab.data import Source
 from vjepa_lab.presets import Preset
 from vjepa_lab.presets import preset as preset_of
+from vjepa_lab.probes import ProbeResult
 
 COLUMNS = ["predictor", "value", "lo", "hi", "recording_lo", "recording_hi", "n", "recordings", "flag"]
 
@@ -26,10 +27,12 @@ def baselines(
     runs: str | Path = "runs",
     probe: str = "linear",
     limit: int | None = None,
+    found: ProbeResult | None = None,
+    save: bool = False,
     progress: bool = True,
     **options,
 ) -> pd.DataFrame:
-    """Top-1 accuracy (%) of everything that a new number should stand beside, a row each, best last.
+    """Top-1 accuracy (%) of everything that a new number should stand beside, a row each, the trained encoder last.
 
     chance, the largest class of train and of test, nearest neighbour on the mean frame and on the mean frame difference, the encoder before
     its training and after it, both under the same probe. `lo, hi`: 95 % interval over test clips (Wilson). Clips cut from one recording
@@ -38,7 +41,9 @@ def baselines(
 
     data     a name as `data.open` takes it, or a pair of Sources (train, test)
     run      the trained run, or its folder; None: the plain baseline is pretrained here on the training clips, `steps` of `preset`
-    options  go to `data.open`
+    found    the trained encoder's result under this probe, if it is there already
+    save     add the encoders' rows to the run's folder
+    options  go to `vjepa_lab.probe`: encoder, cache, workers, epochs, ...
 
     `attrs["note"]` says what the trained row is and whether it could be evidence.
     """
@@ -46,38 +51,32 @@ def baselines(
 
     run = train.load_run(run) if isinstance(run, str | Path) else run
     size = run.preset if run is not None else preset_of(preset)
-    sources = list(data) if isinstance(data, tuple | list) else [_open(data, split, size, limit, options) for split in ("train", "test")]
+    pair = isinstance(data, tuple | list)
+    sources = list(data) if pair else [evaluate.still(data, split, size, limit) for split in ("train", "test")]
     if run is None:
         over = {} if steps is None else {"steps": steps, "warmup": min(size.warmup, max(steps // 10, 1))}
-        clips = data if isinstance(data, str | Path) and not options else sources[0]  # by its name, the training clips are augmented
+        clips = sources[0] if pair else data  # by its name, the training clips are augmented
         run = train.pretrain("baseline", clips, size, seed, runs=runs, progress=progress, **over)
-    shown = {"probe": probe, "save": False, "progress": progress}
+    how = options | {"probe": probe, "save": save, "progress": progress}
     measured = {
         "mean-frame 1-NN": pixels.mean_frame_nn(*sources, label, progress=progress),
         "frame-difference 1-NN": pixels.frame_difference_nn(*sources, label, progress=progress),
-        "random-init encoder": evaluate.probe(run, sources, label, encoder="initial", **shown)[0],
-        run.name: evaluate.probe(run, sources, label, **shown)[0],
+        "random-init encoder": evaluate.probe(run, sources, label, **how | {"encoder": "initial"})[0],
+        run.name: found or evaluate.probe(run, sources, label, **how)[0],
     }
-    any_one = next(iter(measured.values()))
+    known = measured["mean-frame 1-NN"]
     recordings = _recordings(sources[1])
-    rows = [_constant(row, any_one, sources, label, recordings) for row in any_one.controls if row["metric"] == "top1"]
-    rows += [_measured(name, found, recordings) for name, found in measured.items()]
+    rows = [_constant(row, known, sources, label, recordings) for row in known.controls if row["metric"] == "top1"]
+    rows += [_measured(name, each, recordings) for name, each in measured.items()]
     table = pd.DataFrame(rows)
     honest = table.assign(lo=table["recording_lo"].fillna(table["lo"]), hi=table["recording_hi"].fillna(table["hi"]))
     table["flag"] = results.flag_constant(honest)
     table = table[COLUMNS]
-    table.attrs["note"] = _note(run, table, any_one.rows[0]["n"], recordings)
+    table.attrs["note"] = _note(run, table, known.rows[0]["n"], recordings)
     return table
 
 
-def _open(spec, split: str, size: Preset, limit: int | None, options: dict) -> video.Source:
-    if not options:
-        return evaluate.still(spec, split, size, limit)
-    source = video.open(spec, split, frames=size.frames, size=size.size, stride=size.stride, augment=False, **options)
-    return source if limit is None or len(source) <= limit else source.subset(range(limit))
-
-
-def _recordings(source: video.Source) -> np.ndarray | None:
+def _recordings(source: Source) -> np.ndarray | None:
     """Of each file, the recording that it was cut from; None where the set does not know."""
     listing = getattr(source, "listing", None)
     if listing is None or not all(clip.group for clip in listing.clips):
