@@ -41,6 +41,7 @@ _MODULES = [
     "data",
     "probes",
     "weights",
+    "ava",
     "results",
     "plots",
     "stats",

@@ -91,7 +91,7 @@ def extract(
     """
     device = device_for(device)
     if cache is not None:
-        path = Path(cache) / f"{source.name.replace('/', '-')}-{source.split}-{_fingerprint(encoder, source, tokens, bf16)}.pt"
+        path = Path(cache) / f"{source.name.replace('/', '-')}-{source.split}-{fingerprint(encoder, source, tokens, bf16)}.pt"
         if path.is_file():
             return replace(Features(**torch.load(path)), encoder=encoder_name)
     features = _extract(encoder, source, tokens, batch, bf16, workers, device, encoder_name, progress)
@@ -147,7 +147,7 @@ def clip_bar(source: data.Source, what: str, progress: bool) -> tqdm:
     return tqdm(total=len(source), desc=f"{source.name} [{source.split}] {what}", unit="clip", disable=not progress, leave=False)
 
 
-def _fingerprint(encoder: nn.Module, source: data.Source, *options) -> str:
+def fingerprint(encoder: nn.Module, source: data.Source, *options) -> str:
     """Of the weights, of the source's first and last clip and of the options: what decides the features."""
     digest = hashlib.sha256(repr((repr(source), len(source), options)).encode())
     for name, value in sorted(encoder.state_dict().items()):

@@ -10,6 +10,7 @@ import csv
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 from ..core import DataError
 from ..listing import Clip, Listing
@@ -26,19 +27,12 @@ def listing(root, split: str = "train", seconds: float = 2.0, enlarge: float = 1
 
     `offset`: seconds that the files lack at the front (default: 900 in videos_15min, else 0).
     """
-    part = choose("AVA", split, {"train": "train", "val": "val", "test": "val"})
-    table = need("AVA", root, f"ava_{part}_v2.2.csv", f"annotations/ava_{part}_v2.2.csv", layout=LAYOUT)
-    videos = need("AVA", root, "videos_15min", "videos", "trainval", layout=LAYOUT)
-    actions = sorted(table.parent.glob("ava_action_list*.pbtxt"), key=lambda path: "activitynet" not in path.name)
-    if not actions:
-        raise DataError(f"AVA: {table.parent} has no ava_action_list*.pbtxt; expected\n{LAYOUT}")
-    names = read_actions(actions[0])
+    copy = found(root, split, offset)
+    names, table, films, offset = copy.actions, copy.table, copy.films, copy.offset
     place = {number: i for i, number in enumerate(names)}
-    offset = (900.0 if videos.name == "videos_15min" else 0.0) if offset is None else offset
-    films = {path.stem: path for path in videos.iterdir()}
-    persons, missing = _persons(table, _excluded(table.parent, part), place, films)
+    persons, missing = _persons(table, copy.excluded, place, films)
     if not persons:
-        raise DataError(f"AVA: {videos} holds none of the films that {table.name} lists; expected\n{LAYOUT}")
+        raise DataError(f"AVA: {copy.videos} holds none of the films that {table.name} lists; expected\n{LAYOUT}")
     clips = [
         Clip(
             str(films[film]),
@@ -52,6 +46,30 @@ def listing(root, split: str = "train", seconds: float = 2.0, enlarge: float = 1
     ]
     notes = (f"{len(missing)} listed films are missing from this copy, the first: {min(missing)}",) if missing else ()
     return Listing("ava", split, clips, {"class": list(names.values())}, notes, multi=True, missing=len(missing))
+
+
+class Copy(NamedTuple):
+    """One part of a copy: its table, actions by number, excluded key frames, films by name, seconds that their files lack at the front."""
+
+    table: Path
+    actions: dict[int, str]
+    excluded: set[tuple[str, float]]
+    videos: Path
+    films: dict[str, Path]
+    offset: float
+
+
+def found(root, split: str, offset: float | None = None) -> Copy:
+    """What a copy holds of a split; raises DataError naming what is missing. `offset` as in `listing`."""
+    part = choose("AVA", split, {"train": "train", "val": "val", "test": "val"})
+    table = need("AVA", root, f"ava_{part}_v2.2.csv", f"annotations/ava_{part}_v2.2.csv", layout=LAYOUT)
+    videos = need("AVA", root, "videos_15min", "videos", "trainval", layout=LAYOUT)
+    actions = sorted(table.parent.glob("ava_action_list*.pbtxt"), key=lambda path: "activitynet" not in path.name)
+    if not actions:
+        raise DataError(f"AVA: {table.parent} has no ava_action_list*.pbtxt; expected\n{LAYOUT}")
+    offset = (900.0 if videos.name == "videos_15min" else 0.0) if offset is None else offset
+    films = {path.stem: path for path in videos.iterdir()}
+    return Copy(table, read_actions(actions[0]), _excluded(table.parent, part), videos, films, offset)
 
 
 def read_actions(path: Path) -> dict[int, str]:
