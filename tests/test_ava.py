@@ -320,3 +320,18 @@ def test_key_frames_are_whole_pictures_and_bad_films_are_left_out(copy, tmp_path
     (tmp_path / "part" / "videos_15min" / "a.mp4").unlink()
     (result,) = ava.probe(Colours(), tmp_path / "part", **HOW)
     assert result.rows[0]["n"] == 2 * (8 + 7) and set(result.predictions["film"]) == {"x", "y"}
+
+
+def test_the_command_reads_an_exported_encoder(copy, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("transformers")
+    from vjepa_lab import __main__ as cli
+    from vjepa_lab import weights
+    from vjepa_lab.model import Encoder
+
+    monkeypatch.chdir(tmp_path)
+    weights.export(Encoder(48, 2, 2, 8, rope="vjepa2"), tmp_path / "hf", size=32, frames=4)
+    words = ["ava", "hf", str(copy), "--frames", "4", "--seconds", "0.9", "--epochs", "3", "--no-progress"]
+    assert cli.main(words) == 0
+    assert "mAP" in capsys.readouterr().out
+    rows = results.read_run(tmp_path / "runs" / "vjepa2").query("source == 'run'")
+    assert rows["variant"].tolist() == ["vjepa2"] and rows["n"].tolist() == [46]

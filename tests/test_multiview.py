@@ -255,3 +255,17 @@ def test_released_weights_are_probed_without_a_run(videos, tmp_path, monkeypatch
     transformers.VJEPA2Model(config).save_pretrained(other)
     with pytest.raises(ValueError, match="holds results of another encoder"):
         vl.probe(str(other), str(videos), **how)
+
+
+def test_views_of_real_videos(clips):
+    """UCF-101's AVI files: segments differ, the left and right views share the picture's middle and nothing else."""
+    folder = clips / "ucf101" / "UCF-101"
+    source = data.open(str(folder), "all", frames=8, size=96, stride=2, augment=False)
+    left, middle, right = (OneView(source, 2, 3, 0, view)[0].clip for view in range(3))
+    later = OneView(source, 2, 3, 1, 1)[0].clip
+    assert left.shape == (3, 8, 96, 96) and not torch.equal(middle, later)
+    # 320 x 240: squares of 240 begin at 0, 40, 80; so the left one's columns from 16 on are the middle one's from 0 on
+    near = (left[..., 20:90].float() - middle[..., 4:74].float()).abs().mean()
+    far = (left[..., 4:74].float() - middle[..., 4:74].float()).abs().mean()
+    assert near < 4 and near < far / 2
+    assert (middle[..., 20:90].float() - right[..., 4:74].float()).abs().mean() < 4

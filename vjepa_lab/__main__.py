@@ -93,6 +93,14 @@ def pretrain(parser):
     return call
 
 
+def resume(parser):
+    """go on with a run in its folder where it stopped"""
+    from .train import resume
+
+    offer(parser, resume)
+    return lambda **options: print(repr(resume(**options)))
+
+
 def probe(parser):
     """probe a run's frozen encoder on a benchmark; the rows go into the run's folder"""
     from .evaluate import probe
@@ -108,6 +116,19 @@ def probe(parser):
         columns = ["benchmark", "probe", "variant", "metric", "value", "lo", "hi", "n"]
         table = pd.concat([result.table() for result in results], ignore_index=True)
         print(table[[name for name in columns if name in table]].to_string(index=False, float_format="%.2f"))
+
+    return call
+
+
+def ava(parser):
+    """frame mAP on AVA: what persons do, read off frozen features of their boxes"""
+    from .ava import probe
+
+    offer(parser, probe)
+
+    def call(**options):
+        for result in probe(**options):
+            print(result)
 
     return call
 
@@ -225,8 +246,10 @@ COMMANDS: dict[str, Callable | None] = {
     "run": run,
     "variants": variants,
     "pretrain": pretrain,
+    "resume": resume,
     "probe": probe,
     "finetune": finetune,
+    "ava": ava,
     "table": table,
     "claims": claims,
     "data check": data_check,

@@ -141,7 +141,9 @@ def targets(people: People, truth: pd.DataFrame, actions: list[int]) -> Tensor:
     key = [*FRAME, *BOX]
     rows = people.table[key].reset_index(names="_row").merge(truth[truth["action"].isin(actions)], on=key)
     hot = torch.zeros(len(people), len(actions))
-    hot[rows["_row"].to_numpy(), rows["action"].map({action: i for i, action in enumerate(actions)}).to_numpy(int)] = 1
+    place = {action: i for i, action in enumerate(actions)}
+    column = [place[action] for action in rows["action"]]
+    hot[torch.tensor(rows["_row"].tolist(), dtype=torch.long), torch.tensor(column, dtype=torch.long)] = 1
     return hot
 
 
@@ -259,7 +261,7 @@ def choose(
 ) -> tuple[dict, list[dict]]:
     """The (lr, wd) with the best mean average precision on a share `val` of the films, trained on the others; and all scores."""
     names = np.random.default_rng(seed).permutation(sorted(set(films)))
-    held = torch.from_numpy(films.isin(names[: round(val * len(names))]).to_numpy())
+    held = torch.tensor(films.isin(names[: round(val * len(names))]).tolist())
     if len(candidates) == 1:
         return dict(zip(("lr", "wd"), candidates[0], strict=True)), []
     if not held.any() or held.all():

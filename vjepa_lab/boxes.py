@@ -35,10 +35,9 @@ def read_boxes(path: str | Path, *, scored: bool = False) -> pd.DataFrame:
     bad |= numbers["y2"] < numbers["y1"]
     if bad.any():
         line = bad.idxmax()
-        raise ValueError(
-            f"{path}, line {line + 1}: expected video_id,timestamp,x1,y1,x2,y2,action_id{',score' if scored else ''} with x1 <= x2, y1 <= y2;"
-            f" found {','.join('' if pd.isna(x) else str(x) for x in table.loc[line])}"
-        )
+        form, found = "video_id,timestamp,x1,y1,x2,y2,action_id" + (",score" if scored else ""), table.loc[line]
+        text = ",".join("" if pd.isna(x) else str(x) for x in found)
+        raise ValueError(f"{path}, line {line + 1}: expected {form} with x1 <= x2 and y1 <= y2, found {text}")
     numbers["action"] = numbers["action"].fillna(-1).astype(int)
     numbers["time"] = numbers["time"].astype(int)
     return numbers.assign(film=table["film"])[[*FRAME, *BOX, "action", *(["score"] if scored else [])]]
