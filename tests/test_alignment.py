@@ -10,7 +10,7 @@ import torch
 from laws import latents
 
 import vjepa_lab as vl
-from vjepa_lab import alignment, gradients, stats
+from vjepa_lab import alignment, gradients, plots, stats
 from vjepa_lab.alignment import ProbeSet, Watch, measure, readout, step_sizes
 from vjepa_lab.objective import ErrorMap, Loss, Recipe, Term
 from vjepa_lab.terms import JEPA, Delta, Dynamics, Kinematic
@@ -321,3 +321,26 @@ def test_too_few_variants_are_refused():
     watched, rows = study(1.0, variants=3)
     with pytest.raises(ValueError, match="at least 4 watched variants"):
         alignment.predictions(alignment.averages(watched), rows, draws=50)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_figures(tmp_path):
+    watched, rows = study(1.0, variants=5, seeds=2)
+    about = {"lo": watched["value"] - 0.1, "hi": watched["value"] + 0.1, "micro_batches": 8, "clips": 32, "smoke": True}
+    table = watched.assign(**about)
+    shares = [table[table["metric"].eq("cosine")].assign(metric=m, value=v) for m, v in (("help", 0.2), ("harm", 0.1), ("neutral", 0.7))]
+    table = pd.concat([table, *shares])
+    found = alignment.predictions(alignment.averages(watched), rows, draws=50)
+    figures = [
+        plots.through_training(table, paper=True),
+        plots.by_depth(table, ["cosine", "neutral utility/motion", "utility/nothing"], paper=True),
+        plots.energy(table, paper=True),
+        plots.foretold(found, smoke=True, paper=True),
+    ]
+    for i, figure in enumerate(figures):
+        assert plots.save(figure, tmp_path / f"{i}")[0].stat().st_size > 5_000
+        assert any("only shows that it runs" in text.get_text() for text in figure.texts)
+    with pytest.raises(ValueError, match="no auxiliary to follow"):
+        plots.through_training(table[table["term"].eq("nothing")])

@@ -218,3 +218,31 @@ def test_noise_leaves_it_undecided():
     assert "undecided" in throughput.verdict(found, cost_model(planted().query("objective == 'ld'"), Work(1.0, 1e-3), draws=5))
     with pytest.raises(ValueError, match="at least 3 blocks"):
         equivalence(planted(blocks=2))
+
+
+def test_figures(tmp_path):
+    from vjepa_lab import plots
+
+    table = planted(noise=0.02)
+    phases = {f"{phase}_ms": table["ms"] / 4 for phase in throughput.PHASES}
+    speed = {
+        "clips_per_s": 2e3 / table["ms"],
+        "tokens_per_s": 1.0,
+        "memory_mb": 100.0,
+        "joule_per_clip": np.nan,
+        "gflop": 1.0,
+        "tflop_per_s": 1.0,
+    }
+    table = table.assign(**phases, **speed, device="CPU, 1 thread", bf16=False)
+    summed, model = throughput.summary(table), cost_model(table.query("objective == 'baseline'"), Work(1.0, 1e-3), draws=10)
+    cost = pd.DataFrame({"variant": ["baseline", "ld"] * 2, "block": [0, 0, 1, 1], "ratio": [1, 2.1, 1, 1.9], "analytic": [1, 2.0] * 2})
+    cost = cost.assign(device="CPU, 1 thread", bf16=False, batch=2, preset="smoke")
+    figures = [
+        plots.throughput(table, summed, model, paper=True),
+        plots.step_split(summed, paper=True),
+        plots.same_speed(equivalence(table), paper=True),
+        plots.pretraining_cost(cost, paper=True),
+    ]
+    for i, figure in enumerate(figures):
+        assert plots.save(figure, tmp_path / f"{i}")[0].stat().st_size > 5_000
+    assert plots.throughput(table, summed, model, smoke=True).layout.title.text.endswith("only shows that it runs.")

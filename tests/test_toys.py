@@ -52,3 +52,6 @@ def test_a_target_keeps_what_the_transition_alone_lets_go():
     assert found.must["dynamics + reward"][4, 4] == 0 and found.must["dynamics + reward"][3, 4] == 1
     assert set(found.curve["setting"]) == {"dynamics + reward"} and found.curve["cosine"].between(-1, 1).all()
     assert "Verdict (counting toy, 1 seeds" in toys.verdict(found, 250)
+    from vjepa_lab import plots
+
+    assert len(plots.counting(found, paper=True).axes) > 4

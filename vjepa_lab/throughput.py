@@ -231,7 +231,7 @@ def _energy(each: FineTuning, clips: Iterator[Tensor], batch: int, meter: Callab
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {(n := torch.get_num_threads())} thread{'s' * (n > 1)}"
 
 
 def pretraining(

@@ -253,9 +253,11 @@ def verdict(found: Counting, steps: int) -> str:
     said = ", ".join(f"{row.apart:.1%} for {name} ({row.classes:.0f} classes)" for name, row in told.iterrows())
     fits = "" if told.empty else ", as the theorem says" if told["apart"].min() > 0.99 else ", which the theorem does not allow"
     turned = ", ".join(f"{name} {value:+.2f}" for name, value in mean["cosine"].dropna().items())
+    against = len(told) and (told["cosine"] < 0).all()
     return (
         f"Verdict (counting toy, {found.rows['seed'].nunique()} seeds, {steps} steps): where both losses are learnt, pairs of observations "
         f"that must have different codes have them: {said or 'no setting got there'}{fits}. Mean gradient cosine of target and transition "
-        f"on the way: {turned}: a target can save distinctions that the transition would drop by pulling against it. "
-        "This cannot speak for video, which has no actions and no exact transition."
+        f"on the way: {turned}"
+        + (": a target can save distinctions that the transition would drop by pulling against it" if against else "")
+        + ". This cannot speak for video, which has no actions and no exact transition."
     )

@@ -30,7 +30,7 @@ def _over_seeds(part: pd.DataFrame) -> pd.DataFrame:
         found = stats.t_interval(at["value"]) if len(at) > 1 else None
         ends = (at["lo"].iloc[0], at["hi"].iloc[0]) if found is None else (found.lo, found.hi)
         rows.append({"progress": progress, "value": at["value"].mean(), "lo": ends[0], "hi": ends[1], "seeds": len(at)})
-    return pd.DataFrame(rows, columns=["progress", "value", "lo", "hi", "seeds"])
+    return pd.DataFrame(rows, columns=["progress", "value", "lo", "hi", "seeds"], dtype=float)
 
 
 def through_training(
@@ -44,6 +44,7 @@ def through_training(
     names = list(dict.fromkeys(part["variant"]))
     if not names:
         raise ValueError(f"no row of the term {term!r}: a plain objective has no auxiliary to follow")
+    limit = _limit(part["value"])
     columns = min(len(names), 5 if column == "double" else 2)
     rows = -(-len(names) // columns)
     with look(paper):
@@ -60,7 +61,7 @@ def through_training(
                 )
             ax.axhline(0, color=INK, linewidth=0.6)
             ax.set_title(name, fontsize=7.5)
-            ax.set_ylim(-1.05, 1.05)
+            ax.set_ylim(-limit, limit)
             ax.yaxis.grid(True)
             ax.set_axisbelow(True)
         for ax in axes[:, 0]:
@@ -77,6 +78,11 @@ def through_training(
     return fig
 
 
+def _limit(values: pd.Series) -> float:
+    """Half the height of an axis for cosines: all of them, not much more."""
+    return float(np.clip(1.25 * values.abs().max(), 0.2, 1.05))
+
+
 def by_depth(df: pd.DataFrame, metrics: Sequence[str], *, term: str = "auxiliaries", paper: bool = False, column: str = "double"):
     """Alignment by depth: mean over training and seeds, a panel per metric, rows variants, columns groups of weights.
 
@@ -84,16 +90,21 @@ def by_depth(df: pd.DataFrame, metrics: Sequence[str], *, term: str = "auxiliari
     """
     part = df[df["term"].eq(term) & df["metric"].isin(metrics)]
     names, groups = list(dict.fromkeys(part["variant"])), list(dict.fromkeys(part["group"]))
+    metrics = [m for m in metrics if part.loc[part["metric"].eq(m), "value"].notna().any()]
+    if not metrics:
+        raise ValueError(f"no cosine of {term!r} above the noise; measure on more clips")
+    cells = {metric: _cells(part[part["metric"].eq(metric)], names, groups) for metric in metrics}
+    limit = max(0.2, min(1.0, max(float(np.nanmax(np.abs(values))) for values, _ in cells.values())))
     with look(paper):
         height = 0.2 * len(names) * len(metrics) + 0.55 * len(metrics) + 0.7
         fig, axes = new_figure(WIDTH[column], height, len(metrics), 1, sharex=True)
         for ax, metric in zip(axes.flat, metrics, strict=True):
-            values, clear = _cells(part[part["metric"].eq(metric)], names, groups)
-            image = ax.imshow(values, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+            values, clear = cells[metric]
+            image = ax.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
             for (i, j), value in np.ndenumerate(values):
                 if not np.isnan(value):
                     bold = "bold" if clear[i, j] else "normal"
-                    ink = "white" if abs(value) > 0.6 else INK
+                    ink = "white" if abs(value) > 0.6 * limit else INK
                     ax.text(j, i, f"{value:+.2f}".replace("-", "−"), ha="center", va="center", fontsize=5.5, color=ink, fontweight=bold)
             ax.set_yticks(range(len(names)), names)
             ax.set_xticks(range(len(groups)), [g.replace("_", " ") for g in groups], rotation=35, ha="right")
@@ -166,14 +177,15 @@ def foretold(found: pd.DataFrame, *, smoke: bool = False, paper: bool = False, c
             ax.axvline(0, color=INK, linewidth=0.7)
             ax.set_yticks(range(len(names)), [n.replace(" - ", " − ") for n in names] if k == 0 or not side else [""] * len(names))
             ax.set_ylim(len(names) - 0.5, -0.5)
-            ax.set_xlim(-1.3, 1.3)
+            ax.set_xlim(-1.6, 1.6)
             ax.set_title(benchmark, fontsize=7.5)
             ax.xaxis.grid(True)
             ax.set_axisbelow(True)
             ax.tick_params(axis="y", length=0)
-        axes.flat[-1].set_xlabel("Spearman correlation with the gain over the baseline")
+        axes.flat[-1].set_xlabel("rank correlation with the gain")
         first = found.iloc[0]
-        note = f"{first['variants']} variants x {first['seeds']} seeds; intervals resample variants, then seeds. Orange: the pre-registered"
+        count = f"{first['variants']} variants x {first['seeds']} seed{'s' * int(first['seeds'] != 1)}"
+        note = f"Spearman, gain over the baseline; {count}, intervals resample variants, then seeds. Orange: the pre-registered"
         footnote(fig, [note + " comparison, expected above 0.", *([SMOKE] if smoke else [])])
     return fig
 
@@ -193,7 +205,7 @@ def counting(found, *, paper: bool = False, column: str = "double"):
             near = ax.imshow(distance, cmap="viridis", norm=LogNorm(0.005, 2))
             must = below.imshow(found.must[name], cmap="Greys", vmin=0, vmax=1.4)
             ax.set_title(name.replace(" + ", "\n+ ").replace(" alone", "\nalone"), fontsize=7)
-            below.set_title(f"{rows.loc[name, 'classes']:.0f} class" + "es" * (rows.loc[name, "classes"] > 1), fontsize=7)
+            below.set_title(f"{rows.loc[name, 'classes']:.0f} class" + "es" * int(rows.loc[name, "classes"] > 1), fontsize=7)
             for each in (ax, below):
                 each.set_xticks([0, 4, 8])
                 each.set_yticks([0, 4, 8])
