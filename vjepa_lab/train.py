@@ -30,6 +30,7 @@ __all__ = [
     "own_terms",
     "pretrain",
     "replacing",
+    "resume",
     "run_name",
     "training_source",
     "write_json",
@@ -157,6 +158,28 @@ def pretrain(
         train(run, trainer, source, share, Habits(log_every, save_every, keep, workers, tensorboard, probe), watch)
         team.wait()
     return run
+
+
+def resume(folder: str | Path, *, device: str = "auto", devices: int | None = None, workers: int = 0, progress: bool = True) -> Run:
+    """Go on with the run in a folder where it stopped, as its config.json asks.
+
+    folder   the run's folder
+    Raises FileNotFoundError where there is no run; ValueError where it uses a term or a Source defined elsewhere: the call that began it
+    goes on with it.
+    """
+    run = load_run(folder)
+    config = run.config
+    if config["own_terms"]:
+        raise ValueError(f"{folder} uses {', '.join(config['own_terms'])}, defined elsewhere: repeat the call that began it")
+    begun = config.get("init")
+    if begun:
+        raise ValueError(f"{folder} began with released weights: repeat the call that began it, with init=")
+    session = config["sessions"][-1]
+    return pretrain(
+        run.recipe, config["spec"], run.preset, config["seed"], edition=config["edition"], variant=config["variant"],
+        regime=config.get("regime"), out=folder, device=device, devices=devices, bf16=config["bf16"], workers=workers, progress=progress,
+        accumulate=session.get("accumulate", 1), clip=session.get("clip"), rope=config.get("encoder", {}).get("rope"),
+    )  # fmt: skip
 
 
 def share_of(batch: int, world: int, accumulate: int) -> int:

@@ -4,6 +4,7 @@ from .base import Explorer
 from .features import feature_view, feature_viewer
 from .live import LiveCurve
 from .masks import mask_explorer, mask_view
+from .monitor import monitor_view, overview, run_monitor
 from .recipes import compose, recipe_builder, recipe_view
 
 __all__ = [
@@ -14,6 +15,9 @@ __all__ = [
     "feature_viewer",
     "mask_explorer",
     "mask_view",
+    "monitor_view",
+    "overview",
     "recipe_builder",
     "recipe_view",
+    "run_monitor",
 ]

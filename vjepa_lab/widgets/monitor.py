@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import html
 import json
+import os
+import platform
+import signal
 import subprocess
 import sys
 import time
@@ -12,18 +15,16 @@ from pathlib import Path
 
 import pandas as pd
 
+from .. import locks
 from ..plots.clips import curves
 from ..runs import Run
 from .base import Explorer, several
-
-ALIVE_S = 60.0
-"""A run whose lock was touched within so many seconds is being trained."""
 
 
 def overview(folder: str | Path = "runs") -> pd.DataFrame:
     """One row per run below `folder`: run, state, step, of, loss, clips_per_s, eta_s, updated (seconds ago), path.
 
-    state  "done", "training", "stopped" (a lock that nobody touches is a dead owner's), or "begun" where nothing was logged yet
+    state  "done", "training" (by whom, its lock says), "stopped", or "begun" where nothing was logged yet
     """
     rows = [_standing(Run(config.parent)) for config in sorted(Path(folder).rglob("config.json"))]
     return pd.DataFrame(rows, columns=["run", "state", "step", "of", "loss", "clips_per_s", "eta_s", "updated", "path"])
@@ -32,8 +33,7 @@ def overview(folder: str | Path = "runs") -> pd.DataFrame:
 def _standing(run: Run) -> dict:
     config, last = run.config, _last_line(run.path / "metrics.jsonl")
     of, step = config["preset"]["steps"], last["step"] + 1 if last else 0
-    lock = run.path / "lock"
-    alive = lock.exists() and _age(lock) < ALIVE_S
+    alive = locks.holder(run.path) is not None
     done = (run.path / "report.json").exists()
     rate = last.get("clips_per_s") if last else None
     eta = (of - step) * config["preset"]["batch"] / rate if alive and rate else None
@@ -109,8 +109,14 @@ def monitor_view(folder: str | Path = "runs", compare: tuple[str, ...] | None = 
 
 
 def stop(run: Run) -> None:
-    """Ask whoever trains a run to save and stop after the present step."""
-    (run.path / "stop").touch()
+    """Ask the process that trains a run to save and stop after the present step.
+
+    Raises ProcessLookupError where nobody trains it, or somebody on another machine does.
+    """
+    owner, _ = locks.holder(run.path) or (None, 0.0)
+    if owner is None or owner.host != platform.node():
+        raise ProcessLookupError(f"{run.path}: " + (f"trained on {owner.host}; stop it there" if owner else "nobody trains it now"))
+    os.kill(owner.pid, signal.SIGTERM)
 
 
 def go_on(run: Run) -> subprocess.Popen:
