@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from vjepa_lab import data as video
 from vjepa_lab import variants
-from vjepa_lab.model import VJEPA, Block, Encoder, Grid, Predictor
+from vjepa_lab.blocks import Block
+from vjepa_lab.model import VJEPA, Encoder, Grid, Predictor
 from vjepa_lab.objective import Loss
 from vjepa_lab.presets import Preset, preset
 from vjepa_lab.processes import device_of

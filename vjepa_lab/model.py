@@ -14,89 +14,16 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from vjepa_lab.blocks import Block, initialise, run_blocks
 from vjepa_lab.masks import Mask
 from vjepa_lab.presets import Preset
-from vjepa_lab.rope import Rotary, positions, rotary, rotate
+from vjepa_lab.rope import positions, rotary
 
 Grid = tuple[int, int, int]
 TEACHERS = ("ema", "online", "frozen")
 POSITIONS = ("rope", "sincos")
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
-    """softmax(q k' / sqrt d) v for q, k, v [b heads n d]; keys where `valid`, [b n] or for each query [b n n], is False are left out."""
-    mask = None if valid is None else valid[:, None, None, :] if valid.ndim == 2 else valid[:, None]
-    # The CPU's fused bf16 attention has a slow backward: for short sequences plain products are about twice as fast.
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled() and q.shape[-2] <= 512:
-        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        return (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention: x [b n d] -> [b n d]; queries and keys are rotated where tables are given."""
-
-    def __init__(self, dim: int, heads: int):
-        super().__init__()
-        if dim % heads:
-            raise ValueError(f"width {dim} does not divide into {heads} heads")
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, rope: Rotary | None, valid: Tensor | None = None) -> Tensor:
-        qkv = rearrange(self.qkv(x), "b n (g d) -> b n g d", g=3 * self.heads)  # q, k and v heads side by side
-        qk, v = qkv.split((2 * self.heads, self.heads), dim=2)
-        q, k = (qk if rope is None else rotate(qk, rope)).chunk(2, dim=2)
-        out = attend(*(u.transpose(1, 2) for u in (q, k, v)), valid)
-        return self.proj(rearrange(out, "b g n d -> b n (g d)"))
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block; LayerNorm eps 1e-6, GELU, no LayerScale (vjepa2)."""
-
-    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, round(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(self, x: Tensor, rope: Rotary | None, valid: Tensor | None = None) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), rope, valid))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-def initialise(module: nn.Module, blocks: Iterable[Block]) -> None:
-    """Normal(0, .02) weights, zero biases; what a block adds shrinks by sqrt(2 * its number) (vjepa2 `_rescale_blocks`)."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            trunc_normal_(part.weight, std=0.02)
-            nn.init.zeros_(part.bias)
-    with torch.no_grad():
-        for number, block in enumerate(blocks, start=1):
-            block.attn.proj.weight /= math.sqrt(2 * number)
-            block.mlp.fc2.weight /= math.sqrt(2 * number)
-
-
-def run_blocks(
-    blocks: nn.ModuleList, x: Tensor, rope: Rotary | None, valid: Tensor | None, *, after: Iterable[int] = (-1,), remember: bool = True
-) -> list[Tensor]:
-    """x [b n d] through all blocks; its value after each of the blocks numbered in `after`.
-
-    remember=False recomputes activations in the backward pass instead of keeping them.
-    """
-    wanted, outputs = {i % len(blocks) for i in after}, []
-    for i, block in enumerate(blocks):
-        x = block(x, rope, valid) if remember else checkpoint(block, x, rope, valid, use_reentrant=False)
-        if i in wanted:
-            outputs.append(x)
-    return outputs
 
 
 def gather(tokens: Tensor, index: Tensor) -> Tensor:
@@ -108,6 +35,14 @@ def placed(x: Tensor, grid: Grid, index: Tensor | None = None, base: Grid | None
     """Tokens [b k d] at places `index` [b k] of a grid (None: all of them), with V-JEPA 1's fixed table added."""
     table = positions(grid, x.shape[-1], base).to(x)
     return x + (table if index is None else table[index])
+
+
+def together(index: Sequence[Tensor], valid: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None, list[int]]:
+    """Several sets of token ids [b k] end to end, which of them count (None: all), and how long each set is."""
+    if all(v is None for v in valid):
+        return torch.cat(list(index), dim=1), None, [i.shape[1] for i in index]
+    full = [torch.ones_like(i, dtype=torch.bool) if v is None else v for i, v in zip(index, valid, strict=True)]
+    return torch.cat(list(index), dim=1), torch.cat(full, dim=1), [i.shape[1] for i in index]
 
 
 class Encoder(nn.Module):
@@ -182,14 +117,32 @@ class Encoder(nn.Module):
         still = patches.shape[-1] == self.patch_embed_img.in_features
         return self.patch_embed_img(patches) + self.img_mod_embed if still else self.patch_embed(patches) + self.video_mod_embed
 
-    def encode(self, patches: Tensor, grid: Grid, keep: Tensor | None = None, valid: Tensor | None = None, levels: bool = False) -> Tensor:
-        """Patches [b n p] of a `grid`, only those in `keep` [b k] if given -> tokens [b k d], or [b k levels*d] with `levels`."""
+    def encode(
+        self,
+        patches: Tensor,
+        grid: Grid,
+        keep: Tensor | None = None,
+        valid: Tensor | None = None,
+        levels: bool = False,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Patches [b n p] of a `grid`, only those in `keep` [b k] if given -> tokens [b k d], or [b k levels*d] with `levels`.
+
+        lengths  `keep` names several sets of tokens end to end, of these sizes: each is encoded by itself (`together`).
+        """
         after = [int(i) for i in self.norms] if levels else [self.depth - 1]
-        outputs = self.outputs(patches, grid, keep, valid, after=after)
+        outputs = self.outputs(patches, grid, keep, valid, after=after, lengths=lengths)
         return torch.cat([self.norms[str(i)](x) for i, x in zip(after, outputs, strict=True)], dim=-1)
 
     def outputs(
-        self, patches: Tensor, grid: Grid, keep: Tensor | None = None, valid: Tensor | None = None, *, after: Iterable[int]
+        self,
+        patches: Tensor,
+        grid: Grid,
+        keep: Tensor | None = None,
+        valid: Tensor | None = None,
+        *,
+        after: Iterable[int],
+        lengths: Sequence[int] | None = None,
     ) -> list[Tensor]:
         """What the blocks numbered in `after` make of patches [b n p], before any norm: [b k d] each."""
         x = self.embed(patches if keep is None else gather(patches, keep))
@@ -198,7 +151,7 @@ class Encoder(nn.Module):
             x = placed(x, grid, keep, self.sincos_grid)
         else:
             rope = rotary(grid, self.dim // self.heads, self.rope, self.rope_base_grid).to(x).at(keep)
-        return run_blocks(self.blocks, x, rope, valid, after=after, remember=self.remember or not torch.is_grad_enabled())
+        return run_blocks(self.blocks, x, rope, valid, lengths, after=after, remember=self.remember or not torch.is_grad_enabled())
 
     def forward(self, clip: Tensor, keep: Tensor | None = None) -> Tensor:
         """Clip [b c f y x], normalised floats -> last-level tokens [b n d], or only those in `keep` [b k]."""
@@ -245,20 +198,25 @@ class Predictor(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Mask, grid: Grid, kind: int = 0) -> tuple[Tensor, Tensor]:
         """Student tokens [b k d] at mask.seen -> (prediction [b m d] at mask.hidden, own state [b k p] at mask.seen)."""
-        seen, hidden = mask.seen, mask.hidden
-        known = self.embed(tokens)
-        blank = self.mask_tokens[kind % len(self.mask_tokens)].to(known.dtype).expand(*hidden.shape, -1)
-        x = torch.cat([known, blank], dim=1)
+        return self.predict([tokens], [mask], grid, [kind])[0]
+
+    def predict(self, tokens: Sequence[Tensor], masks: Sequence[Mask], grid: Grid, kinds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """`forward` for several masks in one pass, each by itself."""
+        known = self.embed(torch.cat(list(tokens), dim=1)).split([m.seen.shape[1] for m in masks], dim=1)
+        blank = (self.mask_tokens[kind % len(self.mask_tokens)].to(known[0].dtype) for kind in kinds)
+        hidden = [token.expand(*m.hidden.shape, -1) for token, m in zip(blank, masks, strict=True)]
+        x = torch.cat([part for pair in zip(known, hidden, strict=True) for part in pair], dim=1)
         # The tables carry the places, so tokens need no sorting by place as upstream does.
-        places, rope = torch.cat([seen, hidden], dim=1), None
+        sides = [side for m in masks for side in ((m.seen, m.seen_valid), (m.hidden, m.hidden_valid))]
+        (places, valid, lengths), rope = together(*zip(*sides, strict=True)), None
         if self.position == "sincos":
             x = placed(x, grid, places, self.sincos_grid)
         else:
             rope = rotary(grid, self.dim // self.heads, self.rope, self.rope_base_grid).to(x).at(places)
-        valid = None if mask.seen_valid is None else torch.cat([mask.seen_valid, mask.hidden_valid], dim=1)
-        (x,) = run_blocks(self.blocks, x, rope, valid)
-        state, guess = self.norm(x).split((seen.shape[1], hidden.shape[1]), dim=1)
-        return self.proj(guess), state
+        (x,) = run_blocks(self.blocks, x, rope, valid, [a + b for a, b in zip(lengths[::2], lengths[1::2], strict=True)])
+        parts = self.norm(x).split(lengths, dim=1)
+        guesses = self.proj(torch.cat(parts[1::2], dim=1)).split(lengths[1::2], dim=1)
+        return list(zip(guesses, parts[::2], strict=True))
 
     def context(self, state: Tensor) -> Tensor:
         """Prediction [b k d] at the seen places from the predictor's own state there (V-JEPA 2.1's context loss)."""
@@ -340,9 +298,11 @@ class Latents:
         """Flat pixels of all tokens [b n p], in the precision of the passes."""
         return self.model.student.patchify(self.clip.bfloat16() if self.model.bf16 else self.clip)
 
-    def _encode(self, encoder: Encoder, keep: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+    def _encode(
+        self, encoder: Encoder, keep: Tensor | None = None, valid: Tensor | None = None, lengths: Sequence[int] | None = None
+    ) -> Tensor:
         with self.autocast():
-            return encoder.encode(self.patches, self.grid, keep, valid, levels=True).float()
+            return encoder.encode(self.patches, self.grid, keep, valid, levels=True, lengths=lengths).float()
 
     def on_grid(self, tokens: Tensor) -> Tensor:
         """[b n d] -> [b t h w d]."""
@@ -355,8 +315,9 @@ class Latents:
 
     @cached_property
     def seen(self) -> list[Tensor]:
-        """Student's tokens of the seen places, one pass per mask kind: [b k d]."""
-        return [self._encode(self.model.student, m.seen, m.seen_valid) for m in self.masks]
+        """Student's tokens of the seen places: [b k d]. One pass for all mask kinds, which do not see each other."""
+        keep, valid, lengths = together([m.seen for m in self.masks], [m.seen_valid for m in self.masks])
+        return list(self._encode(self.model.student, keep, valid, lengths).split(lengths, dim=1))
 
     @cached_property
     def z(self) -> Tensor:
@@ -390,7 +351,7 @@ class Latents:
     @cached_property
     def _predicted(self) -> list[tuple[Tensor, Tensor]]:
         with self.autocast():
-            return [self.model.predictor(z, m, self.grid, i) for i, (z, m) in enumerate(zip(self.seen, self.masks, strict=True))]
+            return self.model.predictor.predict(self.seen, self.masks, self.grid, range(len(self.masks)))
 
     @cached_property
     def pred(self) -> list[Tensor]:

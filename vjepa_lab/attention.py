@@ -1,0 +1,121 @@
+"""Multi-head self-attention with rotary positions.
+
+Which way is fastest depends on the device and on whether a gradient is wanted: torch's fused attention without one and on GPUs; on the
+CPU, where the fused backward is slow in bf16, plain products with everything around them in one function (`Products`).
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vjepa_lab.rope import Rotary, rotate, turned
+
+LONGEST = {torch.bfloat16: 512, torch.float32: 128}
+"""Up to how many tokens products beat the CPU's fused attention, forward and backward together."""
+
+
+class Products(torch.autograd.Function):
+    """qkv [b n 3*heads*d] -> attention's output [b n heads*d], by products of matrices; the probabilities are kept for the backward pass.
+
+    turn     complex rotary factors [b n d/2] or [n d/2], or None.
+    valid    keys that count, [b n] or for each query [b n n], or None.
+    lengths  of the sequences that lie end to end in n.
+    """
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, turn: Tensor | None, valid: Tensor | None, heads: int, lengths: Sequence[int]) -> Tensor:
+        b, n, _ = qkv.shape
+        x = qkv.view(b, n, 3, heads, -1)
+        d = x.shape[-1]
+        split = x.new_empty(3, b, heads, n, d)  # heads first: what batched products need
+        to = split.permute(1, 3, 0, 2, 4)
+        to[:, :, :2] = x[:, :, :2] if turn is None else turned(x[:, :, :2], turn[..., None, None, :])
+        to[:, :, 2] = x[:, :, 2]
+        q, k, v = split.flatten(1, 2)
+        out, chances = x.new_empty(b, n, heads, d), []
+        for at, seen in spans(lengths, valid):
+            p = product(q[:, at], k[:, at].mT, d**-0.5)
+            if seen is not None:
+                p.unflatten(0, (b, heads)).masked_fill_(~over_queries(seen), -torch.inf)
+            chances.append(torch.softmax(p, -1, out=p))
+            out[:, at] = (p @ v[:, at]).unflatten(0, (b, heads)).transpose(1, 2)
+        ctx.save_for_backward(q, k, v, turn, *chances)
+        ctx.heads, ctx.lengths = heads, lengths
+        return out.flatten(2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        q, k, v, turn, *chances = ctx.saved_tensors
+        heads, (b, n, _), d = ctx.heads, gradient.shape, q.shape[-1]
+        after = gradient.reshape(b, n, heads, d).transpose(1, 2).flatten(0, 1)
+        split = q.new_empty(3, *q.shape)
+        for (at, _), p in zip(spans(ctx.lengths), chances, strict=True):
+            g = after[:, at]
+            split[2, :, at] = p.mT @ g
+            logits = torch._softmax_backward_data(g @ v[:, at].mT, p, -1, p.dtype)
+            split[0, :, at] = product(logits, k[:, at], d**-0.5)
+            split[1, :, at] = product(logits.mT, q[:, at], d**-0.5)
+        x = split.unflatten(1, (b, heads)).permute(1, 3, 0, 2, 4)
+        out = x.new_empty(b, n, 3, heads, d)
+        out[:, :, :2] = x[:, :, :2] if turn is None else turned(x[:, :, :2], turn.conj()[..., None, None, :])
+        out[:, :, 2] = x[:, :, 2]
+        return out.flatten(2), None, None, None, None
+
+
+def product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale * a @ b for batches of matrices."""
+    return torch.baddbmm(a.new_empty(len(a), a.shape[1], b.shape[2]), a, b, beta=0, alpha=scale)
+
+
+def spans(lengths: Sequence[int], valid: Tensor | None = None) -> Iterator[tuple[slice, Tensor | None]]:
+    """Where each of the sequences that lie end to end is, and which of its tokens count."""
+    start = 0
+    for length in lengths:
+        at = slice(start, start + length)
+        yield at, None if valid is None else valid[:, at] if valid.ndim == 2 else valid[:, at, at]
+        start += length
+
+
+def over_queries(valid: Tensor) -> Tensor:
+    """Keys that count, [b n] or [b n n] -> [b 1 1 n] or [b 1 n n]."""
+    return valid[:, None, None, :] if valid.ndim == 2 else valid[:, None]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: x [b n d] -> [b n d]; queries and keys are rotated where tables are given.
+
+    valid    keys that count, [b n] or for each query [b n n]; None: all.
+    lengths  x is several sequences end to end, of these lengths: none attends to another (None: one sequence).
+    """
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"width {dim} does not divide into {heads} heads")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, rope: Rotary | None, valid: Tensor | None = None, lengths: Sequence[int] | None = None) -> Tensor:
+        qkv, lengths = self.qkv(x), [x.shape[1]] if lengths is None else lengths
+        if products_pay(qkv, rope, max(lengths)):
+            return self.proj(Products.apply(qkv, None if rope is None else rope.turn, valid, self.heads, lengths))
+        qkv = rearrange(qkv, "b n (g d) -> b n g d", g=3 * self.heads)  # q, k and v heads side by side
+        qk, v = qkv.split((2 * self.heads, self.heads), dim=2)
+        q, k = (qk if rope is None else rotate(qk, rope)).chunk(2, dim=2)
+        q, k, v = (u.transpose(1, 2) for u in (q, k, v))
+        out = [
+            F.scaled_dot_product_attention(*(u[:, :, at] for u in (q, k, v)), attn_mask=None if seen is None else over_queries(seen))
+            for at, seen in spans(lengths, valid)
+        ]
+        return self.proj(rearrange(torch.cat(out, dim=2) if len(out) > 1 else out[0], "b g n d -> b n (g d)"))
+
+
+def products_pay(qkv: Tensor, rope: Rotary | None, longest: int) -> bool:
+    """Whether `Products` takes these, and is the faster way."""
+    fits = rope is None or rope.turn is not None
+    return fits and qkv.device.type == "cpu" and qkv.requires_grad and longest <= LONGEST.get(qkv.dtype, 0)

@@ -1,0 +1,66 @@
+"""Transformer blocks, and how a stack of them is run: several sequences at once, activations kept or recomputed.
+
+Axes as in `model`. Module names follow facebookresearch/vjepa2.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from timm.layers import DropPath, Mlp, trunc_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vjepa_lab.attention import Attention
+from vjepa_lab.rope import Rotary
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; LayerNorm eps 1e-6, GELU, no LayerScale (vjepa2)."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, rope: Rotary | None, valid: Tensor | None = None, lengths: Sequence[int] | None = None) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), rope, valid, lengths))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def initialise(module: nn.Module, blocks: Iterable[Block]) -> None:
+    """Normal(0, .02) weights, zero biases; what a block adds shrinks by sqrt(2 * its number) (vjepa2 `_rescale_blocks`)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            trunc_normal_(part.weight, std=0.02)
+            nn.init.zeros_(part.bias)
+    with torch.no_grad():
+        for number, block in enumerate(blocks, start=1):
+            block.attn.proj.weight /= math.sqrt(2 * number)
+            block.mlp.fc2.weight /= math.sqrt(2 * number)
+
+
+def run_blocks(
+    blocks: nn.ModuleList,
+    x: Tensor,
+    rope: Rotary | None,
+    valid: Tensor | None,
+    lengths: Sequence[int] | None = None,
+    *,
+    after: Iterable[int] = (-1,),
+    remember: bool = True,
+) -> list[Tensor]:
+    """x [b n d] through all blocks; its value after each of the blocks numbered in `after`.
+
+    remember=False recomputes activations in the backward pass instead of keeping them.
+    """
+    wanted, outputs = {i % len(blocks) for i in after}, []
+    for i, block in enumerate(blocks):
+        inputs = (x, rope, valid, lengths)
+        x = block(*inputs) if remember else checkpoint(block, *inputs, use_reentrant=False)
+        if i in wanted:
+            outputs.append(x)
+    return outputs
