@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 import pandas as pd
 import torch
@@ -20,7 +21,7 @@ from vjepa_lab.data.edited import Frozen
 from vjepa_lab.features import Features
 from vjepa_lab.presets import Preset
 from vjepa_lab.probes import ProbeResult
-from vjepa_lab.subjects import Run, Subject, clip_size, subjects
+from vjepa_lab.subjects import Run, clip_size, subjects
 
 RELEASED = {"form": "released", "lrs": (3e-4,), "wds": (0.01,), "epochs": 100, "batch": 32}
 "The published probe of the synthetic task: a class token and one attention, lr 3e-4, decay .01, 100 epochs of 32, nothing selected."
@@ -71,57 +72,51 @@ def table6(
     Columns beside the common ones: task, clips, view ("clip" or a still frame). Nearest neighbours in pixels are variants of their own.
     """
     found = subjects(runs, encoders)
-    rows, size = [], clip_size(found, shape)
-    most, how = max(sizes), how | {"progress": progress}
-    with tqdm(total=len(tasks) * (len(found) + 1), desc="motion tasks", unit="encoder", disable=not progress) as bar:
-        for task in tasks:
-            clips = stream(task, most, size)
-            for view in (pixels.mean_frame, pixels.frame_difference):
-                rows += _pixel_rows(view(clips, progress), task, sizes)
+    size, rows, how = clip_size(found, shape), [], {"progress": progress} | how
+    with tqdm(total=len(tasks) * len(sizes) * (len(found) + 1), desc="motion tasks", unit="encoder", disable=not progress) as bar:
+        for task, (clips, names) in product(tasks, sizes.items()):
+            source = stream(task, clips, size)
+            rows += _pixel_rows(source, task, progress)
             bar.update()
             for subject in found:
-                views = {"clip": clips}
+                views = {"clip": source}
                 if subject.about["variant"] in still_of and subject.which != "teacher":
-                    views |= {name: Frozen(clips, STILLS[name]) for name in stills}
-                for view, source in views.items():
-                    tokens = any(name != "linear" for names in sizes.values() for name in names)
-                    features = subject.features(source, tokens=tokens, **how)
-                    rows += _probe_rows(features, subject, task, view, sizes, seed, progress)
+                    views |= {name: Frozen(source, STILLS[name]) for name in stills}
+                for view, seen in views.items():
+                    features = subject.features(seen, tokens=set(names) != {"linear"}, **how)
+                    about = subject.about | {"task": task, "clips": clips, "view": view}
+                    rows += [about | row for row in _probed(features, names, benchmark(task, clips, view), seed, how)]
                 bar.update()
     return results.tidy(pd.DataFrame(rows))
 
 
-def split(features: Features, clips: int) -> tuple[Features, Features]:
-    """The first `clips`, in order: 80 % to train a probe on, the rest to test it on."""
-    cut = clips * 4 // 5
-    return tuple(replace(features.subset(torch.arange(*part)), split=name) for part, name in (((0, cut), "train"), ((cut, clips), "test")))
+def split(features: Features) -> tuple[Features, Features]:
+    """80 % of the clips, the first ones, to train a probe on, and the rest to test it on."""
+    n, cut = len(features), len(features) * 4 // 5
+    return tuple(replace(features.subset(torch.arange(*part)), split=name) for part, name in (((0, cut), "train"), ((cut, n), "test")))
 
 
-def _probe_rows(features: Features, subject: Subject, task: str, view: str, sizes, seed: int, progress: bool) -> list[dict]:
-    rows = []
-    for clips, names in sizes.items():
-        train, test = split(features, clips)
-        for name in names:
-            fit, options = PROBES[name]
-            device = {"device": None, "progress": progress, "seed": seed}
-            found = fit(train, test, "motion", benchmark=benchmark(task, clips, view), **options, **device)
-            rows += _rows(found, subject.about, task, clips, view)
+def _probed(features: Features, names: Sequence[str], benchmark: str, seed: int, how: Mapping) -> list[dict]:
+    train, test = split(features)
+    same = {"benchmark": benchmark, "seed": seed, "device": how.get("device"), "progress": how["progress"]}
+    return [_top1(fit(train, test, "motion", **options, **same)) for fit, options in (PROBES[name] for name in names)]
+
+
+def _pixel_rows(source: data.Source, task: str, progress: bool) -> list[dict]:
+    """Nearest neighbours in pixels, and predictors that ignore the clip."""
+    rows, about = [], {"task": task, "clips": len(source)}
+    for view in (pixels.mean_frame, pixels.frame_difference):
+        features = view(source, progress)
+        found = pixels.nearest(*split(features), "motion", benchmark=benchmark(task, len(source)))
+        rows += [_top1(found) | about | {"variant": features.encoder, "source": "run", "view": "clip"}]
+        rows += [row | about for row in found.controls]
     return rows
 
 
-def _pixel_rows(features: Features, task: str, sizes) -> list[dict]:
-    rows = []
-    for clips in sizes:
-        found = pixels.nearest(*split(features, clips), "motion", benchmark=benchmark(task, clips))
-        about = {"variant": features.encoder, "source": "run"}
-        rows += _rows(found, about, task, clips, "clip") + [row | {"task": task, "clips": clips} for row in found.controls]
-    return rows
-
-
-def _rows(found: ProbeResult, about: dict, task: str, clips: int, view: str) -> list[dict]:
+def _top1(found: ProbeResult) -> dict:
     keep = ("benchmark", "probe", "metric", "value", "n", "lo", "hi", "encoder", "probe_seed")
-    top = next(row for row in found.rows if row["metric"] == "top1")
-    return [{key: top[key] for key in keep} | about | {"task": task, "clips": clips, "view": view}]
+    row = next(row for row in found.rows if row["metric"] == "top1")
+    return {key: row[key] for key in keep}
 
 
 def benchmark(task: str, clips: int, view: str = "clip") -> str:
