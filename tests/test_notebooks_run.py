@@ -101,8 +101,8 @@ def test_representation(tmp_path, trained):
 
 
 def test_gradient_alignment(tmp_path):
-    few = {"variants": ["delta", "ld", "ltc", "fwm"], "seeds": [0], "steps": 4, "probe_clips": 24, "fit_clips": 24, "clips": [48, 24]}
-    small = few | {"rules": ["CosineGate()"], "toy_steps": 20, "toy_seeds": [0]}
+    few = {"variants": ["delta", "ld", "ltc", "fwm"], "seeds": [0], "steps": 2, "labels": ["motion"]}
+    small = few | {"probe_clips": 24, "fit_clips": 24, "clips": [48, 24], "rules": ["CosineGate()"], "toy_steps": 20, "toy_seeds": [0]}
     nb = execute("06_gradient_alignment", tmp_path, preset="smoke", runs=str(tmp_path), out=str(tmp_path / "figures"), **small)
     assert pictures(nb) >= 5
     said = "".join(output.get("text", "") for cell in nb.cells for output in cell.get("outputs", []))
