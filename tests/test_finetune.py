@@ -244,6 +244,8 @@ def test_labels_that_cannot_be_learnt(tmp_path):
         tune(tmp_path / "b", data=(Bright(blank=2), PAIR[1]))
     with pytest.raises(ValueError, match="has 4 classes of 'class', the classifier learnt 3"):
         tune(tmp_path / "c", data=(PAIR[0], Bright(12, "test", classes=4)), epochs=1)
+    with pytest.raises(ValueError, match="pass the test source as data="):
+        Finetuned(tmp_path / "c").test(device="cpu")
     with pytest.raises(ValueError, match="needs an Encoder"):
         vl.finetune(nn.Linear(3, 3), PAIR, out=tmp_path / "d", **SHAPE, **HOW)
     for bad in ({"head": "mlp"}, {"layer_decay": 1.5}, {"epochs": 0}, {"mixup": -1}):
@@ -288,6 +290,9 @@ def test_views_are_averaged_and_a_test_can_be_made_again_with_others(videos, tmp
     assert rows["probe"].tolist() == ["finetune 2x3"] and rows["n"].tolist() == [6] and rows["views"].tolist() == [3]
     result = done.test(views=1, device="cpu", progress=False)
     assert set(done.rows().query("source == 'run'")["probe"]) == {"finetune 2x3", "finetune"} and result.rows[0]["n"] == 6
+
+    vl.finetune(encoder(), str(videos), out=tmp_path / "ft", epochs=1, batch=3, segments=1, views=2, **SHAPE, **HOW)  # tested, not trained
+    assert set(done.rows().query("source == 'run'")["probe"]) == {"finetune 2x3", "finetune", "finetune 1x2"}
 
     source = data.open(videos, "test", augment=False, **SHAPE)
     found = predictions(done.model(), source, "class", "x", segments=2, views=3, progress=False)

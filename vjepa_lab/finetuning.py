@@ -29,7 +29,7 @@ from vjepa_lab.logbook import Log
 from vjepa_lab.model import Encoder
 from vjepa_lab.processes import Interrupted, Stop, device_of
 from vjepa_lab.runs import Run, load_run, write_json
-from vjepa_lab.scoring import ProbeResult, scored
+from vjepa_lab.scoring import ProbeResult, named, scored
 from vjepa_lab.trainer import fast_bf16, own_randomness, seed_step
 
 
@@ -100,6 +100,8 @@ class Finetuned:
     ) -> ProbeResult:  # fmt: skip
         """Score the classifier on `data` (by default its own), softmax averaged over segments x views clips of each video."""
         config = self.config
+        if data is None and config["spec"] is None:
+            raise ValueError(f"{self.path} was trained on a source given by value; pass the test source as data=")
         source = _opened(data or config["spec"], split, config, augment=False)
         counts = torch.tensor(config["train_counts"])
         seen = Features(torch.empty(0, 0), {config["label"]: torch.arange(len(counts)).repeat_interleave(counts)}, {}, torch.empty(0))
@@ -194,7 +196,7 @@ def finetune(
         _open(folder, config, where)
         if not (folder / "report.json").exists():
             _train(done, subject.encoder, train, where, workers, log_every, save_every, progress)
-    if done.rows().empty:
+    if not done.rows()["probe"].eq(named("finetune", (segments, views))).any():
         there = data[1] if pair else None
         done.test(there, split=splits[1], segments=segments, views=views, workers=workers, device=device, progress=progress)
     return done

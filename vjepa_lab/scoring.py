@@ -89,7 +89,7 @@ def scored(
     y, names = test.labels[label], test.classes[label]
     about = {"benchmark": benchmark or (test.name if label == "class" else f"{test.name}/{label}"), "probe": probe}
     if test.clips != (1, 1):
-        about |= {"probe": f"{probe} {test.clips[0]}x{test.clips[1]}", "segments": test.clips[0], "views": test.clips[1]}
+        about |= {"probe": named(probe, test.clips), "segments": test.clips[0], "views": test.clips[1]}
     top1 = probability.argmax(1)
     per_class = _per_class(y, top1, names)
 
@@ -108,6 +108,11 @@ def scored(
     predictions = pd.DataFrame({"id": test.index, "label": y, "top1": top1, "margin": margin} | about | {"encoder": test.encoder})
     beside = controls(train.labels[label], y, len(names), about["benchmark"])
     return ProbeResult(rows, per_class, predictions, selected, pd.DataFrame(search), beside)
+
+
+def named(probe: str, clips: tuple[int, int]) -> str:
+    """What the rows call a probe on several segments and views of each file, such as "attentive 2x3": another measurement than on one."""
+    return probe if clips == (1, 1) else f"{probe} {clips[0]}x{clips[1]}"
 
 
 def per_file(features: Features, probability: Tensor) -> tuple[Features, Tensor]:
