@@ -4,6 +4,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from test_plots import CELLS, make_runs
 
 import vjepa_lab as vl
 from vjepa_lab import notebook, results
@@ -68,7 +69,30 @@ def test_probe(tmp_path, trained):
 def test_tradeoffs(tmp_path, trained):
     nb = execute("03_tradeoffs", tmp_path, runs=str(trained), out=str(tmp_path / "figures"))
     assert pictures(nb) >= 2
-    assert (tmp_path / "figures" / "tradeoffs-mixed.pdf").is_file()
+    assert {"tradeoffs-mixed.pdf", "scatter.pdf", "pareto.pdf", "correlations.pdf"} <= {f.name for f in (tmp_path / "figures").iterdir()}
+    assert "no runs yet" in printed(nb) and "they rise and fall together" in printed(nb)
+
+
+def test_ablation_and_paper_without_runs(tmp_path):
+    """What a reader sees on the first day: the paper's numbers, and plainly that there is nothing else."""
+    nb = execute("04_ablation", tmp_path, runs=str(tmp_path / "none"), out=str(tmp_path / "figures"))
+    assert pictures(nb) >= 3 and "no runs yet" in printed(nb) and "taken as zero" in printed(nb)
+    assert (tmp_path / "figures" / "fig3-interaction-single.pdf").is_file()
+
+
+def test_paper_beside_own_runs(tmp_path):
+    make_runs(tmp_path / "runs", CELLS, seeds=2, regime="elsewhere")
+    nb = execute("11_paper", tmp_path, runs=str(tmp_path / "runs"), mixed="elsewhere", out=str(tmp_path / "figures"))
+    written = {file.name for file in (tmp_path / "figures").iterdir()}
+    assert {"fig2-runs.pdf", "fig3-runs.html", "fig3-effects-runs-single.png", "table5.tex", "claims.csv", "index.html"} <= written
+    assert "16 runs of the edition 'sound'" in printed(nb) and pictures(nb) >= 10
+
+
+def test_a_probe_without_a_run_pretrains_one_and_says_what_it_must_beat(tmp_path, clips, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    where = {"data": str(clips / "ucf101_6cls_128p"), "run": "", "steps": 2, "limit": 60}
+    done = notebook.run(FOLDER / "02_probe.ipynb", tmp_path / "02_probe.ipynb", where, cwd=tmp_path, progress=False)
+    assert "2 pretraining steps, one seed" in "".join(notebook.summary(done))
 
 
 def test_your_objective(tmp_path):
