@@ -37,6 +37,9 @@ def tradeoffs(
     variants: Sequence[str] | None = None,
     sources: Sequence[str] = ("paper", "run"),
     baseline_seed: int | None = None,
+    compared: pd.DataFrame | None = None,
+    sort: str = "mean",
+    intervals: bool = True,
     interactive: bool = True,
     paper: bool = False,
     column: str = "double",
@@ -47,24 +50,44 @@ def tradeoffs(
     df: tidy rows (`results.load`). A panel per source and regime, so printed numbers and own runs stand side by side, each labelled with
     its seeds and with what its interval covers. Marks: † no better than a predictor that ignores its input; ‡ an untrained encoder was
     measured; pale bars: too small a run to be evidence.
+    compared: `stats.compare(df, against, baseline_seed=...)` where it is at hand, which is most of the work.  sort: "mean", a benchmark's
+    name, or "given" (the table's own order).  intervals: whether whiskers are drawn.
     `paper=True` gives a print-quality matplotlib Figure of `column` width ("single", "double"), `interactive=False` the same for the
-    screen,
-    otherwise a plotly Figure. Raises ValueError naming what the table holds when nothing is left to draw.
+    screen, otherwise a plotly Figure. Raises ValueError naming what the table holds when nothing is left to draw.
     """
-    panels = _panels(df, against, regime, benchmarks, variants, sources, baseline_seed)
+    if compared is None:
+        compared = _comparisons(df, against, regime, benchmarks, variants, sources, baseline_seed)
+    panels = _panels(_chosen(compared, regime, benchmarks, variants, sources), sources)
     notes = _notes(panels, against) + _left_out(df, panels, against, regime, sources)
+    if not intervals:
+        panels = {title: part.assign(lo=part["delta"], hi=part["delta"]) for title, part in panels.items()}
     if interactive and not paper:
-        return _plotly(panels, against, notes)
-    return _matplotlib(panels, against, notes, paper, column)
+        return _plotly(panels, against, notes, sort)
+    return _matplotlib(panels, against, notes, paper, column, sort)
 
 
-def _panels(df, against, regime, benchmarks, variants, sources, baseline_seed) -> dict[str, pd.DataFrame]:
-    """Title -> comparisons of one source, edition and regime, in the order of `sources`."""
+def _comparisons(df, against, regime, benchmarks, variants, sources, baseline_seed) -> pd.DataFrame:
+    """The comparisons of the rows asked for, and of no others."""
     rows = df[df["source"].isin([*sources, "constant"])]
     rows = results.select(rows, regime=regime, benchmarks=benchmarks)
     if variants is not None:
         rows = rows[rows["variant"].isin([against, *variants]) | rows["source"].eq("constant")]
-    table = stats.compare(rows, against, baseline_seed=baseline_seed)
+    return stats.compare(rows, against, baseline_seed=baseline_seed)
+
+
+def _chosen(table: pd.DataFrame, regime, benchmarks, variants, sources) -> pd.DataFrame:
+    wanted = {"source": sources, "regime": None if regime is None else [regime], "benchmark": benchmarks, "variant": variants}
+    for column, values in wanted.items():
+        if values is not None:
+            table = table[table[column].isin(list(values))]
+    if table.empty:
+        asked = ", ".join(f"{column} {' or '.join(map(str, values))}" for column, values in wanted.items() if values is not None)
+        raise ValueError(f"nothing to draw: no comparison with {asked}")
+    return table
+
+
+def _panels(table: pd.DataFrame, sources: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Title -> comparisons of one source, edition and regime, in the order of `sources`."""
     several = table["regime"].nunique() > 1
     panels = {}
     for source in sources:
@@ -100,9 +123,14 @@ def _shared(panels: dict[str, pd.DataFrame]) -> bool:
     return min(map(len, sets)) >= 0.5 * len(set.union(*sets))
 
 
-def _order(panels: Iterable[pd.DataFrame]) -> list[str]:
-    """Variants from best to worst mean difference in the first panel that has them."""
-    means = pd.concat([part.groupby("variant")["delta"].mean() for part in panels])
+def _order(panels: Iterable[pd.DataFrame], sort: str = "mean") -> list[str]:
+    """Variants from best to worst mean difference, or difference in one benchmark, in the first panel that has them; or as given."""
+    parts = list(panels)
+    if sort == "given":
+        return list(dict.fromkeys(name for part in parts for name in part["variant"]))
+    if sort != "mean":
+        parts = [part[part["benchmark"].eq(sort)] for part in parts] + parts  # a variant that was not measured there comes by its mean
+    means = pd.concat([part.groupby("variant")["delta"].mean() for part in parts])
     first = means[~means.index.duplicated()]
     return list(first.sort_values(ascending=False).index)
 
@@ -156,10 +184,10 @@ def _left_out(df: pd.DataFrame, panels: dict[str, pd.DataFrame], against: str, r
 # --- print ------------------------------------------------------------------------------------------------------------
 
 
-def _matplotlib(panels: dict[str, pd.DataFrame], against: str, notes: list[str], paper: bool, column: str):
+def _matplotlib(panels: dict[str, pd.DataFrame], against: str, notes: list[str], paper: bool, column: str, sort: str):
     benchmarks, labels = benchmark_order(panels.values()), _labels(panels)
     shared = _shared(panels)
-    orders = [_order(panels.values() if shared else [part]) for part in panels.values()]
+    orders = [_order(panels.values() if shared else [part], sort) for part in panels.values()]
     thick = 0.085 if column == "double" else 0.075
     rows = [len(order) * (part["benchmark"].nunique() * thick + 0.09) for order, part in zip(orders, panels.values(), strict=True)]
     side_by_side = shared and column == "double"
@@ -222,13 +250,13 @@ def _handles(benchmarks: Sequence[str]) -> list:
 # --- screen -----------------------------------------------------------------------------------------------------------
 
 
-def _plotly(panels: dict[str, pd.DataFrame], against: str, notes: list[str]):
+def _plotly(panels: dict[str, pd.DataFrame], against: str, notes: list[str], sort: str = "mean"):
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     benchmarks, labels = benchmark_order(panels.values()), _labels(panels)
     colour, shared = colours(benchmarks), _shared(panels)
-    orders = [_order(panels.values() if shared else [part]) for part in panels.values()]
+    orders = [_order(panels.values() if shared else [part], sort) for part in panels.values()]
     pixels = [len(order) * (15 * part["benchmark"].nunique() + 8) for order, part in zip(orders, panels.values(), strict=True)]
     shape = {"rows": 1, "cols": len(panels), "horizontal_spacing": 0.03} if shared else {"rows": len(panels), "cols": 1}
     if not shared:
@@ -273,7 +301,7 @@ def _plotly(panels: dict[str, pd.DataFrame], against: str, notes: list[str]):
         legend={"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "top", "yref": "container", "itemsizing": "constant"},
         font={"family": "Helvetica, Arial, sans-serif", "size": 12, "color": INK},
     )
-    if shared:
+    if shared and sort == "mean":
         fig.update_layout(updatemenus=[_sort_menu(panels, benchmarks, labels, [labels[name] for name in orders[0]])])
     fig.update_xaxes(showgrid=True, gridcolor=RULE, zeroline=False)
     return fig

@@ -6,10 +6,12 @@ from .live import LiveCurve
 from .masks import mask_explorer, mask_view
 from .monitor import monitor_view, overview, run_monitor
 from .recipes import compose, recipe_builder, recipe_view
+from .tradeoffs import Tradeoffs, tradeoff_explorer
 
 __all__ = [
     "Explorer",
     "LiveCurve",
+    "Tradeoffs",
     "compose",
     "feature_view",
     "feature_viewer",
@@ -20,4 +22,5 @@ __all__ = [
     "recipe_builder",
     "recipe_view",
     "run_monitor",
+    "tradeoff_explorer",
 ]

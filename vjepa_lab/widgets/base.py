@@ -16,12 +16,20 @@ class Explorer:
     below     further widgets under the picture, such as buttons
     static    the same picture without scripts, for headless runs and PDFs; by default `view`
     columns   of the grid of controls
+    draws     `view` displays its picture itself
 
     `values` are the controls' values, `figure()` the present picture: what is seen can be kept and made again.
     """
 
     def __init__(
-        self, view: Callable, controls: Mapping[str, Any], *, below: Sequence = (), static: Callable | None = None, columns: int = 3
+        self,
+        view: Callable,
+        controls: Mapping[str, Any],
+        *,
+        below: Sequence = (),
+        static: Callable | None = None,
+        columns: int = 3,
+        draws: bool = False,
     ):
         from IPython.display import display
         from ipywidgets import GridBox, Layout, VBox, interactive_output
@@ -30,7 +38,7 @@ class Explorer:
         for control in self.controls.values():
             control.style, control.layout = {"description_width": f"{26 / columns:.1f}em"}, Layout(**WIDE)
         grid = GridBox(list(self.controls.values()), layout=Layout(grid_template_columns=f"repeat({columns}, 1fr)", grid_gap="4px 18px"))
-        self.output = interactive_output(lambda **values: display(view(**values)), self.controls)
+        self.output = interactive_output(view if draws else lambda **values: display(view(**values)), self.controls)
         self.widget = VBox([grid, self.output, *below])
 
     @property

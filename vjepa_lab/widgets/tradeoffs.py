@@ -1,0 +1,154 @@
+"""The trade-off explorer: the paper's numbers, the released ones and one's own, as one chooses to see them."""
+
+from __future__ import annotations
+
+import html
+from functools import lru_cache
+from pathlib import Path
+
+import pandas as pd
+
+from .. import plots, results, stats, variants
+from .base import Explorer, choice, several, switch
+
+SOURCES = {"paper": "the paper, printed", "released": "released results", "run": "our runs"}
+
+
+def parts_of(variant: str) -> tuple[str, ...]:
+    """What a named row is made of beside JEPA: its terms and modifiers, "masks" and "no EMA"; ("own",) for a name that is no row."""
+    try:
+        recipe = variants.recipe(variant)
+    except ValueError:
+        return ("own",)
+    found = []
+    for _, term in recipe.objective:
+        while term is not None:
+            found.append(type(term).__name__)
+            term = getattr(term, "term", None)
+    masks = ("masks",) if recipe.masks != variants.recipe("baseline").masks else ()
+    ema = ("no EMA",) if recipe.teacher != "ema" else ()
+    return tuple(dict.fromkeys(name for name in found if name != "JEPA")) + masks + ema
+
+
+class Tradeoffs:
+    """Rows of results and their comparisons, each made once: `view` draws a choice of them, `code` is the call that draws it again."""
+
+    def __init__(self, rows: pd.DataFrame):
+        self.rows = rows
+        self.sources = [name for name in SOURCES if rows["source"].eq(name).any()]
+        self.variants = list(dict.fromkeys(rows.loc[rows["source"].isin(self.sources), "variant"]))
+        self.regimes = list(dict.fromkeys(rows.loc[rows["source"].isin(self.sources), "regime"].dropna()))
+        self.benchmarks = list(dict.fromkeys(rows.loc[rows["source"].isin(self.sources), "benchmark"]))
+        self.parts = sorted({part for name in self.variants for part in parts_of(name)})
+        self.compared = lru_cache(maxsize=16)(self._compared)
+
+    @property
+    def baselines(self) -> dict[str, tuple[str, int | None]]:
+        """What differences may be taken against: {label: (variant, seed)}."""
+        seeds = self.rows.loc[self.rows["variant"].eq("baseline") & self.rows["source"].eq("released"), "seed"].dropna().unique()
+        named = {f"baseline, released seed {seed:.0f}": ("baseline", int(seed)) for seed in sorted(seeds)}
+        others = [name for name in ("random-init", *self.variants) if name in self.variants and name != "baseline"]
+        return {"baseline": ("baseline", None)} | named | {name: (name, None) for name in dict.fromkeys(others)}
+
+    def _compared(self, baseline: str) -> pd.DataFrame:
+        against, seed = self.baselines[baseline]
+        return stats.compare(self.rows, against, baseline_seed=seed)
+
+    def chosen(self, baseline: str, parts: tuple[str, ...]) -> list[str] | None:
+        against, _ = self.baselines[baseline]
+        if not parts or set(parts) == set(self.parts):
+            return None
+        return [name for name in self.variants if name != against and set(parts) & set(parts_of(name))]
+
+    def arguments(self, regime, sources, benchmarks, baseline, parts, sort, intervals) -> dict:
+        """Arguments of `plots.tradeoffs` for a choice; those at their defaults are left out."""
+        against, seed = self.baselines[baseline]
+        wanted = {
+            "against": (against, "baseline"),
+            "baseline_seed": (seed, None),
+            "regime": (regime or None, None),
+            "benchmarks": (list(benchmarks) if len(benchmarks) < len(self.benchmarks) else None, None),
+            "variants": (self.chosen(baseline, tuple(parts)), None),
+            "sources": (tuple(sources), ("paper", "run")),
+            "sort": (sort, "mean"),
+            "intervals": (intervals, True),
+        }
+        return {name: value for name, (value, default) in wanted.items() if value != default}
+
+    def view(self, *, paper: bool = False, **choice):
+        """The trade-off figure of a choice: regime, sources, benchmarks, baseline, parts, sort, intervals."""
+        return plots.tradeoffs(self.rows, compared=self.compared(choice["baseline"]), paper=paper, **self.arguments(**choice))
+
+    def table(self, **choice) -> pd.DataFrame:
+        """The comparisons that the figure shows."""
+        table = self.compared(choice["baseline"])
+        asked = self.arguments(**choice)
+        for column, name in (("source", "sources"), ("benchmark", "benchmarks"), ("variant", "variants")):
+            if asked.get(name) is not None:
+                table = table[table[column].isin(asked[name])]
+        return table[table["regime"].eq(asked["regime"])] if "regime" in asked else table
+
+    def code(self, paths: tuple[str, ...] = ("runs", "data/paper"), **choice) -> str:
+        where = ", ".join(map(repr, paths))
+        options = "".join(f", {name}={value!r}" for name, value in self.arguments(**choice).items())
+        return f"plots.tradeoffs(results.load({where}){options})"
+
+
+def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out: str | Path = "figures") -> Explorer:
+    """Choose regime, sources, benchmarks, baseline, what the objectives are made of, order and intervals.
+
+    paths  what `results.load` takes; by default runs and data/paper, where they are there.  rows: a table instead.
+    out    the folder that the buttons write to: the present view as PDF, PNG and CSV, and the code that draws it again
+    """
+    from IPython.display import display
+    from ipywidgets import HTML, Button, HBox
+
+    paths = paths or tuple(path for path in ("runs", "data/paper") if Path(path).is_dir())
+    known = Tradeoffs(results.load(*paths) if rows is None else rows)
+    said, expression = HTML(), HTML()
+    controls = {
+        "regime": choice(known.regimes, label="pretrained on"),
+        "baseline": choice(list(known.baselines), label="against"),
+        "sort": choice({"by mean": "mean", **{f"by {name}": name for name in known.benchmarks}, "as given": "given"}, "mean", "sorted"),
+        "sources": several(
+            [(SOURCES[name], name) for name in known.sources], [n for n in known.sources if n != "released"], "numbers of", 3
+        ),
+        "benchmarks": several(known.benchmarks, label="benchmarks", rows=5),
+        "parts": several(known.parts, [], "made with (none: all)", rows=5),
+        "intervals": switch("95 % intervals", True),
+    }
+
+    def view(**chosen):
+        try:
+            display(known.view(**chosen))
+        except ValueError as error:  # a choice that leaves nothing to draw
+            display(HTML(html.escape(str(error))))
+
+    made = Explorer(view, controls, static=lambda **chosen: known.view(paper=True, **chosen), draws=True)
+
+    def keep(_):
+        stem = Path(out) / f"tradeoffs-{made.values['regime']}"
+        files = plots.save(known.view(paper=True, **made.values), stem)
+        known.table(**made.values).to_csv(stem.with_suffix(".csv"), index=False)
+        code = known.code(tuple(map(str, paths)), **made.values)
+        stem.with_suffix(".py").write_text(f"from vjepa_lab import plots, results\n\nfigure = {code}\n")
+        written = ", ".join(map(str, [*files, stem.with_suffix(".csv"), stem.with_suffix(".py")]))
+        said.value = f"<code style='user-select:all'>{html.escape(code)}</code><br>written: {html.escape(written)}"
+
+    def explain(change):
+        expression.value = f"<code>{html.escape(_expression(change['new']))}</code>"
+
+    button = Button(description="keep this view", tooltip="PDF, PNG, CSV and code")
+    button.on_click(keep)
+    look = choice([name for name in known.variants], label="objective of")
+    look.observe(explain, "value")
+    explain({"new": look.value})
+    made.widget.children = (*made.widget.children, HBox([look, expression]), HBox([button, said]))
+    return made
+
+
+def _expression(variant: str) -> str:
+    try:
+        return repr(variants.recipe(variant))
+    except ValueError:
+        return "not a row of the paper: its run folder's recipe.txt says"
