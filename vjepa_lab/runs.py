@@ -4,6 +4,8 @@ import hashlib
 import inspect
 import json
 import platform
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +46,7 @@ class Run:
         """The logged steps, a pandas table: step, loss, lr, grad_norm, clips_per_s, std, one column per term."""
         import pandas as pd
 
-        table = pd.read_json(self.path / "metrics.jsonl", lines=True)
+        table = pd.DataFrame(list(_records(self.path / "metrics.jsonl")))
         return table.drop(columns="parts").join(pd.DataFrame(list(table["parts"]))) if len(table) else table
 
     def checkpoint(self, device="cpu") -> dict:
@@ -90,6 +92,13 @@ class Run:
     def __repr__(self) -> str:
         done = self.config["preset"]["steps"] if (self.path / "report.json").exists() else self.steps_done
         return f"Run({self.name}: {done} of {self.config['preset']['steps']} steps)"
+
+
+def _records(path: Path) -> Iterator[dict]:
+    """The whole lines of a log: one may be in the middle of being written, or was cut short by a kill."""
+    for line in path.read_text().splitlines():
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 def load_run(path: str | Path) -> Run:

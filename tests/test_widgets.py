@@ -1,0 +1,120 @@
+"""Explorers: the picture follows the controls, is the plain function's, and stays where there are no widgets."""
+
+import numpy as np
+import pytest
+
+import vjepa_lab as vl
+from vjepa_lab import data, results
+from vjepa_lab.masks import MultiBlock
+from vjepa_lab.plots.sheet import sheet, tiles
+from vjepa_lab.widgets import masks, monitor, recipes, tradeoffs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return vl.pretrain("fwm-hw-ld", "synthetic:plain", "smoke", runs=tmp_path_factory.mktemp("runs"), progress=False)
+
+
+def pixels(picture) -> np.ndarray:
+    return np.asarray(picture.image)
+
+
+def test_sheets_hold_every_picture_and_fit_the_width():
+    frames = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
+    made = sheet({"a": frames, "b\ntwo": frames[:2]}, width=400)
+    assert made.image.width <= 400 and made._repr_png_()[:4] == b"\x89PNG"
+    assert tiles({str(i): frames[0] for i in range(7)}, side=40, width=150).image.height > 3 * 40
+
+
+def test_the_mask_explorer_follows_its_controls():
+    explorer = masks.mask_explorer(size="smoke", clips=3)
+    before = pixels(explorer.figure())
+    assert np.array_equal(before, pixels(explorer.figure()))
+    explorer.controls["clip"].value = 2
+    other = pixels(explorer.figure())
+    explorer.controls["masking"].value = "V-JEPA multiblock"
+    assert not np.array_equal(before, other) and other.shape != pixels(explorer.figure()).shape  # two kinds instead of the preset's
+    bundle = explorer._repr_mimebundle_()
+    assert bundle["image/png"][:4] == b"\x89PNG" and "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_hidden_shares_are_those_of_the_masks():
+    share = masks.hidden_share(MultiBlock(truncate="padded"), (4, 4, 4), draws=8, batch=4)
+    assert [s.shape for s in share] == [(4, 4, 4)] * 2 and all(0 <= s.min() <= s.max() <= 1 for s in share)
+    late, early = (
+        masks.hidden_share(MultiBlock(max_temporal_keep=0.5, full_complement=True), (4, 4, 4), 4, 4)[0][k].mean() for k in (3, 0)
+    )
+    assert late == 1.0 > early
+
+
+def test_the_recipe_builder_writes_what_it_shows():
+    explorer = recipes.recipe_builder(size="smoke")
+    explorer.controls["start"].value = "fwm"
+    explorer.controls["Straight.weight"].value = 0.25
+    explorer.controls["Straight.on"].value = "dyn"
+    explorer.controls["Dynamics.weight"].value = 1.0
+    explorer.controls["Dynamics.hard"].value = True
+    built = explorer.figure().recipe
+    assert built == vl.recipe(repr(built)) and "0.25*Straight(on='dyn')" in repr(built) and "Hard(Dynamics())" in repr(built)
+    assert built.objective.terms[: len(vl.recipe("fwm").objective.terms)] == vl.recipe("fwm").objective.terms
+    explorer.controls["maps"].value = True
+    assert "times the baseline" in explorer.figure()._repr_html_() and explorer.figure().picture.image.height > 100
+
+
+def test_the_feature_viewer_shows_both_halves_and_every_error(run):
+    from vjepa_lab.widgets import features
+
+    explorer = features.feature_viewer(run, clips=2)
+    names = explorer.controls["shown"].options
+    assert {"clip", "student", "Z_app", "Z_dyn", "teacher", "JEPA"} <= set(names)
+    whole = pixels(explorer.figure())
+    explorer.controls["shown"].value = ("clip", "student")
+    assert pixels(explorer.figure()).size < whole.size
+    clip = data.open("synthetic:plain", "test", frames=8, size=32, n=1)[0].clip
+    found = features.panels(run, clip)
+    assert all(frames.shape[1:] == (32, 32, 3) and frames.dtype == np.uint8 for _, frames in found.values())
+    assert np.array_equal(found["clip"][1], clip.permute(1, 2, 3, 0).numpy())
+
+
+def test_the_monitor_tells_how_runs_stand(run):
+    table = monitor.overview(run.path.parent)
+    assert table["state"].tolist() == ["done"] and table["step"].tolist() == [4] and table["eta_s"].isna().all()
+    (run.path / "metrics.jsonl").open("a").write('{"step": 9, "lo')  # a line that a kill cut short
+    assert monitor.overview(run.path.parent)["step"].tolist() == [4]
+    assert "4 / 4" in monitor.run_monitor(run.path.parent, every=0).figure()._repr_html_()
+    with pytest.raises(ProcessLookupError, match="nobody trains it"):
+        monitor.stop(run)
+    with pytest.raises(FileNotFoundError, match="no run folder in it"):
+        monitor.run_monitor(run.path / "predictions")
+
+
+@pytest.fixture(scope="module")
+def known():
+    return tradeoffs.Tradeoffs(results.load("data/paper"))
+
+
+def test_the_tradeoff_explorer_draws_what_its_code_draws(known, tmp_path, monkeypatch):
+    choice = {"regime": "mixed", "sources": ("paper",), "benchmarks": ("D-48", "SSv2"), "baseline": "baseline", "parts": ("Hard",)}
+    choice |= {"sort": "SSv2", "intervals": False}
+    figure = known.view(**choice)
+    again = eval(known.code(("data/paper",), **choice), {"plots": vl.plots, "results": results})
+    assert figure.to_json() == again.to_json()
+    drawn = {trace.name for trace in figure.data if trace.name}
+    assert drawn == {"D-48", "SSv2"}
+    bars = next(trace for trace in figure.data if trace.name == "SSv2")
+    assert set(known.table(**choice)["variant"]) == {"fwm-hw-ld", "hw", "hw-ld", "ac-hw", "combo"} and len(bars.x) == 5
+    explorer = tradeoffs.tradeoff_explorer("data/paper", out=tmp_path)
+    explorer.widget.children[-1].children[0].click()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".pdf", ".png", ".csv", ".py"}
+
+
+def test_another_baseline_is_another_difference(known):
+    choice = {"regime": "mixed", "sources": ("released",), "benchmarks": ("SSv2",), "parts": (), "sort": "mean", "intervals": True}
+    first, second = (known.table(baseline=f"baseline, released seed {seed}", **choice).set_index("variant")["delta"] for seed in (42, 239))
+    shift = first - second
+    assert shift.abs().min() > 0.01 and np.allclose(shift, shift.iloc[0], atol=0.02)
+
+
+def test_what_rows_are_made_of():
+    assert set(tradeoffs.parts_of("fwm-hw-ld")) == {"Hard", "Kinematic", "Orthogonal", "Dynamics"}
+    assert tradeoffs.parts_of("future") == ("masks",) and tradeoffs.parts_of("somebodys") == ("own",)
