@@ -18,7 +18,8 @@ def export(
 ) -> Path:  # fmt: skip
     """Write config.json and model.safetensors; `transformers.VJEPA2Model.from_pretrained(folder)` then computes the same.
 
-    model   a run (or its folder) or an Encoder; `which` as `Run.encoder` takes it. A run's predictor goes along.
+    model   a run (or its folder) or an Encoder; `which` as `Run.encoder` takes it. A run's predictor goes along, unless it
+            has several levels, which VJEPA2Model has not (from_pretrained then says that its predictor is new).
     size    pixels a side, frames per clip: what the run trained on; the exported model takes clips of this size alone, because it reads
             rows and columns off a token's number. Of a bare encoder they must be given.
     Only one level, the last, is written. Raises WeightsError for what VJEPA2Model cannot compute: fixed positions (V-JEPA 1) and the
