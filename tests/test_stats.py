@@ -283,6 +283,10 @@ def test_plan_counts_runs_hours_and_what_they_resolve():
     resolves = plan.table.set_index("tests")["resolves_pp"]
     assert resolves[1] == pytest.approx(2.48, abs=0.01) and resolves[9] == pytest.approx(2 * planning.detectable(5, 9))
     assert "25 runs" in str(plan) and "700 GPU-h" in str(plan)
+    assert plan.table["found_at_resolves"].between(0.4, 0.62).all() and (plan.table["found_pp"] > plan.table["resolves_pp"]).all()
+    assert "a true one of that size is found in" in str(plan) and "standard deviation of 2 pp" in str(plan)
+    assert planning.power_at(planning.detectable(5, 9, power=0.8), 5, 9) == pytest.approx(0.8, abs=1e-4)
+    assert planning.power_at(0.0, 5) == pytest.approx(0.05)
     with pytest.raises(ValueError, match="at least one variant"):
         planning.plan(["baseline"], 3)
 
@@ -348,3 +352,65 @@ def test_the_whole_pipeline_errs_at_its_rate():
         rows = pd.concat([table(values), table({v: list(20 + rng.normal(0, 2, 5)) for v in values}, benchmark="shape")])
         rejected.append(stats.compare(results.select(rows))["significant"].any())
     assert sps.binomtest(int(np.sum(rejected)), 60, 0.05, alternative="greater").pvalue > 0.001
+
+
+# --- the same at full size, through the whole pipeline (make test-slow) --------------------------------------------------
+
+
+def study(rng, variants, seeds: int, samples: int, effects: dict[str, float], seed_sd=0.015, sample_sd=0.3) -> pd.DataFrame:
+    """Predictions of one study: every arm answers the same samples; noise per seed and, for each arm, per sample."""
+    difficulty = rng.beta(4, 8, samples)
+    frames = []
+    for variant in variants:
+        p = (
+            difficulty * (1 + np.clip(rng.normal(0, sample_sd, samples), -1, 1))
+            + effects.get(variant, 0.0)
+            + rng.normal(0, seed_sd, (seeds, 1))
+        )
+        hit = rng.random((seeds, samples)) < p
+        frames += [
+            pd.DataFrame(
+                {
+                    "variant": variant,
+                    "seed": s,
+                    "benchmark": "motion",
+                    "probe": "linear",
+                    "id": range(samples),
+                    "label": 1,
+                    "top1": hit[s].astype(int),
+                }
+            )
+            for s in range(seeds)
+        ]
+    return pd.concat(frames)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_500_null_studies_through_the_pipeline(seeds):
+    """From predictions to verdicts: a single comparison errs in 5 % of studies, the interval covers zero in 95 %, the family (Holm) errs in
+    5 % at most; all within the simulation's own interval."""
+    rng, single, covered, family = np.random.default_rng(10 + seeds), [], [], []
+    for _ in range(STUDIES):
+        out = stats.compare_predictions(study(rng, ("baseline", "ld", "fwm", "hw"), seeds, 250, {}), draws=1).set_index("variant")
+        single.append(out.loc["ld", "p"] < 0.05)
+        covered.append(out.loc["ld", "lo"] <= 0 <= out.loc["ld", "hi"])
+        family.append((out["p_adj"] < 0.05).any())
+    assert within(np.mean(single), 0.05, STUDIES), np.mean(single)
+    assert within(np.mean(covered), 0.95, STUDIES), np.mean(covered)
+    assert sps.binomtest(int(np.sum(family)), STUDIES, 0.05, alternative="greater").pvalue > 0.001, np.mean(family)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("seeds", "power"), [(3, None), (5, None), (5, 0.8), (8, 0.8)])
+def test_power_through_the_pipeline_is_the_planners(seeds, power):
+    """Tables of studies with a true effect of the planned size: `compare` finds it as often as `power_at` says."""
+    sd, rng = 2.0, np.random.default_rng(20 + seeds)
+    size = sd * planning.detectable(seeds, power=power)
+    found = []
+    for _ in range(STUDIES):
+        base = rng.normal(30, 4, seeds)  # what a seed does to every arm cancels
+        found.append(stats.compare(table({"baseline": list(base), "ld": list(base + rng.normal(size, sd, seeds))})).iloc[0]["p"] < 0.05)
+    assert within(np.mean(found), planning.power_at(size / sd, seeds), STUDIES), (np.mean(found), planning.power_at(size / sd, seeds))

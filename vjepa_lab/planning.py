@@ -16,7 +16,7 @@ from .stats import FAMILY
 def detectable(seeds: int, family: int = 1, alpha: float = 0.05, power: float | None = None) -> float:
     """Smallest paired difference that `seeds` resolve, in standard deviations of the paired differences, at level alpha / family.
 
-    `power=None`: the half-width of the interval (a true difference of this size is found in about half of the studies).
+    `power=None`: the half-width of the interval. A true difference of this size is found in about half of the studies (`power_at`).
     `power=0.8`: found in 80 % of the studies (noncentral t).
     """
     if seeds < 2:
@@ -31,6 +31,15 @@ def detectable(seeds: int, family: int = 1, alpha: float = 0.05, power: float | 
     while found(upper) < 0:
         upper *= 1.5
     return float(brentq(found, 0, upper, xtol=1e-6))
+
+
+def power_at(difference: float, seeds: int, family: int = 1, alpha: float = 0.05) -> float:
+    """Share of studies that find a true `difference`, in standard deviations of the paired differences, at level alpha / family."""
+    if seeds < 2:
+        raise ValueError("one seed cannot tell an objective's effect from a seed's; plan at least two")
+    critical, shift = sps.t.ppf(1 - alpha / family / 2, seeds - 1), abs(difference) * math.sqrt(seeds)
+    wrong_way = np.nan_to_num(sps.nct.cdf(-critical, seeds - 1, shift))  # scipy gives nan where it is as good as zero
+    return float(sps.nct.sf(critical, seeds - 1, shift) + wrong_way)
 
 
 def sampling_floor(value, n, confidence: float = 0.95):
@@ -49,14 +58,28 @@ class Plan:
     runs: int
     gpu_hours: float
     table: pd.DataFrame
+    sd: float = 2.0
+    power: float = 0.8
 
     def __str__(self) -> str:
         head = f"{self.runs} runs: {len(self.variants)} variants and the baseline, {self.seeds} seeds each"
         cost = "" if math.isnan(self.gpu_hours) else f", about {self.gpu_hours:,.0f} GPU-h"
-        return f"{head}{cost}.\n{self.table.to_string(index=False, float_format='{:.2f}'.format)}"
+        return f"{head}{cost}.\n{self._says}\n{self.table.to_string(index=False, float_format='{:.2f}'.format)}"
+
+    @property
+    def _says(self) -> str:
+        """The two meanings of "resolves" in one sentence, for the strictest family."""
+        last = self.table.iloc[-1]
+        return (
+            f"In the largest family ({last['tests']:.0f} tests) a difference is significant when seen beyond {last['resolves_pp']:.1f} pp; "
+            f"a true one of that size is found in {100 * last['found_at_resolves']:.0f} % of such studies only, one of "
+            f"{last['found_pp']:.1f} pp in {100 * self.power:.0f} %. Both assume a standard deviation of {self.sd:g} pp over seeds."
+        )
 
     def _repr_html_(self) -> str:
-        return f"<p>{str(self).splitlines()[0]}</p>" + self.table.to_html(index=False, float_format="{:.2f}".format)
+        return "".join(f"<p>{line}</p>" for line in str(self).splitlines()[:2]) + self.table.to_html(
+            index=False, float_format="{:.2f}".format
+        )
 
 
 def plan(
@@ -76,7 +99,8 @@ def plan(
     sd: standard deviation over seeds of the paired differences, in points (take it from a pilot: `compare` prints intervals; 2 is a guess).
     hours_per_run: GPU-hours of one pretraining with its probes. Two comparisons are listed where they apply: a primary variant in its
     Holm family
-    (its strictest step) and a single comparison; `resolves_pp` is the interval's half-width, `found_pp` what is found with probability
+    (its strictest step) and a single comparison; `resolves_pp` is the interval's half-width, what an observed difference must exceed;
+    `found_at_resolves` is how many studies find a true difference of that size (about half); `found_pp` is what is found with probability
     `power`.
     """
     names = tuple(dict.fromkeys(variant for variant in variants if variant != against))
@@ -93,10 +117,11 @@ def plan(
             "comparison": kind,
             "tests": m,
             "resolves_pp": sd * detectable(seeds, m, alpha),
+            "found_at_resolves": power_at(detectable(seeds, m, alpha), seeds, m, alpha),
             "found_pp": sd * detectable(seeds, m, alpha, power),
         }
         for kind, m in kinds.items()
         if m
     ]
     runs = (len(names) + 1) * seeds
-    return Plan(names, seeds, runs, runs * hours_per_run, pd.DataFrame(rows).drop_duplicates("tests"))
+    return Plan(names, seeds, runs, runs * hours_per_run, pd.DataFrame(rows).drop_duplicates("tests"), sd, power)
