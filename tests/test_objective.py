@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from laws import SIZE, Stub, latents, tokens
 
+import vjepa_lab as vl
 from vjepa_lab import masks, variants
 from vjepa_lab.modifiers import Hard
 from vjepa_lab.objective import ErrorMap, Loss, Objective, Recipe, Term, diff
@@ -258,3 +259,54 @@ def test_seen_as_leaves_jepa_alone():
     objective = (JEPA() + Hard(JEPA()) + Delta() + Hard(Delta())).seen_as("visible")
     assert repr(objective) == "JEPA() + Hard(JEPA()) + Delta(view='visible') + Hard(Delta(view='visible'))"
     assert isinstance(Recipe(objective).masks, masks.MultiBlock)
+
+
+# ---- editions
+
+
+def test_the_released_edition_trains_at_a_constant_rate_with_stretched_positions(tmp_path):
+    source = vl.data.open("synthetic", frames=8, size=32, n=16, cache="memory")
+    how = {"runs": tmp_path, "steps": 6, "depth": 4, "warmup": 2, "progress": False, "log_every": 1}
+    for edition, grid in (("released", 16), ("paper", None)):
+        run = vl.pretrain("baseline", source, "smoke", edition=edition, **how)
+        rate = run.metrics()["lr"]
+        assert (rate.iloc[2:].nunique() == 1) == (edition == "released") and rate.iloc[-1] <= run.preset.lr
+        model = run.model()
+        assert model.student.rope_base_grid == model.predictor.rope_base_grid == grid
+
+
+def test_the_paper_weighs_by_distance_where_it_says_so_and_not_where_it_defines_the_error():
+    """Table 1's loss is distance-weighted, the errors of Eq. 9 are not."""
+    objective = variants.recipe("hw", "paper").objective
+    assert repr(objective) == "JEPA(distance='seen') + 0.3*Hard(JEPA())"
+    assert all(row.objective.terms[0] == (1.0, JEPA(distance="seen")) for row in variants.PAPER.values())
+
+
+def test_too_many_levels_for_a_preset_are_named_with_their_cost():
+    with pytest.raises(ValueError, match=r"4 levels and preset 'smoke' 2 blocks.*depth=4"):
+        variants.recipe("baseline", "released").cost("smoke")
+    assert variants.recipe("baseline", "released").cost(replace(SIZE, depth=4)).total > 0
+
+
+class Wrong(Term):
+    """Returns its first axis averaged away."""
+
+    def error(self, view, head):
+        return view.z.abs().mean((0, -1))
+
+
+class Infinite(Term):
+    def error(self, view, head):
+        return view.z.mean(-1) / 0.0
+
+
+def test_a_map_of_the_wrong_shape_is_named_by_hard_too():
+    net, lat = latents(JEPA() + Hard(Wrong(view="visible")))
+    with pytest.raises(ValueError, match=r"Hard\(Wrong\): .*one entry per token"):
+        Loss(JEPA() + Hard(Wrong(view="visible")), net.width)(lat)
+
+
+def test_a_term_that_is_not_finite_stops_the_training_by_name(tmp_path):
+    source = vl.data.open("synthetic", frames=8, size=32, n=16, cache="memory")
+    with pytest.raises(FloatingPointError, match="Infinite"):
+        vl.pretrain(JEPA() + Infinite(), source, "smoke", runs=tmp_path, steps=2, progress=False)

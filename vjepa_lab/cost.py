@@ -60,7 +60,6 @@ def _spent(recipe: Recipe, size: Preset, batch: int) -> dict[str, float]:
     lengths, views = typical_lengths(size.masks_of(recipe.masks), size, batch), recipe.objective.views
     if recipe.teacher == "online" and not recipe.stop_grad:
         views |= {"full"}  # the target itself is a pass with gradient
-    forward = _passes(size, recipe.levels, lengths)
     terms = sum(_term(term, size, recipe.levels, lengths) for _, term in recipe.objective)
     wanted = {
         "student, seen tokens": 3 * bool(views & {"visible", "hidden"}),
@@ -71,23 +70,30 @@ def _spent(recipe: Recipe, size: Preset, batch: int) -> dict[str, float]:
     }
     if recipe.teacher == "online" and "full" in views:
         wanted["teacher"] = 0  # the student's own full pass serves
-    found = {name: times * forward[name] for name, times in wanted.items() if times}
+    forward = _passes(size, recipe.levels, lengths, tuple(name for name, times in wanted.items() if times))
+    found = {name: wanted[name] * gflop for name, gflop in forward.items()}
     return found | ({"terms": 3 * terms} if terms else {})
 
 
 @lru_cache
 def typical_lengths(masks: MultiBlock, size: Preset, batch: int) -> tuple[tuple[int, int], ...]:
     """Mean numbers of seen and hidden tokens, a pair per mask kind, of masks drawn for `batch` clips."""
-    pixels = torch.rand(batch, 3, size.frames, size.size, size.size) if masks.needs_clip else None
-    drawn = [masks.draw(batch, size.grid, seed=0, step=step, clip=pixels) for step in range(16 if masks.needs_clip else 64)]
+    score = masks.where.score(torch.rand(batch, 3, size.frames, size.size, size.size), size.grid) if masks.needs_clip else None
+    drawn = [masks.draw(batch, size.grid, seed=0, step=step, score=score) for step in range(128)]
     lengths = torch.tensor([[[m.seen.shape[1], m.hidden.shape[1]] for m in kinds] for kinds in drawn])
     return tuple(map(tuple, lengths.double().mean(0).round().long().tolist()))
 
 
+@lru_cache
+def _model(size: Preset, levels: int) -> VJEPA:
+    with torch.device("meta"):
+        return VJEPA.build(size, levels=levels)
+
+
 def _latents(size: Preset, levels: int, lengths) -> Latents:
     """One clip's latents on the meta device."""
+    model = _model(size, levels)
     with torch.device("meta"):
-        model = VJEPA.build(size, levels=levels)
         clip = torch.empty(1, 3, size.frames, size.size, size.size)
         return model.latents(clip, [Mask(*(torch.empty(1, n, dtype=torch.long) for n in pair)) for pair in lengths])
 
@@ -98,17 +104,28 @@ def _gflop(make) -> float:
     return counter.get_total_flops() / 1e9
 
 
+PASSES = {
+    "student, seen tokens": lambda latents: latents.seen,
+    "predictor": lambda latents: latents.pred,
+    "student, full clip": lambda latents: latents.z,
+    "student, causal": lambda latents: latents.causal,
+    "teacher": lambda latents: latents.h,
+}
+BY_TOKENS = ("student, seen tokens", "predictor")  # what depends on the masks
+
+
+def _passes(size: Preset, levels: int, lengths, names: tuple[str, ...] = tuple(PASSES)) -> dict[str, float]:
+    """GFLOP of forward passes of one clip."""
+    return {name: _pass(name, size, levels, lengths if name in BY_TOKENS else ()) for name in names}
+
+
 @lru_cache
-def _passes(size: Preset, levels: int, lengths) -> dict[str, float]:
-    """GFLOP of each forward pass of one clip."""
+def _pass(name: str, size: Preset, levels: int, lengths) -> float:
+    """GFLOP of one forward pass of one clip."""
     latents = _latents(size, levels, lengths)
-    return {
-        "student, seen tokens": _gflop(lambda: latents.seen),
-        "predictor": _gflop(lambda: latents.pred),
-        "student, full clip": _gflop(lambda: latents.z),
-        "student, causal": _gflop(lambda: latents.causal),
-        "teacher": _gflop(lambda: latents.h),
-    }
+    if name == "predictor":
+        latents.seen  # noqa: B018  the pass before it is not its own
+    return _gflop(lambda: PASSES[name](latents))
 
 
 @lru_cache(maxsize=512)

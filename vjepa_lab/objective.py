@@ -153,6 +153,11 @@ class Objective(Value):
     def __iter__(self) -> Iterator[tuple[Weight, Term]]:
         return iter(self.terms)
 
+    def _repr_latex_(self) -> str:
+        from vjepa_lab.equations import equation
+
+        return f"$\\displaystyle {equation(self)}$"
+
     @property
     def names(self) -> tuple[str, ...]:
         """One distinct short name per term."""
@@ -252,6 +257,8 @@ class Recipe(Value):
     levels     1, or 4: students and teachers speak at four depths (V-JEPA 2.1; what the released code trains)
     probe      which encoder evaluation takes: "student" | "teacher" | "initial" (the encoder before training)
     weighting  None: the weights as written; or a rule that adapts them (`weighting.Weighting`), such as GradientRatio()
+    lr         after the warm-up, "cosine" down to the preset's `final_lr`, or "constant"
+    rope_grid  stretch rows and columns of the rotary positions onto this many tokens a side (V-JEPA 2.1: 16); None: as they are
     """
 
     objective: Objective
@@ -261,6 +268,8 @@ class Recipe(Value):
     levels: int = 1
     probe: str = "student"
     weighting: Weighting | None = None
+    lr: str = "cosine"
+    rope_grid: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "objective", as_objective(self.objective))
@@ -268,6 +277,7 @@ class Recipe(Value):
             ("teacher", ("ema", "online", "frozen")),
             ("levels", (1, 4)),
             ("probe", ("student", "teacher", "initial")),
+            ("lr", ("cosine", "constant")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"Recipe({name}={getattr(self, name)!r}): expected one of {', '.join(map(str, allowed))}")
@@ -281,6 +291,16 @@ class Recipe(Value):
         from vjepa_lab.cost import cost
 
         return cost(self, preset, batch)
+
+    def _repr_html_(self) -> str:
+        from vjepa_lab.equations import page
+
+        return page(self)
+
+    def _repr_latex_(self) -> str:
+        from vjepa_lab.equations import equation
+
+        return f"$\\displaystyle {equation(self.objective)}$"
 
 
 def as_recipe(value) -> Recipe:

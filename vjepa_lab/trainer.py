@@ -77,9 +77,9 @@ class Trainer:
         groups = param_groups_weight_decay(passes, size.weight_decay)  # biases and 1-D parameters do not decay
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, lr=size.lr, betas=(0.9, 0.999), eps=1e-8, fused=device.type in ("cpu", "cuda"))
-        warmup = min(size.warmup, size.steps // 2)
+        warmup, last = min(size.warmup, size.steps // 2), size.lr if recipe.lr == "constant" else size.final_lr
         self.schedule = CosineLRScheduler(
-            self.optimizer, t_initial=max(size.steps - warmup, 2), lr_min=size.final_lr, warmup_t=warmup,
+            self.optimizer, t_initial=max(size.steps - warmup, 2), lr_min=last, warmup_t=warmup,
             warmup_lr_init=size.start_lr, warmup_prefix=True, t_in_epochs=False,
         )  # fmt: skip
         self.passes = team.parallel(passes)
