@@ -105,6 +105,13 @@ def test_only_noise_has_no_cosine():
     assert any(math.isnan(gradients.cosine(gram, 0, 1)) for gram in values)
 
 
+def test_a_shrunk_cosine_is_always_there_and_right_on_average_in_sign():
+    rng = np.random.default_rng(0)
+    found = [gradients.shrunk_cosine(planted(-0.8, 3.0, 8, rng), 0, 1) for _ in range(200)]
+    assert not np.isnan(found).any() and -0.8 < np.mean(found) < -0.1
+    assert gradients.shrunk_cosine(planted(-0.8, 0.0, 8, rng), 0, 1) == pytest.approx(-0.8)
+
+
 def test_help_harm_and_neutral_parts():
     """The main gradient along e0 with spread along e0 and e1: an auxiliary along e0 helps, against it harms, along e2 is neutral."""
     rng, m, p = np.random.default_rng(0), 16, 12

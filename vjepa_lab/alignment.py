@@ -106,7 +106,8 @@ def measure(
       norm ratio        weighted gradient norm against the main one's
       help, harm, neutral   shares of the gradient's energy (`gradients.split`)
       utility/LABEL     cosine with the gradient of a read-out of LABEL, a ridge regression on the current features: above 0, a step on the
-                        auxiliary improves it;  "neutral utility/LABEL": of the part outside the main gradients' span
+                        auxiliary improves it;  "neutral utility/LABEL": of the part outside the main gradients' span. Both shrink
+                        with the noise of the read-out's gradient, which few clips hardly tell (`gradients.shrunk_cosine`)
     The term "auxiliaries" is their weighted sum, "main" the first term itself (utilities only). `adam` needs an optimiser that has stepped.
     Terms that are not linear in the batch (SIGReg, Orthogonal, hard weights over a batch) are measured as they are on micro-batches.
     """
@@ -155,7 +156,7 @@ def _rows(found: g.Gradients, loss: Loss, weights: list[float], metric: Tensor |
             if name not in silent:
                 rows += [{"term": name, "group": group} | row for row in _about(gram, scaled, k, targets)]
         for label, d in targets.items():
-            rows.append({"term": MAIN, "group": group} | _row(f"utility/{label}", lambda x, d=d: g.cosine(x, 0, d), gram))
+            rows.append({"term": MAIN, "group": group} | _row(f"utility/{label}", lambda x, d=d: g.shrunk_cosine(x, 0, d), gram))
     return rows
 
 
@@ -173,7 +174,7 @@ def _about(gram: g.Gramian, scaled: g.Gramian | None, k: int, targets: dict[str,
         for i, name in enumerate(("help", "harm", "neutral"))
     ]
     for label, d in targets.items():
-        rows.append(_row(f"utility/{label}", lambda x, d=d: g.cosine(x, d, k), gram))
+        rows.append(_row(f"utility/{label}", lambda x, d=d: g.shrunk_cosine(x, d, k), gram))
         rows.append(_row(f"neutral utility/{label}", lambda x, d=d: g.neutral_cosine(x, 0, d, k), gram))
     return rows
 

@@ -103,6 +103,15 @@ def plain_cosine(gram: Gramian, a: int, b: int) -> float:
     return float(mean[a, b] / norm) if norm > 0 else float("nan")
 
 
+def shrunk_cosine(gram: Gramian, a: int, b: int) -> float:
+    """Inner product without noise over norms with it: never nan, its sign is right on average, its size too small where noise is large.
+
+    For gradients that few clips hardly tell from noise, such as a read-out's.
+    """
+    norm = np.sqrt(np.prod([gram[k].mean((0, 2))[k] for k in (a, b)]))
+    return float(products(gram)[a, b] / norm) if norm > 0 else float("nan")
+
+
 def ratio(gram: Gramian, a: int, b: int) -> float:
     """Norm of mean gradient b to that of a, without noise; nan where there is only noise."""
     u = products(gram)
@@ -130,7 +139,7 @@ def _split(gram: Gramian, main: int, other: int, basis: np.ndarray, held: np.nda
 
 
 def neutral_cosine(gram: Gramian, main: int, target: int, other: int) -> float:
-    """Cosine of gradient `target` with what is left of `other` outside the span of the main loss's micro-batch gradients, without noise.
+    """`shrunk_cosine` of gradient `target` with what is left of `other` outside the span of the main loss's micro-batch gradients.
 
     The span is of one half of the micro-batches, the rest is read from the other half, both ways round.
     """
@@ -140,11 +149,12 @@ def neutral_cosine(gram: Gramian, main: int, target: int, other: int) -> float:
 def _neutral_cosine(gram: Gramian, main: int, target: int, other: int, basis: np.ndarray, held: np.ndarray) -> float:
     directions, _ = _span(gram, main, basis)
     seen = {k: directions @ gram[main][np.ix_(basis, [k], held)][:, 0] for k in (target, other)}
-    block = gram[target][np.ix_(held, [other], held)][:, 0]
-    inner = (block.sum() - np.trace(block)) / (len(held) * (len(held) - 1)) - _pairs(seen[target], seen[other]).sum()
-    rest = _norm(gram, other, held) - _pairs(seen[other], seen[other]).sum()
-    square = rest * _norm(gram, target, held)
-    return inner / np.sqrt(square) if rest > 0 and square > 0 else float("nan")
+    block = lambda a, b: gram[a][np.ix_(held, [b], held)][:, 0]
+    both = block(target, other)
+    inner = (both.sum() - np.trace(both)) / (len(held) * (len(held) - 1)) - _pairs(seen[target], seen[other]).sum()
+    rest = block(other, other).mean() - (seen[other].mean(1) ** 2).sum()
+    square = rest * block(target, target).mean()
+    return inner / np.sqrt(square) if square > 0 else float("nan")
 
 
 def _halves(m: int) -> list[tuple[np.ndarray, np.ndarray]]:

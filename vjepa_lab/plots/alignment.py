@@ -202,7 +202,7 @@ def counting(found, *, paper: bool = False, column: str = "double"):
         fig, axes = new_figure(WIDTH[column], 4.9, 3, len(names), height_ratios=(1, 1, 0.9))
         for ax, below, name in zip(axes[0], axes[1], names, strict=True):
             distance = np.where(np.eye(9, dtype=bool), np.nan, found.between[name])
-            near = ax.imshow(distance, cmap="viridis", norm=LogNorm(0.005, 2))
+            near = ax.imshow(distance, cmap="viridis", norm=LogNorm(0.005, 20))
             must = below.imshow(found.must[name], cmap="Greys", vmin=0, vmax=1.4)
             ax.set_title(name.replace(" + ", "\n+ ").replace(" alone", "\nalone"), fontsize=7)
             below.set_title(f"{rows.loc[name, 'classes']:.0f} class" + "es" * int(rows.loc[name, "classes"] > 1), fontsize=7)
@@ -236,4 +236,4 @@ def _cosine_curves(fig, axes, curve: pd.DataFrame) -> None:
     ax.set_ylabel("gradient cosine,\ntarget and transition")
     ax.grid(True, color=RULE)
     ax.set_axisbelow(True)
-    ax.legend(loc="lower right", ncols=3)
+    ax.legend(loc="upper right", ncols=3)
