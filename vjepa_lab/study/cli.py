@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from ..options import Parser, UserError
+from ..options import Parser, UserError, setting
 from .grid import Study, load
 
 SIGNS = {"done": "#", "running": ">", "failed": "!", "stopped": "-", "open": "."}
@@ -71,9 +72,15 @@ def cell(parser: argparse.ArgumentParser) -> Callable:
 def listing(parser: argparse.ArgumentParser) -> Callable:
     """the names of the cells, in the order in which they run"""
 
-    def call(study, only, **_):
-        for each in study.chosen(only):
-            print(each.name)
+    parser.add_argument("--json", dest="as_json", action="store_true", help="with the folder, and the GPUs and threads of each cell")
+
+    def call(study, runs, only, as_json, **_):
+        names = [each.name for each in study.chosen(only)]
+        if as_json:
+            gpus = study.gpus if study.device in ("auto", "cuda") else 0
+            print(json.dumps({"study": study.name, "runs": str(runs), "gpus": gpus, "threads": study.threads, "cells": names}))
+        else:
+            print("\n".join(names))
 
     return call
 
@@ -163,6 +170,31 @@ def prune(parser: argparse.ArgumentParser) -> Callable:
     return call
 
 
+def submit(parser: argparse.ArgumentParser) -> Callable:
+    """submit the missing cells to Slurm as a job array, by submitit"""
+    parser.add_argument("--cluster", choices=("slurm", "local", "debug"), help="default slurm where there is one, else this machine")
+    parser.add_argument("--at-once", type=int, default=64, help="most cells that run at the same time (default 64)")
+    parser.add_argument("--wait", action="store_true", help="until all jobs have ended")
+    how = {"action": "append", "type": setting, "default": [], "metavar": "NAME=VALUE"}
+    parser.add_argument(
+        "--set", dest="more", help="a parameter of submitit's executor, such as timeout_min=600 or slurm_partition=gpu", **how
+    )
+    _notebooks(parser)
+
+    def call(study, file, runs, preset, only, cluster, at_once, wait, more, notebooks, void_after, **_):
+        from .cluster import submit
+
+        where = {"preset": preset, "only": only, "notebooks": notebooks, "void_after_s": void_after}
+        jobs = submit(study, file, runs, cluster=cluster, at_once=at_once, **where, **dict(more))
+        print(f"{len(jobs)} cells submitted" + (f", jobs {jobs[0].job_id} to {jobs[-1].job_id}" if jobs else ""))
+        ended = [job.exception() for job in jobs] if wait else []
+        for error in filter(None, ended):
+            print(str(error).strip().splitlines()[-1])
+        return 1 if any(ended) else 0
+
+    return call
+
+
 def rerun(parser: argparse.ArgumentParser) -> Callable:
     """run one cell again from its provenance, elsewhere, and compare weights and rows bit by bit"""
     parser.add_argument("name", help="the cell's name")
@@ -188,7 +220,7 @@ def _notebooks(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = {
-    "plan": plan, "run": run, "status": status, "table": table, "collect": collect, "rerun": rerun, "prune": prune,
+    "plan": plan, "run": run, "status": status, "table": table, "collect": collect, "rerun": rerun, "prune": prune, "submit": submit,
     "list": listing, "cell": cell,
 }  # fmt: skip
 

@@ -233,7 +233,8 @@ class Cell:
         study = self.study
         train = {
             "variant": self.variant, "edition": self.edition, "data": self.regime.data, "regime": self.regime.name, "preset": study.preset,
-            "seed": self.seed, "overrides": self.overrides, "out": str(folder), "device": study.device, "devices": study.gpus, "workers": study.workers,
+            "seed": self.seed, "overrides": self.overrides, "out": str(folder),
+            "device": study.device, "devices": study.gpus, "workers": study.workers,
         }  # fmt: skip
         steps = [Step("01_pretrain", "01_pretrain", train)]
         for b in study.benchmarks:

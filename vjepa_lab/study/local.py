@@ -52,11 +52,12 @@ def slots(study: Study, jobs: int | None = None) -> list[Slot]:
 
 
 def _gpus() -> list[str]:
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
     import torch
 
-    return [str(i) for i in range(torch.cuda.device_count())]
+    if not torch.cuda.is_available():
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
 
 
 def _cores() -> int:

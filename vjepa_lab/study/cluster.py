@@ -1,0 +1,84 @@
+"""The cells of a study as a Slurm job array, by submitit (pip install "vjepa_lab[cluster]"): the light way, without a workflow engine."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import cell as cells
+from .grid import Study
+from .local import TAKEN
+
+SAVE_S = 90
+"Seconds that a cell gets to save when its job is to end."
+
+
+class CellJob:
+    """One cell, as submitit pickles it: a command. A job that is preempted, or out of time, has its cell save and is queued again."""
+
+    def __init__(self, name: str, command: Sequence[str]):
+        self.name, self.command, self.process = name, list(command), None
+
+    def __call__(self) -> str:
+        """What became of the cell. Raises RuntimeError if it failed, with where to read why."""
+        self.process = subprocess.Popen(self.command, start_new_session=True)
+        status = self.process.wait()
+        if status == TAKEN:
+            return f"{self.name} is run by another process"
+        if status:
+            raise RuntimeError(f"{self.name} ended with status {status}; `study status` says why")
+        return f"{self.name} is done"
+
+    def checkpoint(self, *_args):
+        """Called by submitit on Slurm's signal: stop the cell, which saves, and ask for the same job again."""
+        import submitit
+
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(SAVE_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        return submitit.helpers.DelayedSubmission(CellJob(self.name, self.command))
+
+
+def submit(
+    study: Study,
+    file: str | Path,
+    runs: str | Path,
+    *,
+    preset: str | None = None,
+    only: str | None = None,
+    notebooks: str | Path | None = None,
+    void_after_s: float | None = None,
+    cluster: str | None = None,
+    at_once: int = 64,
+    **slurm: Any,
+) -> list:
+    """Submit every cell that is not done; returns submitit's jobs.
+
+    cluster  "slurm", "local" (processes of this machine, all at once) or "debug" (in this one); None: slurm where there is one
+    at_once  most cells that run at the same time (Slurm's array throttle)
+    slurm    further parameters of `submitit.AutoExecutor`, such as timeout_min=600, slurm_partition="gpu"
+
+    Raises ModuleNotFoundError without submitit.
+    """
+    import submitit
+
+    runs = Path(runs)
+    left = [each for each in study.chosen(only) if cells.state(each, runs).state not in ("done", "running")]
+    command = [sys.executable, "-m", "vjepa_lab", "study", "cell", str(file), "--runs", str(runs), "--quiet"]
+    for flag, value in (("--preset", preset), ("--notebooks", notebooks), ("--void-after", void_after_s)):
+        command += [flag, str(value)] if value is not None else []
+    executor = submitit.AutoExecutor(folder=runs / ".submitit", cluster=cluster)
+    gpus = study.gpus if study.device in ("auto", "cuda") else 0
+    given = {"name": f"study-{study.name}", "gpus_per_node": gpus, "cpus_per_task": max(study.threads, study.gpus * study.workers)}
+    if executor.cluster == "slurm":
+        given["slurm_array_parallelism"] = at_once
+    executor.update_parameters(**given | slurm)
+    with executor.batch():
+        return [executor.submit(CellJob(each.name, [*command, each.name])) for each in left]
