@@ -9,7 +9,7 @@ READY := $(VENV)/.installed
 LAB := $(BIN)/python -m vjepa_lab
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-browser lint lab figures doctor clean distclean
+.PHONY: help setup demo test test-slow test-browser lint lab figures docs doctor clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ figures: $(READY) ## every table and figure, from the paper's numbers and the ru
 	@for name in 03_tradeoffs 04_ablation 11_paper 12_audit; do $(LAB) run notebooks/$$name.ipynb || exit 1; done
 	@echo "figures:  figures/index.html"
 
+docs: $(VENV)/.docs ## the API reference, from the docstrings, into site/
+	$(BIN)/python docs/reference.py site
+
 doctor: $(READY) ## what this machine has, and what will work on it
 	@$(LAB) doctor
 
@@ -56,6 +59,10 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.browser: $(READY)
 	$(PIP) install -c constraints.txt -e ".[dev,browser]"
+	@touch $@
+
+$(VENV)/.docs: $(READY)
+	$(PIP) install -c constraints.txt -e ".[dev,docs]"
 	@touch $@
 
 $(BIN)/python:
