@@ -132,7 +132,7 @@ def test_a_rule_is_a_value(rule):
 def test_bad_rules_are_refused():
     with pytest.raises(ValueError, match="expected every >= 1"):
         CosineGate(every=0)
-    with pytest.raises(ValueError, match="no weighting 'Best' of Gramians; it has .*MGDA"):
+    with pytest.raises(ValueError, match=r"no weighting 'Best' of Gramians; it has .*MGDA"):
         Weigher(TorchJD("Best"), [1.0, 1.0])
     with pytest.raises(ValueError, match="two terms or more"):
         Recipe(JEPA(), weighting=CosineGate())
