@@ -1,0 +1,355 @@
+"""Whatever ends a training, the same call goes on: kills, signals, damaged files, full disks, losses that break, folders in use."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+import vjepa_lab as vl
+from vjepa_lab import checkpoint, locks
+from vjepa_lab.__main__ import main
+from vjepa_lab.health import FiniteWatch, NotFinite
+from vjepa_lab.logbook import TIMING
+from vjepa_lab.objective import Term
+from vjepa_lab.terms import JEPA
+
+QUICK = {"preset": "smoke", "progress": False, "log_every": 1, "bf16": False}
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A little of the synthetic world, in memory."""
+    return vl.data.open("synthetic", frames=8, size=32, n=24, cache="memory")
+
+
+def forked(work) -> int:
+    """A process that does some work and exits with its result (0 for None), 128 + signal if it was interrupted."""
+    if pid := os.fork():
+        return pid
+    code = 70
+    try:
+        torch.set_num_threads(1)  # the parent's other threads do not exist here
+        code = work() or 0
+    except KeyboardInterrupt as error:
+        code = 128 + error.signal
+    finally:
+        os._exit(code)
+
+
+def ended(pid: int, patience_s: float = 120) -> int:
+    """Exit status of a forked process; minus the signal that killed it."""
+    if (status := ended_within(pid, patience_s)) is None:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise TimeoutError(f"the process did not end in {patience_s} s")
+    return status
+
+
+def ended_within(pid: int, seconds: float) -> int | None:
+    """The exit status, or None if the process is still there after so long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (done := os.waitpid(pid, os.WNOHANG))[0]:
+            return os.waitstatus_to_exitcode(done[1])
+        time.sleep(0.002)
+    return None
+
+
+def wait_for(path: Path, pid: int) -> None:
+    deadline = time.time() + 120
+    while not path.exists():
+        assert psutil.pid_exists(pid) and time.time() < deadline, f"no {path.name}"
+        time.sleep(0.005)
+
+
+def same(a, b) -> bool:
+    """Whether two runs' weights and heads are bit-equal."""
+    a, b = a.checkpoint(), b.checkpoint()
+    return checkpoint.checksum((a["model"], a["loss"])) == checkpoint.checksum((b["model"], b["loss"]))
+
+
+class Noisy(Term):
+    """Draws from the global generator."""
+
+    def error(self, view, head):
+        return (view.z + torch.randn_like(view.z)).square().mean(-1)
+
+
+# -------------------------------------------------------------------------------------------------------------------------------- kills
+
+
+def survives(world, folder: Path, kills: int, seed: int, **how) -> None:
+    """Start, kill at a random moment, start again ... as often as asked; whatever comes to its end equals what was never killed."""
+    draw, steps = random.Random(seed), 12
+    recipe = vl.recipe("fwm-hw-ld").objective + 0.1 * Noisy()
+    how = QUICK | {"steps": steps, "save_every": 1, "batch": 4} | how
+
+    def work(out):
+        return lambda: vl.pretrain(recipe, world, out=out, **how) and 0
+
+    usual = []
+    for name in ("warm", "whole"):
+        began = time.monotonic()
+        assert ended(forked(work(folder / name))) == 0
+        usual.append(time.monotonic() - began)
+    whole, done = vl.load_run(folder / "whole"), 0
+    while True:
+        cut = folder / f"cut-{done}"
+        while not (cut / "report.json").exists():
+            pid = forked(work(cut))
+            if done >= kills:
+                assert ended(pid) == 0
+            elif (status := ended_within(pid, draw.uniform(0, 0.8 * min(usual)))) is None:
+                target = draw.choice([pid, *(child.pid for child in psutil.Process(pid).children())])  # the caller, or one that it started
+                with suppress(ProcessLookupError):
+                    os.kill(target, signal.SIGKILL)
+                status = ended(pid)
+                assert status == (-signal.SIGKILL if target == pid else 70) or status == 0
+                done += status != 0
+            else:
+                assert status == 0
+        run = vl.load_run(cut)
+        assert same(run, whole)
+        assert list(run.metrics()["step"]) == list(range(steps)), "no step is logged twice, none is missing"
+        timeless = [table.drop(columns=[name for name in TIMING if name in table]) for table in (run.metrics(), whole.metrics())]
+        assert timeless[0].equals(timeless[1])
+        shutil.rmtree(cut)
+        if done >= kills:
+            return
+
+
+def test_killed_at_random_moments(world, tmp_path):
+    """kill -9, then the same call: bit-equal to what was never interrupted."""
+    survives(world, tmp_path, kills=4, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("devices", [1, 2])
+def test_killed_fifty_times(world, tmp_path, devices):
+    survives(world, tmp_path, kills=50, seed=devices, devices=devices)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_says_how_to_go_on(world, tmp_path, number):
+    out, steps = tmp_path / "cut", 40
+
+    def work():
+        vl.pretrain("baseline", world, out=out, steps=steps, **QUICK | {"save_every": 1000})
+
+    pid = forked(work)
+    wait_for(out / "metrics.jsonl", pid)
+    time.sleep(0.1)
+    os.kill(pid, number)
+    assert ended(pid) == 128 + number
+    run = vl.load_run(out)
+    stopped = run.steps_done
+    assert 0 < stopped < steps and not (out / "lock").exists()
+    assert ended(forked(work)) == 0
+    if number == signal.SIGTERM:
+        assert ended(forked(lambda: vl.pretrain("baseline", world, out=tmp_path / "b", steps=steps, **QUICK) and 0)) == 0
+        assert same(run, vl.load_run(tmp_path / "b"))
+    assert _resumed(out) == stopped
+
+
+def _resumed(out: Path) -> int:
+    return json.loads((out / "report.json").read_text())["resumed_at"]
+
+
+def test_the_command_line_exits_with_the_signal(tmp_path, capfd):
+    words = [
+        "pretrain",
+        "baseline",
+        "--preset",
+        "smoke",
+        "--steps",
+        "400",
+        "--no-progress",
+        "--log-every",
+        "1",
+        "--out",
+        str(tmp_path / "a"),
+    ]
+    pid = forked(lambda: main(words))
+    wait_for(tmp_path / "a" / "metrics.jsonl", pid)
+    time.sleep(0.1)
+    os.kill(pid, signal.SIGTERM)
+    assert ended(pid) == 128 + signal.SIGTERM
+    assert "the same call goes on from the last checkpoint in" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_signal_stops_all_processes_at_one_step(world, tmp_path):
+    out = tmp_path / "a"
+    pid = forked(lambda: vl.pretrain("baseline", world, out=out, steps=400, devices=2, **QUICK) and 0)
+    wait_for(out / "metrics.jsonl", pid)
+    time.sleep(0.2)
+    workers = psutil.Process(pid).children()
+    assert len(workers) == 2
+    os.kill(pid, signal.SIGTERM)
+    assert ended(pid) == 128 + signal.SIGTERM
+    psutil.wait_procs(workers, timeout=10)
+    assert not any(worker.is_running() for worker in workers)
+    run = vl.load_run(out)
+    assert 0 < run.steps_done < 400 and list(run.metrics()["step"])[-1] == run.steps_done - 1
+
+
+# -------------------------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def flipped(path: Path) -> None:
+    """One byte of the largest tensor changed; the zip around it stays whole."""
+    state = torch.load(path, weights_only=True)
+    state["model"]["student.patch_embed.weight"][0, 0] += 1
+    torch.save(state, path)
+
+
+DAMAGE = {
+    "cut short": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "empty": lambda path: os.truncate(path, 0),
+    "no checkpoint": lambda path: path.write_text("hello"),
+    "other content": flipped,
+    "gone": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(world, tmp_path, damage):
+    whole = vl.pretrain("baseline", world, out=tmp_path / "a", save_every=1, **QUICK)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "report.json").unlink()
+    assert checkpoint.load(tmp_path / "b" / "last-1.pt")["step"] == 3
+    DAMAGE[damage](tmp_path / "b" / "last.pt")
+    if damage == "gone":
+        again = vl.pretrain("baseline", world, out=tmp_path / "b", save_every=1, **QUICK)
+    else:
+        with pytest.warns(UserWarning, match=r"last.pt: damaged.*going back to the checkpoint before it"):
+            again = vl.pretrain("baseline", world, out=tmp_path / "b", save_every=1, **QUICK)
+    assert same(again, whole) and _resumed(again.path) == 3
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(world, tmp_path):
+    run = vl.pretrain("baseline", world, out=tmp_path / "a", save_every=1, **QUICK)
+    (run.path / "report.json").unlink()
+    for name in ("last.pt", "last-1.pt"):
+        os.truncate(run.path / name, 100)
+    with pytest.warns(UserWarning), pytest.raises(checkpoint.DamagedCheckpoint, match="no older one is readable"):
+        vl.pretrain("baseline", world, out=tmp_path / "a", **QUICK)
+    assert (run.path / "last.pt").stat().st_size == 100
+
+
+def test_older_checkpoints_stay_as_asked(world, tmp_path):
+    run = vl.pretrain("baseline", world, out=tmp_path / "a", save_every=1, keep=3, **QUICK)
+    assert [checkpoint.load(path)["step"] for path in checkpoint.kept(run.path / "last.pt", 3)] == [4, 3, 2]
+    assert sorted(path.name for path in run.path.glob("*.pt")) == ["last-1.pt", "last-2.pt", "last.pt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
+    path = tmp_path / "last.pt"
+    checkpoint.save({"step": 1, "model": {"w": torch.ones(1000)}}, path, keep=2)
+    (tmp_path / "last.pt.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"last.pt: the checkpoint cannot be written \(No space left on device\); the one before is intact"):
+        checkpoint.save({"step": 2, "model": {"w": torch.zeros(1000)}}, path, keep=2)
+    assert checkpoint.load(path)["step"] == 1 and not (tmp_path / "last-1.pt").exists()
+    checkpoint.save({"step": 2, "model": {"w": torch.zeros(1000)}}, path, keep=2)
+    assert checkpoint.load(path)["step"] == 2
+
+
+# --------------------------------------------------------------------------------------------------------------- numbers that break
+
+
+class Broken(Term):
+    def error(self, view, head):
+        return view.z.mean(-1) / (0.0 if view.step == 2 else 1.0)
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_a_loss_that_breaks_names_its_term_and_keeps_its_batch(world, tmp_path, log_every):
+    how = QUICK | {"log_every": log_every}
+    with pytest.raises(NotFinite, match=r"Broken became .* at step 2.*failed-step-2.pt") as caught:
+        vl.pretrain(JEPA() + Broken(), world, runs=tmp_path, variant="a", **how)
+    assert isinstance(caught.value, FloatingPointError)
+    (path,) = tmp_path.glob("*/failed-step-2.pt")
+    kept = torch.load(path, weights_only=True)
+    (batch,) = (b for step, b in zip(range(3), vl.data.loader(world, 4, seed=0), strict=False) if step == 2)
+    assert torch.equal(kept["clips"][0], batch.clip) and kept["seed"] == 0 and kept["recipe"] == "Recipe(JEPA() + Broken())"
+    assert "Broken" in kept["terms"] and all(x.isfinite().all() for x in kept["model"].values())
+
+
+def test_a_gradient_that_breaks_is_named():
+    watch = FiniteWatch(torch.device("cpu"))
+    watch.send(0, ("the loss", "JEPA"), torch.tensor([1.0, 1.0]), None)
+    with pytest.raises(NotFinite, match="JEPA became inf at step 1"):
+        watch.send(1, ("the loss", "JEPA"), torch.tensor([1.0, torch.inf]), None)
+
+
+# -------------------------------------------------------------------------------------------------------------------------------- locks
+
+
+def test_a_folder_has_one_writer(world, tmp_path):
+    out = tmp_path / "a"
+    pid = forked(lambda: vl.pretrain("baseline", world, out=out, steps=4000, **QUICK) and 0)
+    try:
+        wait_for(out / "metrics.jsonl", pid)
+        with (
+            pytest.raises(locks.Locked, match=rf"being written by process {pid} on .*last sign of life \d+ s ago"),
+            locks.hold(out, patience_s=0),
+        ):
+            pass
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    assert ended(pid) == -signal.SIGKILL and (out / "lock").exists()
+    with locks.hold(out, patience_s=0):
+        assert json.loads((out / "lock").read_text())["pid"] == os.getpid(), "a dead owner's lock is taken over at once"
+    assert not (out / "lock").exists()
+
+
+def test_a_lock_of_another_machine_is_respected_and_named(tmp_path):
+    path = tmp_path / "lock"
+    path.write_text(json.dumps({"host": "node7", "world": "", "pid": 1, "born": "", "since": "2026-01-01 00:00:00", "token": "x"}))
+    os.utime(path, (time.time() - 500,) * 2)
+    with (
+        pytest.raises(locks.Locked, match=r"process 1 on node7 .*last sign of life 50\d s ago.*remove .*lock"),
+        locks.hold(tmp_path, patience_s=0),
+    ):
+        pass
+    assert path.exists()
+
+
+def test_a_number_given_to_another_process_does_not_keep_a_lock(tmp_path):
+    with locks.hold(tmp_path) as path:
+        known = json.loads(path.read_text())
+    path.write_text(json.dumps(known | {"born": "1"}))  # this very process's number, but not this process
+    with locks.hold(tmp_path, patience_s=0):
+        pass
+
+
+def test_a_lock_cut_short_while_it_was_written_is_waited_for_and_then_void(tmp_path):
+    path = tmp_path / "lock"
+    path.touch()
+    with pytest.raises(locks.Locked, match="another process"), locks.hold(tmp_path, patience_s=0):
+        pass
+    os.utime(path, (time.time() - 100,) * 2)
+    with locks.hold(tmp_path, patience_s=0):
+        pass
+
+
+def test_an_owner_shows_that_it_lives(tmp_path):
+    with locks.hold(tmp_path, beat_s=0.05) as path:
+        os.utime(path, (0, 0))
+        deadline = time.time() + 20
+        while path.stat().st_mtime == 0:
+            assert time.time() < deadline
+            time.sleep(0.02)
