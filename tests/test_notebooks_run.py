@@ -141,5 +141,5 @@ def test_throughput(tmp_path):
     nb = execute("09_throughput", tmp_path, preset="smoke", device="cpu", **few, **where)
     assert pictures(nb) >= 4
     said = "".join(output.get("text", "") for cell in nb.cells for output in cell.get("outputs", []))
-    assert "Verdict (3 blocks)" in said and "counted by torch" in said
+    assert "Verdict: none; smoke size only shows that it runs." in said and "counted by torch" in said
     assert (tmp_path / "figures" / "throughput-equivalence.pdf").is_file()
