@@ -1,5 +1,6 @@
 """Images among the clips of a batch: terms about change leave them out exactly, everything else trains on them."""
 
+import numpy as np
 import pytest
 import torch
 from laws import MODIFIED, SIZE, STATISTICS, TEMPORAL, Stub, ids, tokens
@@ -7,7 +8,7 @@ from laws import MODIFIED, SIZE, STATISTICS, TEMPORAL, Stub, ids, tokens
 from vjepa_lab import masks
 from vjepa_lab.model import VJEPA
 from vjepa_lab.modifiers import Detached, Hard, Shuffled
-from vjepa_lab.objective import Loss, Objective, Term, diff
+from vjepa_lab.objective import Loss, Objective, Recipe, Term, diff
 from vjepa_lab.terms import JEPA, Context, Delta, Kinematic, Orthogonal
 
 STILL = torch.tensor([False, True, False, False, True])
@@ -165,3 +166,31 @@ def test_guided_masks_are_uniform_for_the_images_of_a_batch():
         torch.testing.assert_close(p[STILL], torch.full_like(p[STILL], 1 / p[0].numel()))
         torch.testing.assert_close(p[~STILL], where.probability(where.score(clip[~STILL], (4, 8, 8)), size))
         assert p[~STILL].flatten(1).std(1).min() > 1e-3
+
+
+@pytest.mark.parametrize("images", ["repeat", "still"])
+def test_a_mixture_of_videos_and_images_trains(tmp_path, images):
+    """Through the loader: images that fill their frames, or parts of one frame; a batch may hold no clip at all."""
+    from PIL import Image
+
+    import vjepa_lab as vl
+
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        folder = tmp_path / "pictures" / f"class{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    shape = {"frames": SIZE.frames, "size": SIZE.size}
+    videos, pictures = vl.data.open("synthetic", n=16, **shape), vl.data.open(tmp_path / "pictures", images=images, **shape)
+    mixed = vl.data.Mixture([videos, pictures], [0.5, 0.5])
+    recipe = Recipe(JEPA() + Delta() + Hard(Kinematic(view="visible")), masks.MOTION_GUIDED)
+    run = vl.pretrain(recipe, mixed, "smoke", runs=tmp_path, steps=8, batch=2, progress=False, log_every=1)
+    table = run.metrics()
+    kinds = [
+        b.still.tolist() if len(b.parts) == 1 else [s for p in b.parts for s in p.still.tolist()]
+        for _, b in zip(range(8), vl.data.loader(mixed, 2, seed=0), strict=False)
+    ]
+    alone = [all(kind) for kind in kinds]
+    assert any(alone) and not all(alone), "the draw has batches of images alone and others"
+    assert (table["JEPA"] > 0).all() and table["loss"].notna().all()
+    assert list(table["Delta"] == 0) == alone

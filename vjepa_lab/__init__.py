@@ -32,6 +32,7 @@ _MODULES = [
     "objective",
     "terms",
     "modifiers",
+    "equations",
     "schedules",
     "variants",
     "masks",

@@ -120,8 +120,7 @@ class Trainer:
 
     def pieces(self, step: int, batch) -> list[list[Part]]:
         """The micro-batches of a batch, each in parts of one clip shape."""
-        batch = batch if isinstance(batch, Tensor) else batch.to(self.device)
-        parts = [(batch, None)] if isinstance(batch, Tensor) else [(part.clip, part.still) for part in batch.parts]
+        parts = [(batch, None)] if isinstance(batch, Tensor) else self._moved(batch)
         shared = self.team.world * self.accumulate > 1
         if shared and len(parts) > 1:
             raise ValueError("clips of different shapes in one batch need one process and accumulate=1; open images with images='repeat'")
@@ -136,6 +135,12 @@ class Trainer:
             [Part(whole.clip[cut], [m.rows(cut) for m in whole.masks], None if whole.still is None else whole.still[cut])] for cut in cuts
         ]
 
+    def _moved(self, batch) -> list[tuple[Tensor, Tensor | None]]:
+        """The clips of each part on the device, and which are images; None where none is, asked before the move: after it a GPU waits."""
+        asked = [part.still is not None and (self.team.world > 1 or bool(part.still.any())) for part in batch.parts]
+        # With several processes all take the same path, whatever their clips.
+        return [(part.clip, part.still if some else None) for part, some in zip(batch.to(self.device).parts, asked, strict=True)]
+
     def _part(self, step: int, clip: Tensor, still: Tensor | None) -> Part:
         """Clips uint8 of this process -> normalised, with this process's share of the masks that are drawn for the whole batch."""
         clip = video.normalize(clip.to(self.device, non_blocking=True))
@@ -143,8 +148,6 @@ class Trainer:
         score = self.team.gathered(masks.where.score(clip, grid)) if masks.needs_clip else None
         drawn = masks.draw(rows * self.team.world, grid, seed=self.seed, step=step, score=score)
         own = slice(self.team.rank * rows, (self.team.rank + 1) * rows)
-        if still is not None and self.team.world == 1 and not still.any():
-            still = None  # with several processes all take the same path, whatever their clips
         return Part(clip, [mask.rows(own).to(self.device) for mask in drawn], still)
 
     # ------------------------------------------------------------------------------------------------------------------------ numbers
