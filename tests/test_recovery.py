@@ -27,6 +27,7 @@ QUICK = {"preset": "smoke", "progress": False, "log_every": 1, "bf16": False}
 @pytest.fixture(scope="module")
 def world():
     """A little of the synthetic world, in memory."""
+    assert vl.pretrain  # loaded here, not in every forked process
     return vl.data.open("synthetic", frames=8, size=32, n=24, cache="memory")
 
 

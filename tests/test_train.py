@@ -3,6 +3,7 @@
 import json
 import random
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -198,6 +199,15 @@ def test_videos_and_images_of_one_frame_in_one_batch(world):
     assert found["Kinematic"] == pytest.approx(trainer_of(JEPA() + Kinematic()).step(0, part(video), log=True)["parts"]["Kinematic"])
     with pytest.raises(ValueError, match="images='repeat'"):
         trainer_of("baseline", accumulate=2).step(0, mixed)
+
+
+def test_crops_that_are_cut_on_the_device(world):
+    """A batch of whole pictures trains as the clips that are cut out of it."""
+    crop = vl.data.crops.Crop(0, 0, 32, 32, False)
+    samples = [world[i] for i in range(4)]
+    uncut = vl.data.Uncut(tuple(replace(sample, crop=(crop, 32)) for sample in samples), ())
+    cut = torch.stack([sample.clip for sample in samples])
+    assert trainer_of("baseline").step(0, uncut, log=True)["loss"] == trainer_of("baseline").step(0, cut, log=True)["loss"]
 
 
 class Noisy(Term):

@@ -137,9 +137,13 @@ class Trainer:
 
     def _moved(self, batch) -> list[tuple[Tensor, Tensor | None]]:
         """The clips of each part on the device, and which are images; None where none is, asked before the move: after it a GPU waits."""
-        asked = [part.still is not None and (self.team.world > 1 or bool(part.still.any())) for part in batch.parts]
-        # With several processes all take the same path, whatever their clips.
-        return [(part.clip, part.still if some else None) for part, some in zip(batch.to(self.device).parts, asked, strict=True)]
+        shared = self.team.world > 1  # then all processes take the same path, whatever their clips
+        moved = batch.to(self.device).parts
+        if isinstance(batch, video.Uncut):
+            asked = [shared or any(sample.still for sample in batch.samples)] * len(moved)
+        else:
+            asked = [part.still is not None and (shared or bool(part.still.any())) for part in batch.parts]
+        return [(part.clip, part.still if some else None) for part, some in zip(moved, asked, strict=True)]
 
     def _part(self, step: int, clip: Tensor, still: Tensor | None) -> Part:
         """Clips uint8 of this process -> normalised, with this process's share of the masks that are drawn for the whole batch."""

@@ -1,6 +1,6 @@
 """Clips from video files, images and a synthetic world, in batches whose order the seed alone decides."""
 
-from .core import Batch, ClipError, DataError, Fault, Mixed, Sample, Source, denormalize, normalize
+from .core import Batch, ClipError, DataError, Fault, Mixed, Sample, Source, Uncut, denormalize, normalize
 from .layouts import export
 from .loader import loader
 from .mixture import Mixture
@@ -15,6 +15,7 @@ __all__ = [
     "Mixture",
     "Sample",
     "Source",
+    "Uncut",
     "denormalize",
     "export",
     "loader",
