@@ -30,6 +30,22 @@ def test_a_note_says_what_the_table_cannot_show(clips, tmp_path):
     assert "4 pretraining steps" in table.attrs["note"] and "Smoke size" in table.attrs["note"]
 
 
+def test_a_run_that_was_stopped_is_told_by_the_steps_it_took(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(record):
+        if record["step"] >= 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        vl.pretrain("baseline", "synthetic", "smoke", runs=tmp_path, steps=50, save_every=2, log_every=1, callback=stop, progress=False)
+    (run,) = (vl.load_run(path) for path in tmp_path.iterdir() if (path / "config.json").exists())
+    assert 0 < run.steps_done < 50
+    source = [data.open("synthetic", split, frames=8, size=32, n=40, cache="memory") for split in ("train", "test")]
+    assert f" {run.steps_done} pretraining steps" in baselines(source, run, "shape", progress=False).attrs["note"]
+
+
 def test_a_trained_run_and_its_own_sources(tmp_path):
     source = [data.open("synthetic", split, frames=8, size=32, n=40, cache="memory") for split in ("train", "test")]
     run = vl.pretrain("baseline", source[0], "smoke", runs=tmp_path, progress=False)

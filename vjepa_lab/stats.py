@@ -78,7 +78,8 @@ def newcombe(value, n, base, base_n, confidence: float = 0.95) -> Interval:
 def cluster_interval(correct, cluster, confidence: float = 0.95) -> Interval:
     """Accuracy in percent of samples that come in clusters, such as clips cut from one recording: t over clusters (Liang & Zeger 1986).
 
-    correct: `[i]` (0/1); cluster: `[i]`, any labels. With a cluster per sample it is the t-interval. p is against zero, and of no use here.
+    correct: `[i]` (0/1), or the difference of two arms on the same samples; cluster: `[i]`, any labels. With a cluster per sample it is the
+    t-interval; of an accuracy it may pass 0 or 100.
     """
     x = 100 * np.asarray(correct, float)
     place = np.unique(np.asarray(cluster), return_inverse=True)[1]
@@ -86,8 +87,7 @@ def cluster_interval(correct, cluster, confidence: float = 0.95) -> Interval:
     if count < 2:
         raise ValueError("an interval over clusters needs at least two of them")
     residual = np.bincount(place, x - x.mean())
-    found = _t(x.mean(), math.sqrt(count / (count - 1) * (residual**2).sum()) / len(x), count - 1, confidence)
-    return found._replace(lo=float(np.clip(found.lo, 0, 100)), hi=float(np.clip(found.hi, 0, 100)))
+    return _t(x.mean(), math.sqrt(count / (count - 1) * (residual**2).sum()) / len(x), count - 1, confidence)
 
 
 def _difference(a, b) -> np.ndarray:

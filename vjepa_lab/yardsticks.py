@@ -72,7 +72,7 @@ def baselines(
     honest = table.assign(lo=table["recording_lo"].fillna(table["lo"]), hi=table["recording_hi"].fillna(table["hi"]))
     table["flag"] = results.flag_constant(honest)
     table = table[COLUMNS]
-    table.attrs["note"] = _note(run, table, known.rows[0]["n"], recordings)
+    table.attrs["note"] = _note(run, table, measured["random-init encoder"], measured[run.name], recordings)
     return table
 
 
@@ -90,7 +90,8 @@ def _interval(correct: np.ndarray, ids: np.ndarray, recordings: np.ndarray | Non
     if recordings is None:
         return found | {"recording_lo": np.nan, "recording_hi": np.nan, "recordings": np.nan}
     over = stats.cluster_interval(correct, recordings[ids])
-    return found | {"recording_lo": over.lo, "recording_hi": over.hi, "recordings": len(np.unique(recordings[ids]))}
+    ends = {"recording_lo": max(float(over.lo), 0.0), "recording_hi": min(float(over.hi), 100.0)}
+    return found | ends | {"recordings": len(np.unique(recordings[ids]))}
 
 
 def _measured(name: str, found, recordings: np.ndarray | None) -> dict:
@@ -110,20 +111,16 @@ def _constant(row: dict, found, sources, label: str, recordings: np.ndarray | No
     return about | _interval(p["label"].eq(largest).to_numpy(), p["id"].to_numpy(), recordings)
 
 
-def _note(run, table: pd.DataFrame, n: int, recordings: np.ndarray | None) -> str:
-    steps = run.config["preset"]["steps"]
-    says = [
-        f"{run.name}: {steps} pretraining steps, one seed; {n} test clips"
-        + (f" of {table['recordings'].max():.0f} recordings." if recordings is not None else ".")
-    ]
-    if n < results.SMOKE_N or steps < results.SMOKE_STEPS:
+def _note(run, table: pd.DataFrame, untrained: ProbeResult, trained: ProbeResult, recordings: np.ndarray | None) -> str:
+    a, b = (each.predictions.assign(hit=each.predictions["top1"].eq(each.predictions["label"])) for each in (trained, untrained))
+    both = a.merge(b, on="id", suffixes=("", "_before"))
+    cluster = both["id"] if recordings is None else recordings[both["id"]]
+    change = stats.cluster_interval(both["hit"].astype(int) - both["hit_before"].astype(int), cluster)
+    steps = run.steps_done  # not what was asked for: a run may have been stopped
+    over = f" of {table['recordings'].max():.0f} recordings" * (recordings is not None)
+    says = [f"{run.name}: {steps} pretraining steps, one seed; {len(both)} test clips{over}."]
+    if len(both) < results.SMOKE_N or steps < results.SMOKE_STEPS:
         says.append("Smoke size: shows that it runs and what must be beaten, not what an objective does.")
-    trained, untrained = (table.iloc[k] for k in (-1, -2))
-    end = "recording_" if recordings is not None else ""
-    apart = trained[f"{end}lo"] > untrained["value"] and untrained[f"{end}hi"] < trained["value"]
-    best = table.iloc[:-1]["value"].max()
-    says.append(
-        f"Training {'lifts' if apart else 'does not measurably change'} the probe ({untrained['value']:.1f} to {trained['value']:.1f} %); "
-        f"the best predictor without it reaches {best:.1f} %."
-    )
-    return " ".join(says)
+    does = "lifts the probe" if change.lo > 0 else "lowers the probe" if change.hi < 0 else "cannot be told from no change"
+    says.append(f"This training {does}: {change.value:+.1f} pp against the same encoder before it [{change.lo:+.1f}, {change.hi:+.1f}].")
+    return " ".join([*says, f"The best predictor without it reaches {table.iloc[:-1]['value'].max():.1f} %."])
