@@ -287,7 +287,7 @@ def test_ctrl_c_stops_the_runs_and_the_same_command_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "2 runs save and stop" in err and "stopped with 2 to go" in out
+    assert "running cells save and stop (2)" in err and "stopped with 2 to go" in out
     assert set(bench.states().values()) == {"stopped"}
     assert all(notebook.status(bench.runs / cell.name / "01_pretrain.ipynb")["state"] == "interrupted" for cell in bench.study.cells)
 

@@ -40,6 +40,7 @@ except ImportError:  # Windows: two runs into one place are not told apart there
 
 from .arguments import REQUIRED, Argument, kind_of, suggest
 
+AGAIN_S = 2.0  # a scheduler may signal every process of a job, and its shell pass the same signal on: that is one request, not two
 ENDINGS = {"running": ".part.ipynb", "failed": ".failed.ipynb", "interrupted": ".interrupted.ipynb"}
 
 
@@ -347,7 +348,7 @@ class _Control:
     """Stops an execution: the first signal interrupts the running cell, the second one stops at once."""
 
     def __init__(self):
-        self.stopped, self.kernel, self.cell = 0, None, ""
+        self.stopped, self.since, self.kernel, self.cell = 0, 0.0, None, ""
 
     @contextmanager
     def listening(self, record: _Record) -> Iterator[None]:
@@ -357,7 +358,9 @@ class _Control:
             return
 
         def stop(number, _frame):
-            again, self.stopped = self.stopped, number
+            if self.stopped and time.monotonic() - self.since < AGAIN_S:
+                return
+            again, self.stopped, self.since = self.stopped, number, time.monotonic()
             if again or not self._interrupt():
                 raise KeyboardInterrupt
             record.write("interrupted", signal=signal.Signals(number).name)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .. import locks
+from .. import locks, notebook
 from . import cell as cells
 from .grid import Cell, Study
 
@@ -107,6 +107,7 @@ class _Run:
         self.total, self.tally.before = len(chosen), len(chosen) - len(self.open)
         self.active: dict[Slot, tuple[Cell, subprocess.Popen]] = {}
         self.looked: dict[str, float] = {}
+        self.asked = 0.0
 
     def go(self, rooms: Sequence[Slot], progress: bool) -> Tally:
         self.runs.mkdir(parents=True, exist_ok=True)
@@ -197,13 +198,15 @@ class _Run:
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
         def stop(number, _frame):
-            again, self.tally.stopped = self.tally.stopped, number
+            if self.tally.stopped and time.monotonic() - self.asked < notebook.AGAIN_S:
+                return
+            again, self.tally.stopped, self.asked = self.tally.stopped, number, time.monotonic()
             for _, process in self.active.values():
                 with suppress(ProcessLookupError):
                     process.send_signal(number)
             left = len(self.active)
             if left:
-                word = "stopping at once" if again else f"{left} runs save and stop; once more to stop at once"
+                word = "stopping at once" if again else f"running cells save and stop ({left}); once more to stop at once"
                 print(f"\n{word}", file=sys.stderr)
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
