@@ -118,7 +118,7 @@ def test_torchrun(tmp_path):
 
     def call(out, *words, processes=2):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "vjepa_lab"]
-        command += ["pretrain", *words, "--preset", "smoke", "--batch", "8", "--no-bf16", "--no-progress", "--out", str(out)]
+        command += ["pretrain", *words, "--preset", "smoke", "--batch", "8", "--bf16", "false", "--no-progress", "--out", str(out)]
         return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     for out, processes in (("one", 1), ("two", 2)):

@@ -78,12 +78,12 @@ def pretrain(
     device     "auto" (cuda, else mps, else cpu), or a device by name
     devices    so many processes on this machine share each batch, on CUDA one per GPU; terms may be defined in a notebook
     bf16       None: where the device is fast at it
-    accumulate micro-batches that a step is cut into, one after the other: less memory at once
+    accumulate  micro-batches that a step is cut into, one after the other: less memory at once
     clip       scale the gradients down to this norm where it is larger
     workers    processes that read clips ahead, for each one that trains
-    save_every steps between checkpoints
+    save_every  steps between checkpoints
     keep       checkpoints that stay: last.pt, the one before it last-1.pt, and so on
-    tensorboard write the log for TensorBoard too, into the run's folder `tensorboard`
+    tensorboard  write the log for TensorBoard too, into the run's folder `tensorboard`
     callback   called with each logged record (a dict), for live plots
     init       released weights to start from, as `weights.open` takes them ("vjepa2-vitl:vitl.pt"); they decide the sizes of encoder and
                predictor and how positions are told; config.json says which they were, and whether the predictor began with theirs
