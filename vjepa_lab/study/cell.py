@@ -76,10 +76,10 @@ def state(cell: Cell, runs: Path) -> State:
         who = f"process {owner.pid} on {owner.host} since {owner.since}" if owner else "somebody"
         quiet = f", silent for {age(silent)}" if silent > 5 * locks.BEAT_S else ""
         return State("running", f"{at(folder, wanted[0], cell)}  ({who}{quiet})")
-    if failed := failures(folder):
-        last = failed[-1]
-        return State("failed", f"{last['step']}: {last['error']}")
-    began = any(notebook.status(result(folder, step)) for step in cell.steps(folder))
+    known, wrong = notebook.status(result(folder, wanted[0])), failures(folder)
+    if wrong and known.get("state", "failed") == "failed":
+        return State("failed", f"{wrong[-1]['step']}: {wrong[-1]['error']}")
+    began = known or len(wanted) < len(cell.steps(folder))
     return State("stopped", at(folder, wanted[0], cell)) if began else State("open")
 
 
