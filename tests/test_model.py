@@ -1,10 +1,12 @@
 """The model: sizes, parity with Hugging Face's V-JEPA 2, what the objectives pay for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from einops import rearrange
 
-from vjepa_lab import masks
+from vjepa_lab import blocks, masks
 from vjepa_lab.model import VJEPA, Encoder, Predictor, count, gather
 from vjepa_lab.objective import Loss
 from vjepa_lab.presets import PRESETS
@@ -246,14 +248,57 @@ def test_masks_that_share_a_pass_do_not_see_each_other(position, truncate):
         torch.testing.assert_close(shared.context[kind][rows], model.predictor.context(state)[rows], atol=1e-5, rtol=1e-4)
 
 
-def test_recomputed_activations_give_the_same_gradients():
-    model, x = VJEPA.build(SMOKE), clip()
-    drawn = masks.MultiBlock().draw(2, SMOKE.grid, seed=0, step=0)
-    gradients = []
-    for remember in (True, False):
-        model.student.remember = remember
-        model.zero_grad()
-        Loss(JEPA(), model.width)(model.latents(x, drawn))[0].backward()
-        gradients.append([p.grad.clone() for p in model.student.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b)
+def gradients(model, x, drawn) -> tuple[list[torch.Tensor], int]:
+    """What the JEPA loss gives every trained parameter, and the bytes that its graph keeps for that."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    model.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        total, _ = Loss(JEPA(), model.width)(model.latents(x, drawn))
+    total.backward()
+    return [p.grad.clone() for _, p in model.trainable()], sum(kept.values())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_recomputed_activations_give_the_same_gradients_in_less_memory(bf16):
+    model, x = VJEPA.build(replace(SMOKE, depth=4, pred_depth=3), bf16=bf16, drop_path=0.2), clip(batch=4)
+    drawn = masks.MultiBlock().draw(4, SMOKE.grid, seed=0, step=0)
+    torch.manual_seed(3)
+    wanted, most = gradients(model, x, drawn)
+    torch.manual_seed(3)
+    recomputed, least = gradients(model.run_as(checkpoint=True), x, drawn)
+    assert all(torch.equal(a, b) for a, b in zip(wanted, recomputed, strict=True))
+    assert least < most / 2
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_gradients():
+    """Whatever the number of tokens; alone, and with activations recomputed."""
+    torch.manual_seed(0)
+    model, x = VJEPA.build(SMOKE), clip(batch=3)
+    for step, checkpoint in ((0, False), (1, False), (2, True)):
+        drawn = masks.MultiBlock().draw(3, SMOKE.grid, seed=0, step=step)
+        wanted, _ = gradients(model.run_as(), x, drawn)
+        assert not model.predictor.how.compile
+        found, _ = gradients(model.run_as(compile=True, checkpoint=checkpoint), x, drawn)
+        assert model.predictor.how.compile and model.teacher.how.compile
+        for a, b in zip(wanted, found, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_without_a_compiler_it_says_so_and_runs(monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    blocks.why_not_compiled.cache_clear()
+    model = VJEPA.build(SMOKE)
+    with pytest.warns(UserWarning, match=r"left out.*on cpu .*no C\+\+ compiler"):
+        model.run_as(compile=True)
+    blocks.why_not_compiled.cache_clear()
+    assert not model.student.how.compile
+    assert torch.isfinite(Loss(JEPA(), model.width)(model.latents(clip(), masks.MultiBlock().draw(2, SMOKE.grid, seed=0, step=0)))[0])

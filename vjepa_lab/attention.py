@@ -101,21 +101,26 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, rope: Rotary | None, valid: Tensor | None = None, lengths: Sequence[int] | None = None) -> Tensor:
-        qkv, lengths = self.qkv(x), [x.shape[1]] if lengths is None else lengths
-        if products_pay(qkv, rope, max(lengths)):
-            return self.proj(Products.apply(qkv, None if rope is None else rope.turn, valid, self.heads, lengths))
-        qkv = rearrange(qkv, "b n (g d) -> b n g d", g=3 * self.heads)  # q, k and v heads side by side
-        qk, v = qkv.split((2 * self.heads, self.heads), dim=2)
-        q, k = (qk if rope is None else rotate(qk, rope)).chunk(2, dim=2)
-        q, k, v = (u.transpose(1, 2) for u in (q, k, v))
-        out = [
-            F.scaled_dot_product_attention(*(u[:, :, at] for u in (q, k, v)), attn_mask=None if seen is None else over_queries(seen))
-            for at, seen in spans(lengths, valid)
-        ]
-        return self.proj(rearrange(torch.cat(out, dim=2) if len(out) > 1 else out[0], "b g n d -> b n (g d)"))
+        compiling_for_cpu = torch.compiler.is_compiling() and x.device.type == "cpu"
+        inner = attend_as_is if compiling_for_cpu else attend
+        return self.proj(inner(self.qkv(x), rope, valid, self.heads, [x.shape[1]] if lengths is None else lengths))
 
 
-def products_pay(qkv: Tensor, rope: Rotary | None, longest: int) -> bool:
-    """Whether `Products` takes these, and is the faster way."""
-    fits = rope is None or rope.turn is not None
-    return fits and qkv.device.type == "cpu" and qkv.requires_grad and longest <= LONGEST.get(qkv.dtype, 0)
+def attend(qkv: Tensor, rope: Rotary | None, valid: Tensor | None, heads: int, lengths: Sequence[int]) -> Tensor:
+    """qkv [b n 3*heads*d] -> softmax(q k' / sqrt d) v of rotated q and k, [b n heads*d], the fastest way; arguments as in `Products`."""
+    short = max(lengths) <= LONGEST.get(qkv.dtype, 0)
+    if short and qkv.device.type == "cpu" and qkv.requires_grad and (rope is None or rope.turn is not None):
+        return Products.apply(qkv, None if rope is None else rope.turn, valid, heads, lengths)
+    qkv = rearrange(qkv, "b n (g d) -> b n g d", g=3 * heads)  # q, k and v heads side by side
+    qk, v = qkv.split((2 * heads, heads), dim=2)
+    q, k = (qk if rope is None else rotate(qk, rope)).chunk(2, dim=2)
+    q, k, v = (u.transpose(1, 2) for u in (q, k, v))
+    out = [
+        F.scaled_dot_product_attention(q[:, :, at], k[:, :, at], v[:, :, at], attn_mask=None if seen is None else over_queries(seen))
+        for at, seen in spans(lengths, valid)
+    ]
+    return rearrange(torch.cat(out, dim=2) if len(out) > 1 else out[0], "b g n d -> b n (g d)")
+
+
+attend_as_is = torch.compiler.disable(attend)
+"""On the CPU what a compiler makes of attention is slower than what is called here."""

@@ -1,10 +1,12 @@
-"""Transformer blocks, and how a stack of them is run: several sequences at once, activations kept or recomputed.
+"""Transformer blocks, and how a stack of them is run: several sequences at once, compiled, activations recomputed.
 
 Axes as in `model`. Module names follow facebookresearch/vjepa2.
 """
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import torch
 from timm.layers import DropPath, Mlp, trunc_normal_
@@ -43,6 +45,29 @@ def initialise(module: nn.Module, blocks: Iterable[Block]) -> None:
             block.mlp.fc2.weight /= math.sqrt(2 * number)
 
 
+class How(NamedTuple):
+    """How blocks are run: compiled; with activations recomputed in the backward pass (less memory, a third more time) instead of kept."""
+
+    compile: bool = False
+    checkpoint: bool = False
+
+
+@lru_cache(maxsize=1)
+def compiled():
+    """A block as a compiled function: blocks of one width share what is compiled, whatever the number of tokens."""
+    return torch.compile(lambda block, *inputs: block(*inputs), dynamic=True)
+
+
+@lru_cache
+def why_not_compiled(device: str) -> str | None:
+    """Why torch.compile does not work on a device, found by trying; None where it does."""
+    try:
+        torch.compile(torch.sin)(torch.ones(8, device=device))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
 def run_blocks(
     blocks: nn.ModuleList,
     x: Tensor,
@@ -51,16 +76,13 @@ def run_blocks(
     lengths: Sequence[int] | None = None,
     *,
     after: Iterable[int] = (-1,),
-    remember: bool = True,
+    how: How = How(),
 ) -> list[Tensor]:
-    """x [b n d] through all blocks; its value after each of the blocks numbered in `after`.
-
-    remember=False recomputes activations in the backward pass instead of keeping them.
-    """
+    """x [b n d] through all blocks; its value after each of the blocks numbered in `after`. Further arguments as in `Attention`."""
     wanted, outputs = {i % len(blocks) for i in after}, []
     for i, block in enumerate(blocks):
-        inputs = (x, rope, valid, lengths)
-        x = block(*inputs) if remember else checkpoint(block, *inputs, use_reentrant=False)
+        run, inputs = partial(compiled(), block) if how.compile else block, (x, rope, valid, lengths)
+        x = checkpoint(run, *inputs, use_reentrant=False) if how.checkpoint and torch.is_grad_enabled() else run(*inputs)
         if i in wanted:
             outputs.append(x)
     return outputs

@@ -7,6 +7,7 @@ checkpoints map one to one.
 
 import copy
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vjepa_lab.blocks import Block, initialise, run_blocks
+from vjepa_lab.blocks import Block, How, initialise, run_blocks, why_not_compiled
 from vjepa_lab.masks import Mask
 from vjepa_lab.presets import Preset
 from vjepa_lab.rope import positions, rotary
@@ -54,7 +55,6 @@ class Encoder(nn.Module):
                 blocks numbered in `after`, the last one among them.
     image_path  a still image gets a patch embedding of its own with tubelet 1, and both modalities a learned mark (V-JEPA 2.1);
                 without it a single frame is repeated to fill one tubelet.
-    remember    keep activations for the backward pass (False: recompute them, less memory for about a third more time).
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         if depth < levels:
             raise ValueError(f"{levels} levels need as many blocks; the encoder has {depth}")
         self.dim, self.depth, self.heads, self.patch, self.tubelet, self.levels = dim, depth, heads, patch, tubelet, levels
-        self.rope, self.rope_base_grid, self.remember = rope, rope_base_grid, True
+        self.rope, self.rope_base_grid, self.how = rope, rope_base_grid, How()
         self.position, self.sincos_grid = position, sincos_grid and tuple(sincos_grid)
         self.patch_embed = nn.Linear(3 * tubelet * patch**2, dim)
         self.patch_embed_img = nn.Linear(3 * patch**2, dim) if image_path else None
@@ -151,7 +151,7 @@ class Encoder(nn.Module):
             x = placed(x, grid, keep, self.sincos_grid)
         else:
             rope = rotary(grid, self.dim // self.heads, self.rope, self.rope_base_grid).to(x).at(keep)
-        return run_blocks(self.blocks, x, rope, valid, lengths, after=after, remember=self.remember or not torch.is_grad_enabled())
+        return run_blocks(self.blocks, x, rope, valid, lengths, after=after, how=self.how)
 
     def forward(self, clip: Tensor, keep: Tensor | None = None) -> Tensor:
         """Clip [b c f y x], normalised floats -> last-level tokens [b n d], or only those in `keep` [b k]."""
@@ -184,7 +184,7 @@ class Predictor(nn.Module):
         context: bool | None = None,
     ):
         super().__init__()
-        self.dim, self.heads, self.rope, self.rope_base_grid = dim, heads, rope, rope_base_grid
+        self.dim, self.heads, self.rope, self.rope_base_grid, self.how = dim, heads, rope, rope_base_grid, How()
         self.position, self.sincos_grid = position, sincos_grid and tuple(sincos_grid)
         out = out or levels * width
         single = nn.Linear(width, dim)
@@ -213,7 +213,7 @@ class Predictor(nn.Module):
             x = placed(x, grid, places, self.sincos_grid)
         else:
             rope = rotary(grid, self.dim // self.heads, self.rope, self.rope_base_grid).to(x).at(places)
-        (x,) = run_blocks(self.blocks, x, rope, valid, [a + b for a, b in zip(lengths[::2], lengths[1::2], strict=True)])
+        (x,) = run_blocks(self.blocks, x, rope, valid, [a + b for a, b in zip(lengths[::2], lengths[1::2], strict=True)], how=self.how)
         parts = self.norm(x).split(lengths, dim=1)
         guesses = self.proj(torch.cat(parts[1::2], dim=1)).split(lengths[1::2], dim=1)
         return list(zip(guesses, parts[::2], strict=True))
@@ -246,6 +246,20 @@ class VJEPA(nn.Module):
         same = {name: getattr(student, name) for name in ("rope", "rope_base_grid", "position", "sincos_grid")}
         predictor = Predictor(p.dim, p.pred_dim, p.pred_depth, p.pred_heads, levels=levels, **same)
         return cls(student, predictor, teacher=teacher, stop_grad=stop_grad, bf16=bf16)
+
+    def run_as(self, *, compile: bool = False, checkpoint: bool = False) -> "VJEPA":
+        """The same model, its blocks compiled (dynamic in the number of tokens) or recomputed in the backward pass from now on.
+
+        Warns and stays eager where this device has no working compiler. Call it once the model is where it will run.
+        """
+        device = next(self.parameters()).device.type
+        if compile and (reason := why_not_compiled(device)):
+            warnings.warn(f"compile=True is left out: torch.compile does not work here on {device} ({reason})", stacklevel=2)
+            compile = False
+        for part in (self.student, self.predictor, self.teacher):
+            if part is not None:
+                part.how = How(compile, checkpoint)
+        return self
 
     @property
     def width(self) -> int:
