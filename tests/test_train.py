@@ -269,3 +269,9 @@ def test_collapse_is_announced_once(world, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         vl.pretrain(JEPA(), world, out=tmp_path / "b", **how)
+
+
+def test_recomputing_activations_changes_nothing_but_memory(world, tmp_path):
+    kept, recomputed = (vl.pretrain("fwm-hw-ld", world, out=tmp_path / str(way), checkpoint=way, **QUICK) for way in (False, True))
+    assert same(weights(kept), weights(recomputed))
+    assert [run.config["sessions"][-1]["checkpoint"] for run in (kept, recomputed)] == [False, True]
