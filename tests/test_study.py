@@ -3,7 +3,9 @@ the real ones run in the slow test at the end."""
 
 import io
 import json
+import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,9 +19,13 @@ import pandas as pd
 import pytest
 import torch
 
-from vjepa_lab import locks, notebook, variants
+from vjepa_lab import locks, notebook, results, variants
+from vjepa_lab import study as study_values
 from vjepa_lab.study import Benchmark, Extra, Regime, Study, load, main
 from vjepa_lab.study import cell as cells
+from vjepa_lab.study import forecast as forecasting
+from vjepa_lab.study.export import collect, rerun, rows
+from vjepa_lab.study.forecast import forecast
 
 PLAIN = (Regime("plain", "synthetic:plain"),)
 MOTION = (Benchmark("motion", labels=("motion",)),)
@@ -164,8 +170,21 @@ def test_studies_of_the_project_are_sound():
     files = sorted((Path(__file__).parents[1] / "studies").glob("*.py"))
     assert files
     for file in files:
-        study = load(file)
-        assert study.cells and len({cell.name for cell in study.cells}) == len(study.cells), file
+        for study in [load(file), *([load(file, size) for size in ("small", "micro", "smoke")] if file.stem == "paper" else [])]:
+            assert study.cells and len({cell.name for cell in study.cells}) == len(study.cells), file
+            assert eval(repr(study), vars(study_values)) == study
+    with pytest.raises(ValueError, match=r"paper.py: .* sizes paper, small, micro, smoke; got 'huge'"):
+        load(files[0].with_name("paper.py"), "huge")
+
+
+def test_a_forecast_counts_the_work_and_learns_the_rate(tmp_path):
+    study = Study("s", ("baseline", "ld", "random-init"), PLAIN, MOTION, seeds=range(5), device="cpu")
+    before = forecast(study, tmp_path, jobs=2)
+    assert (before.cells, before.open) == (15, 15) and math.isnan(before.hours) and "not known yet" in str(before)
+    base, ld, untrained = (forecasting.gflop(cell) for cell in study.cells[:3])
+    assert untrained == 0 < base < ld and before.petaflop == pytest.approx(5e-6 * (base + ld))
+    assert forecast(study, tmp_path, rate_gflops=100, jobs=2).hours == pytest.approx(5 * (base + ld) / 100 / 3600 / 2)
+    assert "resolves_pp" in str(before)
 
 
 def test_cells_are_chosen_by_pattern():
@@ -306,3 +325,51 @@ def test_a_benchmark_added_later_costs_its_probes_only_unless_the_weights_are_go
     (folder / "last.pt").unlink()
     assert [step.name for step in cells.open_steps(more, folder)] == ["01_pretrain", "02_probe-shape"]
     assert cells.state(cell, bench.runs).state == "done"
+
+
+# ------------------------------------------------------------------------------------------------------------------ the real notebooks
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_twelve_cells_killed_three_times_are_the_same_as_uninterrupted(tmp_path):
+    """Real notebooks at smoke size: no cell lost, none run twice, the same weights and rows; two cells rerun bit-equally; and collected."""
+    benchmark = Benchmark("motion", labels=("motion",), limit=120, options={"epochs": 5})
+    study = Study("twelve", ("baseline", "ld", "hw", "random-init"), PLAIN, (benchmark,), seeds=range(3), preset="smoke")
+    file = tmp_path / "twelve.py"
+    file.write_text(f"from vjepa_lab.study import Benchmark, Regime, Study\nstudy = {study!r}\n")
+    study = load(file)
+    command = [sys.executable, "-m", "vjepa_lab", "study", "run", str(file), "--jobs", "2", "--runs"]
+    env, chance = os.environ | {"OMP_NUM_THREADS": "1"}, random.Random(0)
+
+    finished = {}
+
+    def notebooks() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*/*.ipynb") if path.name.count(".") == 1}
+
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        process = subprocess.Popen([*command, str(tmp_path / "killed")], env=env, stdout=subprocess.DEVNULL)
+        time.sleep(chance.uniform(20, 60))
+        process.send_signal(number)
+        process.wait(300)
+        while any(locks.holder(folder, cells.LOCK) for folder in (tmp_path / "killed").iterdir()):
+            time.sleep(0.2)
+        now = notebooks()
+        assert finished.items() <= now.items()  # what was finished was left alone
+        finished = now
+    assert 0 < len(finished) < 24
+    subprocess.run([*command, str(tmp_path / "killed")], env=env, check=True)
+    assert finished.items() <= notebooks().items() and len(notebooks()) == 24
+    subprocess.run([*command, str(tmp_path / "whole")], env=env, check=True)
+
+    killed, whole = (rows(study, tmp_path / name) for name in ("killed", "whole"))
+    pd.testing.assert_frame_equal(killed, whole)
+    about = [[cells.about(tmp_path / name / cell.name) for cell in study.cells] for name in ("killed", "whole")]
+    hashes = [[each["weights_sha256"] for each in part] for part in about]
+    assert hashes[0] == hashes[1] and len(set(hashes[0])) == 12
+
+    collect(study, tmp_path / "killed", tmp_path / "kept")
+    assert len(results.load(tmp_path / "kept")) == len(killed)
+    for name in ("ld-plain-smoke-s1", "baseline-plain-smoke-s2"):
+        again = rerun(study.cell(name), tmp_path / "killed", into=tmp_path / "again", against=tmp_path / "kept")
+        assert again.equal, again

@@ -54,7 +54,11 @@ def forecast(study: Study, runs: str | Path, *, rate_gflops: float | None = None
     """
     from .local import slots
 
-    runs, rooms = Path(runs), len(slots(study, jobs))
+    runs = Path(runs)
+    try:
+        rooms = len(slots(study, jobs))
+    except ValueError:  # planned on another machine than the one with the GPUs
+        rooms = jobs or 1
     left = [cell for cell in study.cells if cells.state(cell, runs).state != "done"]
     work = {cell: gflop(cell) for cell in study.cells}
     measured = _measured(study, runs, work)

@@ -20,7 +20,7 @@ from ..arguments import suggest
 from ..values import Value
 
 KEEP = ("all", "model", "rows")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,7 +103,7 @@ class Study(Value):
                 raise ValueError(f"study {self.name!r} names {what} twice: {', '.join(map(str, sorted(twice)))}")
         for name in (self.name, *(part.name for part in (*self.regimes, *self.benchmarks))):
             if not NAME.fullmatch(name):
-                raise ValueError(f"{name!r} cannot be a name here: it becomes part of file names; use letters, digits, _ . +")
+                raise ValueError(f"{name!r} cannot be a name here: it becomes part of file names; use letters, digits, _ . + -")
         if unknown := [name for name in self.first if name not in self.variants]:
             raise ValueError(f"study {self.name!r}: first names {unknown[0]!r}, which is not among its variants")
         if self.keep not in KEEP:
@@ -271,7 +271,10 @@ def load(file: str | Path, preset: str | None = None) -> Study:
     spec.loader.exec_module(module)
     found = getattr(module, "study", None)
     if callable(found):
-        found = found(preset) if preset else found()
+        try:
+            found = found(preset) if preset else found()
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
     elif isinstance(found, Study) and preset:
         found = found.at(preset)
     if not isinstance(found, Study):
