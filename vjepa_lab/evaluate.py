@@ -152,9 +152,13 @@ def subject_of(run, encoder: str | None = None, out: str | Path | None = None) -
 
 
 def still(spec, split: str, shape, limit: int | None = None) -> video.Source:
-    """One split of a data set for probing: no augmentation, at most `limit` clips. shape: a preset, or what has frames, size, stride."""
+    """One split of a data set for probing: no augmentation, at most `limit` clips, spread evenly over it.
+
+    shape: a preset, or what has frames, size, stride."""
     shape = {"frames": shape.frames, "size": shape.size, "stride": shape.stride}
     if str(spec).startswith("synthetic"):
         return video.open(spec, split, **shape, **({} if limit is None else {"n": limit}))
     source = video.open(spec, split, augment=False, **shape)
-    return source if limit is None or len(source) <= limit else source.subset(range(limit))
+    if limit is None or len(source) <= limit:
+        return source
+    return source.subset([i * len(source) // limit for i in range(limit)])  # listings are sorted by class: the first ones are of few

@@ -6,6 +6,7 @@ the edit of a clip from (seed, split, index), whatever the clip shows.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 
@@ -34,6 +35,13 @@ class _Edited(Source):
 
     def where(self, index: int) -> str:
         return self.source.where(index)
+
+    def subset(self, indices) -> _Edited:
+        """Edits of some of the clips, drawn by their places among these."""
+        part = copy(self)
+        part.source = self.source.subset(indices)
+        part.__dict__.pop("labels", None)
+        return part
 
     def _rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, SPLITS.index(self.split), index, 0xED17))
