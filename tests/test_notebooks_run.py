@@ -124,6 +124,15 @@ def test_representation(tmp_path, trained):
         assert (tmp_path / "figures" / f"{name}.pdf").is_file()
 
 
+def test_robustness(tmp_path, trained):
+    small = {"variants": [], "preset": "smoke", "clips": [60, 30], "corruptions": ["fog", "jumble"], "severities": [1, 5]}
+    where = {"runs": str(trained), "cache": str(tmp_path / "cache"), "out": str(tmp_path / "figures")}
+    nb = execute("08_robustness", tmp_path, **small, **where)
+    assert pictures(nb) >= 5 and "Shifts: Demonstration size, which decides nothing." in printed(nb)
+    written = {file.name for file in (tmp_path / "figures").iterdir()}
+    assert {"robustness.pdf", "robustness.csv", "robustness-motion.pdf", "robustness-laws.pdf", "robustness-openset.pdf"} <= written
+
+
 def test_gradient_alignment(tmp_path):
     few = {"variants": ["delta", "ld", "ltc", "fwm"], "seeds": [0], "steps": 2, "labels": ["motion"]}
     small = few | {"probe_clips": 24, "fit_clips": 24, "clips": [48, 24], "rules": ["CosineGate()"], "toy_steps": 20, "toy_seeds": [0]}

@@ -124,4 +124,7 @@ def open_rows(subject: Subject, train: Features, test: Features, label: str, par
             each[name].append(numbers)
     benchmark = test.name if label == "class" else f"{test.name}/{label}"
     about = {"benchmark": benchmark, "metric": "auroc", "label": label, "part": "all", "chance": 50.0, "held out": parts}
-    return [subject.about | about | {"probe": name, "each": np.mean(numbers, axis=0)} for name, numbers in each.items()]
+    return [
+        subject.about | about | {"probe": name, "panel": f"{label}: {name}", "each": np.mean(numbers, axis=0)}
+        for name, numbers in each.items()
+    ]

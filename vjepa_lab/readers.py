@@ -157,6 +157,31 @@ def standing(table: pd.DataFrame, what: str, unit: str = "") -> str:
     return f"{len(found)} of {len(table)} stand" + ("s" * (len(found) == 1)) + (f" ({'; '.join(named)})" if named else "")
 
 
+def verdict(answers: pd.DataFrame, against: str = "baseline") -> str:
+    """What the encoders reach in each `panel` of a table of answers and which differences from `against` stand, and what is left open."""
+    from vjepa_lab.changes import over_seeds
+
+    rows = tabulate(answers)
+    trained = over_seeds(rows[rows["encoder"].ne("random-init")], ["panel", "variant"])
+    ranges = [
+        f"{panel} {part['value'].min():.0f}" + (f" to {part['value'].max():.0f}" if part["value"].max() - part["value"].min() >= 1 else "")
+        for panel, part in trained.groupby("panel", sort=False)
+    ]
+    unit = "AUROC" if rows["metric"].eq("auroc").all() else "accuracy"
+    said, left = [f"{unit} in percent of {trained['variant'].nunique()} trained objectives: {', '.join(ranges)}"], []
+    if against in set(answers["variant"]) and answers["variant"].nunique() > 1:
+        table = differences(answers, against, ["panel"])
+        said.append(f"of the differences from {against} {standing(table, 'panel')}")
+        if not math.isnan(far := widest(table)):
+            left.append(f"differences of up to {far:.0f} points (median) are compatible with the others")
+    if answers["seed"].nunique() < 2:
+        left.append("one seed: what another would change is not in the intervals")
+    smoke = "Demonstration size, which decides nothing. " * bool(rows["smoke"].any())
+    notes = sorted({str(note) for note in rows.get("note", pd.Series(dtype=object)).dropna()} - {""})
+    text = "; ".join(said)
+    return smoke + text[0].upper() + text[1:] + "." + (f" Not decided: {'; '.join(left + notes)}." if left + notes else "")
+
+
 def widest(table: pd.DataFrame) -> float:
     """The difference that the undecided rows are typically compatible with: the median of their intervals' far ends; nan if none is."""
     left = table.loc[~table["significant"], ["lo", "hi"]].abs().max(axis=1)

@@ -262,7 +262,7 @@ def laws(
                 for shift, part in (("in-domain", "val"), ("shifted", "test")):
                     features = subject.features(parts[part], **how)
                     about = {"benchmark": f"{parts[part].name}/{label}", "probe": "logistic", "metric": "top1"}
-                    about |= {"label": label, "part": "all", "shift": shift}
+                    about |= {"label": label, "part": "all", "shift": shift, "panel": f"{world.split(':')[-1]}: {shift}"}
                     rows.append(subject.about | about | _each(reader, features))
                 bar.update()
     return pd.DataFrame(rows)

@@ -142,7 +142,14 @@ def across_rows(
     rows = []
 
     def add(protocol: str, each: np.ndarray, probe: str, test: Features, label: str, note: str = "") -> None:
-        about = {"benchmark": f"{name}: {protocol}", "probe": probe, "metric": "top1", "protocol": protocol, "part": "all"}
+        about = {
+            "benchmark": f"{name}: {protocol}",
+            "probe": probe,
+            "metric": "top1",
+            "protocol": protocol,
+            "panel": protocol,
+            "part": "all",
+        }
         facts = {"chance": constant(test.labels[label]), "classes": len(test.labels[label].unique()), "note": note}
         rows.append(subject.about | about | facts | {"each": each})
 

@@ -10,6 +10,7 @@ from .fronts import correlations, pareto, ranks, scatter
 from .motion import motion
 from .representation import halves, likeness, representation
 from .retention import retention
+from .robustness import elsewhere, robustness, severities, shifted_on_clean
 from .style import save
 from .tables import Table, result_table, text_table
 from .throughput import pretraining_cost, same_speed, step_split, throughput
@@ -26,6 +27,7 @@ __all__ = [
     "curves",
     "diagram",
     "effects",
+    "elsewhere",
     "energy",
     "error_maps",
     "foretold",
@@ -40,9 +42,12 @@ __all__ = [
     "representation",
     "result_table",
     "retention",
+    "robustness",
     "same_speed",
     "save",
     "scatter",
+    "severities",
+    "shifted_on_clean",
     "step_split",
     "strips",
     "text_table",
