@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -180,17 +180,21 @@ def _column(samples: list[Sample], name: str) -> Tensor:
     return torch.stack([torch.as_tensor(sample.labels.get(name, blank)) for sample in samples])
 
 
+@lru_cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation `[c 1 1 1]`, brought to a device once: a copy in every step would make the host wait for it."""
+    return tuple(torch.tensor(values, device=device).view(3, 1, 1, 1) for values in (MEAN, STD))
+
+
 def normalize(clip: Tensor) -> Tensor:
     """uint8 `[... c f y x]` -> float32 with ImageNet's mean and standard deviation, what every model here takes."""
-    std = torch.tensor(STD, device=clip.device).view(3, 1, 1, 1)
-    mean = torch.tensor(MEAN, device=clip.device).view(3, 1, 1, 1)
+    mean, std = _statistics(clip.device)
     return torch.addcmul(-mean / std, clip.float(), 1 / (255 * std))
 
 
 def denormalize(clip: Tensor) -> Tensor:
     """The inverse of `normalize`: float -> uint8 pixels, clamped."""
-    std = torch.tensor(STD, device=clip.device).view(3, 1, 1, 1)
-    mean = torch.tensor(MEAN, device=clip.device).view(3, 1, 1, 1)
+    mean, std = _statistics(clip.device)
     return ((clip.float() * std + mean) * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
