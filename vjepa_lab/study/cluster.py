@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from .local import TAKEN
 
 SAVE_S = 90
 "Seconds that a cell gets to save when its job is to end."
+
+
+LINGER_S = 900
+"Seconds that a job waits for Slurm to end it, once Slurm has announced that."
 
 
 class CellJob:
@@ -29,6 +34,8 @@ class CellJob:
         status = self.process.wait()
         if status == TAKEN:
             return f"{self.name} is run by another process"
+        if status == 128 + signal.SIGTERM:  # a preempted job that ends by itself counts as failed: it has saved, Slurm queues it again
+            time.sleep(LINGER_S)
         if status:
             raise RuntimeError(f"{self.name} ended with status {status}; `study status` says why")
         return f"{self.name} is done"
