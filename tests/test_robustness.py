@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import vjepa_lab as vl
-from vjepa_lab import data, openset, readers, robustness, shifts, stats, transfer
+from vjepa_lab import data, openset, plots, readers, robustness, shifts, stats, transfer
 from vjepa_lab.data.corruptions import CORRUPTIONS
 from vjepa_lab.data.sets import ucf101
 from vjepa_lab.features import Features, extract
@@ -190,6 +190,15 @@ def test_differences_are_paired_by_clip_and_seed():
         readers.differences(table, "base")
 
 
+def test_two_seeds_that_happen_to_agree_are_no_certainty():
+    """Both seeds gain one clip in fifty, another one each: the difference between seeds is zero, that between clips is not."""
+    base, gain = np.zeros(50), np.eye(50)
+    rows = [{"variant": "baseline", "seed": s, "benchmark": "x", "each": base} for s in (0, 1)]
+    rows += [{"variant": "ld", "seed": s, "benchmark": "x", "each": gain[s]} for s in (0, 1)]
+    found = readers.differences(pd.DataFrame(rows)).iloc[0]
+    assert found["delta"] == pytest.approx(2) and found["lo"] < 0 and not found["significant"]
+
+
 # ----------------------------------------------------------------------------------------------------------------- planted invariances
 
 
@@ -264,6 +273,22 @@ def test_objectives_are_compared_in_their_fall_by_clip(planted):
     assert both.loc["fall", "delta"] == pytest.approx(both.loc["mPC", "delta"] - table.loc[table["metric"].eq("clean"), "delta"].iloc[0])
     # all channels hold the same numbers in another order
     assert table["delta"].abs().max() < 3 and not table["significant"].any()
+
+
+def test_figures_draw_what_the_rows_hold(planted):
+    rows, table = robustness.summary(planted), readers.tabulate(planted)
+    figure = plots.robustness(rows, paper=True)
+    assert len(figure.axes) == 2 * 3  # labels x (appearance, temporal, all)
+    titles = [ax.get_title() for ax in plots.severities(table, "motion").axes if ax.get_visible()]
+    assert titles == ["brightness", "contrast", "reverse *", "jumble *", "box jumble *"]
+    with pytest.raises(ValueError, match="no rows of label 'hue' and part 'all'"):
+        plots.severities(table, "hue")
+    with pytest.raises(ValueError, match="no line to draw"):
+        plots.shifted_on_clean(robustness.lines(planted))
+    assert plots.shifted_on_clean({("shape", "codec"): shifts.line(accuracies(offset=0.6))}).axes
+    clean = planted[planted["kind"].eq("clean") & planted["part"].eq("all")]
+    assert len(plots.elsewhere(readers.tabulate(clean.assign(panel=clean["label"]))).axes) == 2
+    assert "0 of 2 stand" in readers.verdict(clean.assign(panel=clean["label"]), "planted")
 
 
 # -------------------------------------------------------------------------------------------------------------------------------- line

@@ -18,7 +18,7 @@ from torch import Tensor, bincount
 
 from vjepa_lab import results
 from vjepa_lab.features import Features, rank_in_class
-from vjepa_lab.stats import benjamini_hochberg, paired_interval, t_interval, wilson
+from vjepa_lab.stats import Interval, benjamini_hochberg, paired_interval, t_interval, wilson
 
 PARTS = ("all", "app", "dyn")
 "What of a feature is read: all channels (Z), the first half (Z_app), the second half (Z_dyn)."
@@ -119,7 +119,8 @@ def _measured(each: np.ndarray) -> dict:
 def differences(answers: pd.DataFrame, against: str = "baseline", by: Sequence[str] = ("benchmark",)) -> pd.DataFrame:
     """Each variant's difference from `against` in each group of `by`, paired by test clip and by seed.
 
-    The interval takes seeds and clips both as random and crossed (`stats.paired_interval`); with one common seed it covers the clips alone.
+    The interval takes seeds and clips both as random and crossed (`stats.paired_interval`), and is never narrower than what the clips alone
+    leave open, as it would be where two seeds happen to agree; with one common seed it covers the clips alone.
     Columns: variant, `by`, value, base, delta, lo, hi, p, p_adj (Benjamini-Hochberg over the table), significant (p_adj < 0.05), seeds, n.
     Values are means of `each` in percent. Several rows of one seed are averaged first. Raises ValueError if there is no `against`.
     """
@@ -133,7 +134,7 @@ def differences(answers: pd.DataFrame, against: str = "baseline", by: Sequence[s
         for variant, arm in arms.items():
             if seeds := [seed for seed in arm if seed in base]:
                 a, b = (np.stack([side[seed] for seed in seeds]) for side in (arm, base))
-                found = paired_interval(a, b)
+                found = _wider(paired_interval(a, b), t_interval(100 * (a - b).mean(0)))
                 measured = {"value": 100 * a.mean(), "base": 100 * b.mean(), "delta": found.value}
                 measured |= {"lo": found.lo, "hi": found.hi, "p": found.p}
                 facts = {"variant": variant, **dict(zip(by, key, strict=True))}
@@ -141,6 +142,10 @@ def differences(answers: pd.DataFrame, against: str = "baseline", by: Sequence[s
     table = pd.DataFrame(rows, columns=["variant", *by, "value", "base", "delta", "lo", "hi", "p", "seeds", "n"])
     adjusted = benjamini_hochberg(table["p"])
     return table.assign(p_adj=adjusted, significant=adjusted < 0.05)
+
+
+def _wider(a: Interval, b: Interval) -> Interval:
+    return a if a.hi - a.lo >= b.hi - b.lo else b
 
 
 def _by_seed(part: pd.DataFrame) -> dict[float, np.ndarray]:

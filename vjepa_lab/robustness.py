@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from vjepa_lab.features import Features
 from vjepa_lab.presets import Preset
 from vjepa_lab.readers import PARTS, Reader, constant, differences, standing, tabulate, widest
 from vjepa_lab.shifts import CLEAN, SCENES, Condition, Line, conditions, line, mean_corrupted, metrics, resampled, sources
+from vjepa_lab.stats import benjamini_hochberg
 from vjepa_lab.subjects import Run, Subject, clip_size, subjects
 
 LABELS = ("shape", "motion", "action", "object", "edit")
@@ -206,7 +208,7 @@ def falls(answers: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
 
 def lines(answers: pd.DataFrame) -> dict[tuple[str, str], Line]:
     """(label, kind) -> the line of shifted on clean accuracy over the trained encoders, where there are enough of them; untrained ones are
-    shown beside it. All channels, shifts that keep the label true."""
+    shown beside it. All channels, shifts that keep the label true; p_adj is over all lines."""
     table = points(answers)
     found = {}
     for key, part in table.groupby(["label", "kind"], sort=False) if len(table) else ():
@@ -214,7 +216,15 @@ def lines(answers: pd.DataFrame) -> dict[tuple[str, str], Line]:
             found[key] = line(part, part["encoder"].ne("random-init"))
         except ValueError:
             continue
-    return found
+    return _corrected_together(found)
+
+
+def _corrected_together(found: dict[tuple[str, str], Line]) -> dict[tuple[str, str], Line]:
+    """The lines with p_adj over the residuals of all of them."""
+    every = benjamini_hochberg(np.concatenate([each.residuals["p"] for each in found.values()] or [[]]))
+    ends = np.cumsum([len(each.residuals) for each in found.values()])
+    parts = np.split(every, ends[:-1]) if len(ends) else []
+    return {key: replace(each, residuals=each.residuals.assign(p_adj=p)) for (key, each), p in zip(found.items(), parts, strict=True)}
 
 
 def points(answers: pd.DataFrame) -> pd.DataFrame:

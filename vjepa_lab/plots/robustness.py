@@ -45,6 +45,8 @@ def robustness(rows: pd.DataFrame, *, paper: bool = False):
             _bare(ax, variants)
         for ax in axes[-1]:
             ax.set_xlabel("accuracy (%)")
+        for label, ax in zip(labels, axes[:, 0], strict=True):
+            ax.set_xlim(_range(table[table["label"].eq(label)]))
         fig.legend(handles=_legend(parts, table), loc="outside upper center", ncols=5, columnspacing=1.2, handletextpad=0.4)
         footnote(fig, _notes(own, table))
     return fig
@@ -61,6 +63,28 @@ def _kept(ax, part: pd.DataFrame, variants: list[str], parts: list[str]) -> None
         ax.hlines(y, row.lo, row.hi, color=colour, linewidth=0.9, alpha=pale, zorder=3)
         face = colour if row.truth == "kept" else "white"
         ax.scatter(row.value, y, s=11, marker=mark, facecolor=face, edgecolor=INK, linewidth=0.4, alpha=pale, zorder=4)
+
+
+def _range(table: pd.DataFrame) -> tuple[float, float]:
+    """What of 0 to 100 % the intervals take, with a margin."""
+    return max(table["lo"].min() - 4, 0), min(table["hi"].max() + 4, 100)
+
+
+def _grid(panels: int, most: int) -> tuple[int, int]:
+    """Rows and columns that leave few places empty."""
+    rows = -(-panels // most)
+    return rows, -(-panels // rows)
+
+
+def _last_in_column(axes, panels: int) -> list:
+    """The lowest axes of every column that show a panel; the places without one are hidden."""
+    flat, columns = list(axes.flat), axes.shape[1]
+    for ax in flat[panels:]:
+        ax.set_visible(False)
+    last = flat[max(panels - columns, 0) : panels]
+    for ax in last:
+        ax.tick_params(labelbottom=True)
+    return last
 
 
 def _bare(ax, lines: list[str]) -> None:
@@ -118,19 +142,17 @@ def severities(rows: pd.DataFrame, label: str, part: str = "all", *, columns: in
         )
     table = over_seeds(own, ["variant", "shift", "severity", "kind", "ordered", "truth"])
     variants, shifts = list(dict.fromkeys(table["variant"])), list(dict.fromkeys(table.loc[table["kind"].ne("clean"), "shift"]))
-    columns = min(columns, len(shifts))
-    count = -(-len(shifts) // columns)
+    count, columns = _grid(len(shifts), columns)
     with look(paper):
         fig, axes = new_figure(WIDTH["double"], 1.1 * count + 0.95, count, columns, sharex=True, sharey=True)
         for ax, shift in zip(axes.flat, shifts, strict=False):
             part_ = table[table["shift"].isin(["clean", shift])]
             _by_severity(ax, part_, variants, shift)
             ax.axhline(own["chance"].mean(), color=INK, linewidth=0.6, linestyle=(0, (1, 1.5)), zorder=1)
-        for ax in list(axes.flat)[len(shifts) :]:
-            ax.set_visible(False)
+        for ax in _last_in_column(axes, len(shifts)):
+            ax.set_xlabel("severity (0: clean)")
         for ax in axes[:, 0]:
-            ax.set_ylabel("accuracy (%)")
-        fig.supxlabel("severity (0: clean)", size=8)
+            ax.set(ylabel="accuracy (%)", ylim=_range(table))
         handles = [_mark(name, MARKS[i % len(MARKS)], PALETTE[i % len(PALETTE)]) for i, name in enumerate(variants)]
         fig.legend(handles=handles, loc="outside upper center", ncols=6, columnspacing=1.2, handletextpad=0.4)
         note = f"{label}, {PARTS[part][0]}, {own['n'].max():,.0f} test clips; bars: 95 % intervals {_basis(table['seeds'])}."
@@ -231,8 +253,7 @@ def elsewhere(rows: pd.DataFrame, *, paper: bool = False):
     """
     table = over_seeds(rows, ["panel", "variant"])
     panels, variants = (list(dict.fromkeys(table[name])) for name in ("panel", "variant"))
-    columns = min(5, len(panels))
-    count = -(-len(panels) // columns)
+    count, columns = _grid(len(panels), 5)
     with look(paper):
         fig, axes = new_figure(WIDTH["double"], count * (0.17 * len(variants) + 0.75) + 0.35, count, columns, sharey=True)
         for ax, panel in zip(axes.flat, panels, strict=False):
@@ -247,10 +268,10 @@ def elsewhere(rows: pd.DataFrame, *, paper: bool = False):
             ax.axvline(rows.loc[rows["panel"].eq(panel), "chance"].mean(), color=INK, linewidth=0.6, linestyle=(0, (1, 1.5)), zorder=1)
             ax.set_title(panel, size=7)
             _bare(ax, variants)
-        for ax in list(axes.flat)[len(panels) :]:
-            ax.set_visible(False)
+            ax.set_xlim(_range(part))
         what = "AUROC (%)" if rows["metric"].eq("auroc").all() else "accuracy (%)"
-        fig.supxlabel(what, size=8)
+        for ax in _last_in_column(axes, len(panels)):
+            ax.set_xlabel(what)
         few, many = (f"{x:,.0f}" for x in (rows["n"].min(), rows["n"].max()))
         count = few if few == many else f"{few} to {many}"
         notes = [f"{count} test clips; lines: 95 % intervals {_basis(table['seeds'])}. Dotted: chance or the largest class."]
