@@ -46,7 +46,7 @@ def robustness(rows: pd.DataFrame, *, paper: bool = False):
         for ax in axes[-1]:
             ax.set_xlabel("accuracy (%)")
         for label, ax in zip(labels, axes[:, 0], strict=True):
-            ax.set_xlim(_range(table[table["label"].eq(label)]))
+            ax.set_xlim(_range(table[table["label"].eq(label)], own.loc[own["label"].eq(label), "chance"].mean()))
         fig.legend(handles=_legend(parts, table), loc="outside upper center", ncols=5, columnspacing=1.2, handletextpad=0.4)
         footnote(fig, _notes(own, table))
     return fig
@@ -65,9 +65,9 @@ def _kept(ax, part: pd.DataFrame, variants: list[str], parts: list[str]) -> None
         ax.scatter(row.value, y, s=11, marker=mark, facecolor=face, edgecolor=INK, linewidth=0.4, alpha=pale, zorder=4)
 
 
-def _range(table: pd.DataFrame) -> tuple[float, float]:
-    """What of 0 to 100 % the intervals take, with a margin."""
-    return max(table["lo"].min() - 4, 0), min(table["hi"].max() + 4, 100)
+def _range(table: pd.DataFrame, chance: float) -> tuple[float, float]:
+    """What of 0 to 100 % the intervals and chance take, with a margin."""
+    return max(min(table["lo"].min(), chance) - 4, 0), min(max(table["hi"].max(), chance) + 4, 100)
 
 
 def _grid(panels: int, most: int) -> tuple[int, int]:
@@ -152,7 +152,7 @@ def severities(rows: pd.DataFrame, label: str, part: str = "all", *, columns: in
         for ax in _last_in_column(axes, len(shifts)):
             ax.set_xlabel("severity (0: clean)")
         for ax in axes[:, 0]:
-            ax.set(ylabel="accuracy (%)", ylim=_range(table))
+            ax.set(ylabel="accuracy (%)", ylim=_range(table, own["chance"].mean()))
         handles = [_mark(name, MARKS[i % len(MARKS)], PALETTE[i % len(PALETTE)]) for i, name in enumerate(variants)]
         fig.legend(handles=handles, loc="outside upper center", ncols=6, columnspacing=1.2, handletextpad=0.4)
         note = f"{label}, {PARTS[part][0]}, {own['n'].max():,.0f} test clips; bars: 95 % intervals {_basis(table['seeds'])}."
@@ -268,7 +268,7 @@ def elsewhere(rows: pd.DataFrame, *, paper: bool = False):
             ax.axvline(rows.loc[rows["panel"].eq(panel), "chance"].mean(), color=INK, linewidth=0.6, linestyle=(0, (1, 1.5)), zorder=1)
             ax.set_title(panel, size=7)
             _bare(ax, variants)
-            ax.set_xlim(_range(part))
+            ax.set_xlim(_range(part, rows.loc[rows["panel"].eq(panel), "chance"].mean()))
         what = "AUROC (%)" if rows["metric"].eq("auroc").all() else "accuracy (%)"
         for ax in _last_in_column(axes, len(panels)):
             ax.set_xlabel(what)
