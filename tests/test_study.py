@@ -19,13 +19,15 @@ import pandas as pd
 import pytest
 import torch
 
-from vjepa_lab import locks, notebook, results, variants
+from vjepa_lab import notebook, variants
 from vjepa_lab import study as study_values
+from vjepa_lab.evidence import results
 from vjepa_lab.study import Benchmark, Extra, Regime, Study, load, main
 from vjepa_lab.study import cell as cells
 from vjepa_lab.study import forecast as forecasting
 from vjepa_lab.study.export import collect, rerun, rows
 from vjepa_lab.study.forecast import forecast
+from vjepa_lab.training import locks
 
 PLAIN = (Regime("plain", "synthetic:plain"),)
 MOTION = (Benchmark("motion", labels=("motion",)),)
