@@ -10,8 +10,10 @@ import torch
 from laws import latents
 
 import vjepa_lab as vl
-from vjepa_lab import alignment, gradients, plots, stats
-from vjepa_lab.alignment import ProbeSet, Watch, measure, readout, step_sizes
+from vjepa_lab import plots
+from vjepa_lab.analysis import alignment, gradients
+from vjepa_lab.analysis.alignment import ProbeSet, Watch, measure, readout, step_sizes
+from vjepa_lab.evidence import stats
 from vjepa_lab.objective import ErrorMap, Loss, Recipe, Term
 from vjepa_lab.terms import JEPA, Delta, Dynamics, Kinematic
 

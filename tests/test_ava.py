@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vjepa_lab import ava, boxes, results
-from vjepa_lab.boxes import BOX, average_precision, frame_map, overlap, read_boxes, read_excluded
+from vjepa_lab.evaluation import ava, boxes
+from vjepa_lab.evaluation.boxes import BOX, average_precision, frame_map, overlap, read_boxes, read_excluded
+from vjepa_lab.evidence import results
 
 A, B = (0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vjepa_lab import claims, results
-from vjepa_lab.claims import claim
+from vjepa_lab.evidence import claims, results
+from vjepa_lab.evidence.claims import claim
 
 PAPER = Path(__file__).parents[1] / "data" / "paper"
 
@@ -138,7 +138,7 @@ def test_pairing_by_seed_cancels_what_seeds_share():
 
 
 def test_simulated_differences_are_the_paired_t_interval():
-    from vjepa_lab import stats
+    from vjepa_lab.evidence import stats
 
     df = runs({"baseline": {"SSv2": 20.0}, "ld": {"SSv2": 22.0}}, seeds=4, noise=1.0, shared=3.0)
     worlds = claims.from_rows(df, draws=20_000).draws

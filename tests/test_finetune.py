@@ -9,12 +9,14 @@ from torch import nn
 
 import vjepa_lab as vl
 from vjepa_lab import __main__ as cli
-from vjepa_lab import data, finetuning, results
-from vjepa_lab.classifier import Classifier, options_of, predictions
-from vjepa_lab.finetuning import Finetuned, Plan
+from vjepa_lab import data
+from vjepa_lab.evaluation import finetuning
+from vjepa_lab.evaluation.classifier import Classifier, options_of, predictions
+from vjepa_lab.evaluation.finetuning import Finetuned, Plan
+from vjepa_lab.evidence import results
 from vjepa_lab.model import Encoder
-from vjepa_lab.processes import Interrupted
-from vjepa_lab.trainer import seed_step
+from vjepa_lab.training.processes import Interrupted
+from vjepa_lab.training.trainer import seed_step
 
 HOW = {"device": "cpu", "bf16": False, "progress": False, "log_every": 1}
 SHAPE = {"frames": 4, "size": 16, "stride": 1}

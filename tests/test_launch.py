@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import vjepa_lab as vl
-from vjepa_lab import locks
 from vjepa_lab.objective import Recipe, Term
-from vjepa_lab.processes import Team
 from vjepa_lab.terms import JEPA, Kinematic, SIGReg
+from vjepa_lab.training import locks
+from vjepa_lab.training.processes import Team
 
 QUICK = {"preset": "smoke", "batch": 8, "steps": 3, "bf16": False, "progress": False, "log_every": 1}
 

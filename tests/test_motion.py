@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import vjepa_lab as vl
-from vjepa_lab import data, motion, plots, results, retention, stats, subjects
-from vjepa_lab.changes import changes, over_seeds, shown
+from vjepa_lab import data, plots
+from vjepa_lab.analysis import motion, retention, subjects
+from vjepa_lab.analysis.changes import changes, over_seeds, shown
 from vjepa_lab.data.edited import Frozen
+from vjepa_lab.evidence import results, stats
 
 SMALL = {80: ("linear",)}
 

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import vjepa_lab as vl
-from vjepa_lab import data, probes, results, scoring
+from vjepa_lab import data
 from vjepa_lab.data.files import Files
 from vjepa_lab.data.listing import Clip, Listing
-from vjepa_lab.features import Features, extract
-from vjepa_lab.multiview import OneView, extract_views
+from vjepa_lab.evaluation import probes, scoring
+from vjepa_lab.evaluation.features import Features, extract
+from vjepa_lab.evaluation.multiview import OneView, extract_views
+from vjepa_lab.evidence import results
 
 QUIET = {"progress": False}
 
@@ -104,7 +106,7 @@ def test_tokens_of_the_segments_follow_one_another_and_their_means_agree(videos)
 
 
 def test_every_view_is_cached_for_itself(videos, tmp_path, monkeypatch):
-    from vjepa_lab import features
+    from vjepa_lab.evaluation import features
 
     calls = []
     true = features._extract

@@ -7,7 +7,8 @@ import pytest
 from test_plots import CELLS, make_runs
 
 import vjepa_lab as vl
-from vjepa_lab import notebook, results
+from vjepa_lab import notebook
+from vjepa_lab.evidence import results
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 

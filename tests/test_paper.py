@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_plots import CELLS, assert_legible, make_runs, texts
 
-from vjepa_lab import claims, paper, results, verdicts
+from vjepa_lab.evidence import claims, paper, results, verdicts
 
 
 @pytest.fixture(scope="module")

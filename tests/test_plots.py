@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vjepa_lab import plots, results, variants
+from vjepa_lab import plots, variants
+from vjepa_lab.evidence import results
 from vjepa_lab.modifiers import Hard
 from vjepa_lab.objective import Term
 from vjepa_lab.plots import style

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vjepa_lab import data, probes, results
-from vjepa_lab.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, stack
-from vjepa_lab.pixels import frame_difference_nn, mean_frame_nn
-from vjepa_lab.probes import Features, attentive, controls, extract, few_shot, knn, linear, ridge
+from vjepa_lab import data
+from vjepa_lab.evaluation import probes
+from vjepa_lab.evaluation.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, stack
+from vjepa_lab.evaluation.pixels import frame_difference_nn, mean_frame_nn
+from vjepa_lab.evaluation.probes import Features, attentive, controls, extract, few_shot, knn, linear, ridge
+from vjepa_lab.evidence import results
 from vjepa_lab.rope import positions
 
 GRID, DIM = (4, 2, 2), 48

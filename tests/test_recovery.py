@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import vjepa_lab as vl
-from vjepa_lab import checkpoint, locks
 from vjepa_lab.__main__ import main
-from vjepa_lab.health import FiniteWatch, NotFinite
-from vjepa_lab.logbook import TIMING
 from vjepa_lab.objective import Term
 from vjepa_lab.terms import JEPA
+from vjepa_lab.training import checkpoint, locks
+from vjepa_lab.training.health import FiniteWatch, NotFinite
+from vjepa_lab.training.logbook import TIMING
 
 QUICK = {"preset": "smoke", "progress": False, "log_every": 1, "bf16": False}
 

@@ -6,8 +6,9 @@ import scipy.linalg
 import torch
 
 import vjepa_lab as vl
-from vjepa_lab import data, geometry, halves, plots, representation
-from vjepa_lab.features import Features
+from vjepa_lab import data, plots
+from vjepa_lab.analysis import geometry, halves, representation
+from vjepa_lab.evaluation.features import Features
 
 G = torch.Generator()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vjepa_lab import results
+from vjepa_lab.evidence import results
 
 PAPER = Path(__file__).parents[1] / "data" / "paper"
 PRINTED = {"d48": "D-48", "in100": "IN-100", "ssv2": "SSv2", "accuracy": "synthetic-motion"}

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 import vjepa_lab as vl
-from vjepa_lab import data, openset, plots, readers, robustness, shifts, stats, transfer
+from vjepa_lab import data, plots
+from vjepa_lab.analysis import openset, readers, robustness, shifts, transfer
 from vjepa_lab.data.corruptions import CORRUPTIONS
 from vjepa_lab.data.sets import ucf101
-from vjepa_lab.features import Features, extract
-from vjepa_lab.readers import Reader
+from vjepa_lab.evaluation.features import Features, extract
+from vjepa_lab.evidence import stats
 
 MAPS = Path(__file__).parents[1] / "data" / "maps"
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats as sps
 
-from vjepa_lab import planning, results, stats
+from vjepa_lab.evidence import planning, results, stats
 
 PAPER = Path(__file__).parents[1] / "data" / "paper"
 

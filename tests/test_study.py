@@ -19,13 +19,15 @@ import pandas as pd
 import pytest
 import torch
 
-from vjepa_lab import locks, notebook, results, variants
+from vjepa_lab import notebook, variants
 from vjepa_lab import study as study_values
+from vjepa_lab.evidence import results
 from vjepa_lab.study import Benchmark, Extra, Regime, Study, load, main
 from vjepa_lab.study import cell as cells
 from vjepa_lab.study import forecast as forecasting
 from vjepa_lab.study.export import collect, rerun, rows
 from vjepa_lab.study.forecast import forecast
+from vjepa_lab.training import locks
 
 PLAIN = (Regime("plain", "synthetic:plain"),)
 MOTION = (Benchmark("motion", labels=("motion",)),)
@@ -207,7 +209,8 @@ def forged(folder: Path, silent_s: float = 0.0, **changes) -> None:
 
 
 def test_a_dead_owner_of_this_machine_is_recognised(tmp_path):
-    code = f"import os, signal\nfrom vjepa_lab.locks import hold\nwith hold({str(tmp_path)!r}): os.kill(os.getpid(), signal.SIGKILL)"
+    code = "import os, signal\nfrom vjepa_lab.training.locks import hold\n"
+    code += f"with hold({str(tmp_path)!r}): os.kill(os.getpid(), signal.SIGKILL)"
     subprocess.run([sys.executable, "-c", code])
     assert (tmp_path / "lock").exists() and locks.holder(tmp_path) is None
     with locks.hold(tmp_path):

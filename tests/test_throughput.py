@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import vjepa_lab as vl
-from vjepa_lab import meters, throughput
+from vjepa_lab.analysis import throughput
+from vjepa_lab.analysis.throughput import Work, cost_model, counted, equivalence, finetuning, tokens_of, work
 from vjepa_lab.model import Encoder
 from vjepa_lab.presets import PRESETS, preset
-from vjepa_lab.throughput import Work, cost_model, counted, equivalence, finetuning, tokens_of, work
+from vjepa_lab.training import meters
 
 
 def encoder(name="smoke", **changes):

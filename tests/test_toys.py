@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa_lab import toys
+from vjepa_lab.analysis import toys
 
 
 def test_the_world():

@@ -11,12 +11,12 @@ import torch
 
 import vjepa_lab as vl
 from vjepa_lab import train
-from vjepa_lab.health import spread
 from vjepa_lab.modifiers import Hard
 from vjepa_lab.objective import Recipe, Term
-from vjepa_lab.processes import ALONE
 from vjepa_lab.terms import JEPA, Dynamics, Kinematic
-from vjepa_lab.trainer import Trainer
+from vjepa_lab.training.health import spread
+from vjepa_lab.training.processes import ALONE
+from vjepa_lab.training.trainer import Trainer
 
 QUICK = {"preset": "smoke", "progress": False, "log_every": 1}
 

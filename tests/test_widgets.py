@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import vjepa_lab as vl
-from vjepa_lab import data, results
+from vjepa_lab import data
+from vjepa_lab.evidence import results
 from vjepa_lab.masks import MultiBlock
 from vjepa_lab.plots.sheet import sheet, tiles
 from vjepa_lab.widgets import masks, monitor, recipes, tradeoffs

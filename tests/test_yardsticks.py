@@ -5,8 +5,9 @@ import pytest
 from scipy import stats as sps
 
 import vjepa_lab as vl
-from vjepa_lab import data, stats
-from vjepa_lab.yardsticks import COLUMNS, baselines
+from vjepa_lab import data
+from vjepa_lab.evaluation.yardsticks import COLUMNS, baselines
+from vjepa_lab.evidence import stats
 
 UCF = "ucf101_6cls_128p"
 
@@ -54,7 +55,7 @@ def test_a_trained_run_and_its_own_sources(tmp_path):
 
 
 def test_a_leaking_split_flatters_the_mean_frame(clips):
-    from vjepa_lab.pixels import mean_frame_nn
+    from vjepa_lab.evaluation.pixels import mean_frame_nn
 
     at = {"frames": 4, "size": 32, "augment": False}
     fair, leaky = (

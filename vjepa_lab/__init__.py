@@ -22,65 +22,38 @@ _HOME = {
     "model": "Encoder Predictor VJEPA Latents",
     "presets": "Preset preset PRESETS",
     "train": "pretrain Run load_run",
-    "evaluate": "probe",
+    "evaluation.evaluate": "probe",
     "weights": "encoder",
-    "finetuning": "finetune",
+    "evaluation.finetuning": "finetune",
     "planning": "plan",
-    "yardsticks": "baselines",
+    "evaluation.yardsticks": "baselines",
 }
-_MODULES = [
-    "objective",
-    "terms",
-    "modifiers",
-    "equations",
-    "schedules",
-    "variants",
-    "masks",
-    "model",
-    "presets",
-    "train",
-    "data",
-    "probes",
-    "weights",
-    "ava",
-    "results",
-    "plots",
-    "stats",
-    "planning",
-    "structure",
-    "paper",
-    "verdicts",
-    "claims",
-    "diagnose",
-    "gradients",
-    "alignment",
-    "weighting",
-    "toys",
-    "throughput",
-    "subjects",
-    "motion",
-    "retention",
-    "geometry",
-    "representation",
-    "halves",
-    "robustness",
-    "openset",
-    "transfer",
-    "shifts",
-    "readers",
-    "bench",
-    "widgets",
-    "notebook",
-]
+_MODULES = {
+    "": (
+        "objective terms modifiers equations schedules variants masks model presets train data weights plots structure "
+        "weighting bench widgets notebook"
+    ),
+    "evaluation": "probes ava",
+    "evidence": "results stats planning paper verdicts claims",
+    "analysis": (
+        "diagnose gradients alignment toys throughput subjects motion retention geometry representation halves "
+        "robustness openset transfer shifts readers"
+    ),
+}
+_PLACE = {module: f"{folder}.{module}".strip(".") for folder, modules in _MODULES.items() for module in modules.split()}
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
-__all__ = [*_WHERE, *_MODULES]
+__all__ = [*_WHERE, *_PLACE]
+
+
+def _module(name: str):
+    return importlib.import_module(f"{__name__}.{_PLACE.get(name, name)}")
 
 
 def __getattr__(name: str):
     if name in _WHERE:
-        value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"{__name__}.{name}")
+        value = getattr(_module(_WHERE[name]), name)
+    elif name in _PLACE:
+        value = _module(name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

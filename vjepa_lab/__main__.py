@@ -103,7 +103,7 @@ def resume(parser):
 
 def probe(parser):
     """probe a run's frozen encoder on a benchmark; the rows go into the run's folder"""
-    from .evaluate import probe
+    from .evaluation.evaluate import probe
 
     offer(parser, probe)
     how = {"action": "append", "type": setting, "default": [], "metavar": "NAME=VALUE"}
@@ -122,7 +122,7 @@ def probe(parser):
 
 def ava(parser):
     """frame mAP on AVA: what persons do, read off frozen features of their boxes"""
-    from .ava import probe
+    from .evaluation.ava import probe
 
     offer(parser, probe)
 
@@ -135,7 +135,7 @@ def ava(parser):
 
 def finetune(parser):
     """train encoder and classifier end to end, then test them; into a folder of their own"""
-    from .finetuning import finetune
+    from .evaluation.finetuning import finetune
 
     offer(parser, finetune)
 
@@ -155,7 +155,7 @@ def table(parser):
     parser.add_argument("--csv", type=Path, help="write every measurement to this file instead")
 
     def call(paths, regime, metric, csv):
-        from . import results
+        from .evidence import results
 
         paths = paths or [path for path in (Path("runs"), Path("data/paper")) if path.is_dir()]
         if not paths:
@@ -176,7 +176,7 @@ def table(parser):
 
 def claims(parser):
     """judge each statement of the paper on printed numbers, released ones, or runs"""
-    from .claims import main
+    from .evidence.claims import main
 
     offer(parser, main, leave_out=("as_json",))
     parser.add_argument("--json", dest="as_json", action="store_true", help="machine-readable verdicts")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vjepa_lab.objective import ErrorMap, Reordered, Term
-from vjepa_lab.processes import sum_over_processes
 from vjepa_lab.terms import check
+from vjepa_lab.training.processes import sum_over_processes
 
 
 class Modifier(Term):

@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 
 from vjepa_lab import data as video
-from vjepa_lab import launch, locks, provenance, variants
-from vjepa_lab.checkpoint import replacing
-from vjepa_lab.logbook import Bar
-from vjepa_lab.loop import Habits, train
+from vjepa_lab import variants
 from vjepa_lab.objective import Loss, Recipe
 from vjepa_lab.presets import Preset, preset
-from vjepa_lab.processes import Team, device_of
-from vjepa_lab.runs import Run, build, load_run, open_folder, own_terms, run_name, write_json
-from vjepa_lab.trainer import Trainer, fast_bf16
+from vjepa_lab.training import launch, locks, provenance
+from vjepa_lab.training.checkpoint import replacing
+from vjepa_lab.training.logbook import Bar
+from vjepa_lab.training.loop import Habits, train
+from vjepa_lab.training.processes import Team, device_of
+from vjepa_lab.training.runs import Run, build, load_run, open_folder, own_terms, run_name, write_json
+from vjepa_lab.training.trainer import Trainer, fast_bf16
 
 __all__ = [
     "Run",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vjepa_lab.masks import Mask
-from vjepa_lab.processes import over_processes
+from vjepa_lab.training.processes import over_processes
 
 VIEWS = ("full", "causal", "visible", "hidden")
 WHOLE = ("full", "causal")  # views of whole clips, at the price of a second student pass

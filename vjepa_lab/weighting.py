@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vjepa_lab.processes import over_processes
+from vjepa_lab.training.processes import over_processes
 from vjepa_lab.values import Value
 
 TINY = 1e-30

@@ -15,8 +15,8 @@ from vjepa_lab.bench.plain import PlainTrainer
 from vjepa_lab.bench.steps import BATCH, step
 from vjepa_lab.bench.timing import gemm_rate, interleaved, show
 from vjepa_lab.options import Parser
-from vjepa_lab.processes import device_of
 from vjepa_lab.train import fast_bf16
+from vjepa_lab.training.processes import device_of
 
 __all__ = ["BATCH", "PlainTrainer", "gemm_rate", "interleaved", "loader", "main", "objectives", "scaling", "step"]
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from vjepa_lab import variants
 from vjepa_lab.bench.steps import batch_of, measured, random_clips, trainer
 from vjepa_lab.bench.timing import interleaved, ratio, spread
-from vjepa_lab.meters import peak_memory
 from vjepa_lab.model import Latents, gather
 from vjepa_lab.objective import Recipe
-from vjepa_lab.processes import device_of
+from vjepa_lab.training.meters import peak_memory
+from vjepa_lab.training.processes import device_of
 
 
 class Tubes(Latents):

@@ -11,7 +11,7 @@ from vjepa_lab import variants
 from vjepa_lab.bench.steps import batch_of, measured, random_clips, trainer
 from vjepa_lab.bench.timing import interleaved, spread
 from vjepa_lab.presets import Preset
-from vjepa_lab.processes import device_of
+from vjepa_lab.training.processes import device_of
 
 AXES = ("frames", "size", "batch", "width")
 

@@ -12,12 +12,12 @@ from vjepa_lab import data as video
 from vjepa_lab import variants
 from vjepa_lab.bench.plain import PlainTrainer
 from vjepa_lab.bench.timing import gemm_rate, interleaved, ratio, spread
-from vjepa_lab.meters import peak_memory
 from vjepa_lab.model import VJEPA
 from vjepa_lab.objective import Loss, Recipe
 from vjepa_lab.presets import Preset, preset
-from vjepa_lab.processes import device_of
 from vjepa_lab.train import Trainer, build
+from vjepa_lab.training.meters import peak_memory
+from vjepa_lab.training.processes import device_of
 
 BATCH = {"base": 2, "small": 4, "tiny": 8, "micro": 32, "smoke": 32}
 """Clips per step on a CPU; on CUDA, BATCH_CUDA."""

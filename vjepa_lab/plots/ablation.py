@@ -8,7 +8,7 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
-from .. import results, stats
+from ..evidence import results, stats
 from .bars import DAGGER, benchmark_order, constant_note, panel_title
 from .style import INK, PALE, PALETTE, RULE, WIDTH, colours, footnote, hatches, look, new_figure
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from .. import stats
+from ..evidence import stats
 from .style import INK, PALETTE, RULE, WIDTH, footnote, look, new_figure
 
 LINES = {"cosine": (PALETTE[0], "-"), "adam": (PALETTE[1], "-"), "plain cosine": ("#9aa0a6", "--")}

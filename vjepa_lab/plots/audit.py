@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from .. import results
+from ..evidence import results
 from .bars import benchmark_order, names_of
 from .style import INK, RULE, WIDTH, footnote, look, new_figure
 

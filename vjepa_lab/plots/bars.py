@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from .. import results, stats
+from ..evidence import results, stats
 from .style import INK, PALE, RULE, WIDTH, colours, footnote, hatches, look, new_figure
 
 SOURCES = {"paper": "Paper, printed", "released": "Released results", "run": "Our runs"}

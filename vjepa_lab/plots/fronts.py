@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from .. import results, stats
+from ..evidence import results, stats
 from .ablation import means
 from .bars import DAGGER, SOURCES, benchmark_order, constant_note, names_of, panel_title
 from .style import INK, PALETTE, RULE, WIDTH, colours, footnote, look, new_figure

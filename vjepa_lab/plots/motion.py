@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from ..changes import over_seeds
+from ..analysis.changes import over_seeds
 from .style import INK, PALETTE, RULE, WIDTH, footnote, look, new_figure
 
 MARKERS = {"attentive-released": "o", "attentive": "D", "linear": "s"}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..changes import over_seeds
+from ..analysis.changes import over_seeds
 from .retention import SHADES
 from .style import INK, PALETTE, RULE, WIDTH, colours, footnote, look, new_figure
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ..changes import factor_changes, over_seeds
+from ..analysis.changes import factor_changes, over_seeds
 from .style import INK, WIDTH, footnote, look, new_figure
 
 KINDS = ("appearance", "place", "dynamics")

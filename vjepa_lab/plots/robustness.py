@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from ..changes import over_seeds
-from ..shifts import KINDS, Line
+from ..analysis.changes import over_seeds
+from ..analysis.shifts import KINDS, Line
 from .style import INK, PALE, PALETTE, RULE, WIDTH, footnote, look, new_figure
 
 PARTS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import results, stats
+from ..evidence import results, stats
 from .bars import DAGGER, DOUBLE_DAGGER, SOURCES, UNTRAINED, benchmark_order, constant_note, names_of, panel_title
 
 Header = tuple[str, str]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ..stats import t_interval
+from ..evidence.stats import t_interval
 from .style import INK, PALETTE, RULE, WIDTH, footnote, look, new_figure
 
 SMOKE = "Smoke size: only shows that it runs."

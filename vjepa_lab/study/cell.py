@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import locks, notebook
+from .. import notebook
+from ..training import locks
 from .grid import Cell, Step
 
 LOCK, CELL, FAILURES, WEIGHTS = "cell.lock", "cell.json", "failures.jsonl", "last.pt"
@@ -166,14 +167,14 @@ def _finish(cell: Cell, folder: Path) -> None:
 
 def weights_hash(path: Path) -> str:
     """sha256 of the student's, predictor's and teacher's weights in a checkpoint; equal exactly where every bit is."""
-    from .. import checkpoint
+    from ..training import checkpoint
 
     return checkpoint.checksum(checkpoint.load(path)["model"])
 
 
 def slim(folder: Path, keep: str) -> int:
     """Drop what is not to be kept of a finished run's checkpoints (see `Study.keep`); returns the bytes that it frees."""
-    from .. import checkpoint
+    from ..training import checkpoint
 
     there = [path for path in checkpoint.kept(folder / WEIGHTS, 100) if path.exists()]
     before = sum(path.stat().st_size for path in there)

@@ -55,7 +55,7 @@ def cell(parser: argparse.ArgumentParser) -> Callable:
     _notebooks(parser)
 
     def call(study, runs, name, quiet, notebooks, void_after, **_):
-        from ..locks import Locked
+        from ..training.locks import Locked
         from .cell import run
         from .local import TAKEN, watch_parent
 
@@ -123,7 +123,7 @@ def table(parser: argparse.ArgumentParser) -> Callable:
     parser.add_argument("--csv", type=Path, help="write every measurement to this file instead")
 
     def call(study, runs, only, metric, csv, **_):
-        from .. import results
+        from ..evidence import results
         from .export import rows
 
         found = rows(study, runs, only)

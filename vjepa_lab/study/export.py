@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import results
+from ..evidence import results
 from . import cell as cells
 from .grid import Cell, Study
 

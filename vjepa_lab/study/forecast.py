@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .. import planning
+from ..evidence import planning
 from . import cell as cells
 from .grid import Cell, Study
 

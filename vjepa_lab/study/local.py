@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .. import locks, notebook
+from .. import notebook
+from ..training import locks
 from . import cell as cells
 from .grid import Cell, Study
 
@@ -231,7 +232,7 @@ def _took(folder: Path) -> str:
 
 def headline(folder: Path) -> str:
     """Top-1 of each benchmark of a run, such as motion 80.5  shape 31.8."""
-    from .. import results
+    from ..evidence import results
 
     try:
         rows = results.read_run(folder)

@@ -4,12 +4,12 @@ Every term about change is a differentiable zero on an image (t = 1) and leaves 
 map unless a term says otherwise.
 """
 
-from vjepa_lab.processes import over_processes
 from vjepa_lab.terms.change import Contrast, Delta, Dynamics, Kinematic, Pixels, Spectral, Straight, VelGate
 from vjepa_lab.terms.common import check, mlp, token_distance
 from vjepa_lab.terms.physics import Hamiltonian
 from vjepa_lab.terms.prediction import JEPA, Context
 from vjepa_lab.terms.statistics import SIGREG, Orthogonal, SIGReg
+from vjepa_lab.training.processes import over_processes
 
 __all__ = [
     "JEPA",

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vjepa_lab.objective import ErrorMap, Term, View
-from vjepa_lab.processes import over_processes, sharers
 from vjepa_lab.terms.common import check
+from vjepa_lab.training.processes import over_processes, sharers
 
 
 class Orthogonal(Term):

@@ -26,7 +26,7 @@ def export(
     rotary style of V-JEPA 2.1, which is our default too; a run to be exported is one with `rope="vjepa2"`.
     """
     if not isinstance(model, Encoder):
-        from vjepa_lab.runs import Run, load_run
+        from vjepa_lab.training.runs import Run, load_run
 
         run = model if isinstance(model, Run) else load_run(model)
         size, frames = size or run.preset.size, frames or run.preset.frames
@@ -49,7 +49,7 @@ def export(
 
     from safetensors.torch import save_file
 
-    from vjepa_lab.runs import replacing
+    from vjepa_lab.training.runs import replacing
 
     with replacing(folder / "model.safetensors") as part:
         save_file(named, part, metadata={"format": "pt"})

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import data as video
-from ..diagnose import error_maps
-from ..evaluate import still
+from ..analysis.diagnose import error_maps
+from ..analysis.representation import pca_colours
+from ..evaluation.evaluate import still
 from ..plots.clips import frames_of, heat
 from ..plots.sheet import Sheet, sheet, spread, tiles
-from ..representation import pca_colours
-from ..runs import Run, load_run
+from ..training.runs import Run, load_run
 from .base import Explorer, number, several
 
 

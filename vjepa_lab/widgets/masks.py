@@ -67,7 +67,7 @@ def mask_explorer(data="synthetic", size: str | Preset = "micro", clips: int = 1
     data  what `data.open` takes, or a Source of clips of the preset's shape
     """
     from .. import data as video
-    from ..evaluate import still
+    from ..evaluation.evaluate import still
 
     size = preset(size)
     source = data if isinstance(data, video.Source) else still(data, "train", size, clips)

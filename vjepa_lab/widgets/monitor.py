@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import locks
 from ..plots.clips import curves
-from ..runs import Run
+from ..training import locks
+from ..training.runs import Run
 from .base import Explorer, several
 
 

@@ -74,7 +74,7 @@ def _hurts(recipe: Recipe, size: Preset, clip, model) -> Sheet:
     """Every term's error map, on a scale of its own that its label states."""
     import numpy as np
 
-    from ..diagnose import error_maps
+    from ..analysis.diagnose import error_maps
     from ..objective import Loss
     from ..train import build
 
@@ -98,7 +98,7 @@ def recipe_builder(data="synthetic", size: str | Preset = "micro", run=None, cli
     from ipywidgets import FloatText
 
     from .. import data as video
-    from ..evaluate import still
+    from ..evaluation.evaluate import still
     from ..variants import names
 
     size = preset(size) if run is None else run.preset

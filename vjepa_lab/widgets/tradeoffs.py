@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import plots, results, stats, variants
+from .. import plots, variants
+from ..evidence import results, stats
 from .base import Explorer, choice, several, switch
 
 SOURCES = {"paper": "the paper, printed", "released": "released results", "run": "our runs"}

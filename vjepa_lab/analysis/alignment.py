@@ -1,0 +1,406 @@
+"""Does an auxiliary pull the encoder the way JEPA does, and does that foretell what it is worth?
+
+    probe = ProbeSet.of(train, test, labels=("motion", "shape"))
+    run = vl.pretrain("ld", ..., probe=Watch(probe))
+    table = load([run])
+
+Measured on one fixed set of clips and mask draws, so that steps, objectives and seeds compare. All gradients are on the student's weights:
+what JEPA sees (the seen tokens) and what an auxiliary sees (the whole clip) meet nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats as sps
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vjepa_lab import data as video
+from vjepa_lab.analysis import gradients as g
+from vjepa_lab.evidence import results
+from vjepa_lab.masks import MultiBlock
+from vjepa_lab.model import VJEPA
+from vjepa_lab.objective import Loss
+from vjepa_lab.training.runs import Run, replacing
+from vjepa_lab.training.trainer import Trainer
+
+TOGETHER = "auxiliaries"
+"""All terms but the first, summed with the weights in force."""
+MAIN = "main"
+FILE = "alignment.csv"
+
+PREDICTORS = ("cosine", "adam", "utility", "neutral utility", "norm ratio")
+"""What might foretell an auxiliary's benefit. Pre-registered: the neutral utility does so better than the cosine; the theory fails where
+the intervals of utility and neutral utility contain 0 while that of the norm ratio does not."""
+
+
+# ------------------------------------------------------------------------------------------------------------------------- the probe
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeSet:
+    """Fixed clips to measure gradients on, in micro-batches of `micro` clips; and labelled clips that a read-out is fitted to.
+
+    clips, fit  uint8 [n c f y x];  labels, fit_labels  {name: long [n]}, none of them -1
+    seed        of the masks: micro-batch m of every measurement has the same ones
+    """
+
+    clips: Tensor
+    labels: dict[str, Tensor]
+    fit: Tensor
+    fit_labels: dict[str, Tensor]
+    micro: int = 4
+    seed: int = 0
+
+    def __post_init__(self):
+        if len(self.clips) < 6 * self.micro:
+            raise ValueError(
+                f"{len(self.clips)} clips make {len(self.clips) // self.micro} micro-batches of {self.micro}: at least 6 needed"
+            )
+
+    @classmethod
+    def of(cls, train, test, labels: Sequence[str] = (), clips: int = 64, fit: int = 256, micro: int = 4, seed: int = 0) -> ProbeSet:
+        """Clips of a test source, evenly spread, and of a train source for the read-outs.
+
+        Raises ValueError for a label that the sources do not have, or clips without it.
+        """
+        (x, y), (x_fit, y_fit) = (_take(source, count, labels) for source, count in ((test, clips), (train, fit if labels else 0)))
+        return cls(x, y, x_fit, y_fit, micro, seed)
+
+    @property
+    def micro_batches(self) -> int:
+        return len(self.clips) // self.micro
+
+
+def _take(source, count: int, labels: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """`count` clips of a source, evenly spread, with their labels."""
+    if lacking := [name for name in labels if name not in source.classes]:
+        raise ValueError(f"{source.name} has no label {lacking[0]!r}; it has {', '.join(source.classes)}")
+    samples = [source[int(i)] for i in np.linspace(0, len(source) - 1, min(count, len(source))).round()]
+    found = {name: torch.tensor([sample.labels[name] for sample in samples]) for name in labels}
+    for name, values in found.items():
+        if (values < 0).any():
+            raise ValueError(f"{source.name} [{source.split}]: some clips have no label {name!r}; choose another label")
+    return torch.stack([sample.clip for sample in samples]) if samples else torch.empty(0), found
+
+
+# ----------------------------------------------------------------------------------------------------------------- one measurement
+
+
+def measure(
+    model: VJEPA, loss: Loss, probe: ProbeSet, masks: MultiBlock | None = None, *,
+    optimizer: torch.optim.Optimizer | None = None, step: int = 0, progress: float = 0.0, bar: bool = False,
+) -> pd.DataFrame:  # fmt: skip
+    """How the gradient of every auxiliary lies to that of the first term, per group of weights: one row per term, group and metric.
+
+    Columns term, group, metric, value, lo, hi (95 %, over micro-batches), micro_batches, clips. Metrics:
+      cosine            without sampling noise;  "plain cosine": with it (biased: both terms see the same clips)
+      adam              the cosine in the metric of the optimiser's step sizes: above 0, its step on the auxiliary lowers the main loss
+      norm ratio        weighted gradient norm against the main one's
+      help, harm, neutral   shares of the gradient's energy (`gradients.split`)
+      utility/LABEL     cosine with the gradient of a read-out of LABEL, a ridge regression on the current features: above 0, a step on the
+                        auxiliary improves it;  "neutral utility/LABEL": of the part outside the main gradients' span. Both shrink
+                        with the noise of the read-out's gradient, which few clips hardly tell (`gradients.shrunk_cosine`)
+    The term "auxiliaries" is their weighted sum, "main" the first term itself (utilities only). `adam` needs an optimiser that has stepped.
+    Terms that are not linear in the batch (SIGReg, Orthogonal, hard weights over a batch) are measured as they are on micro-batches.
+    """
+    device = next(model.student.parameters()).device
+    readouts = {name: readout(model, probe, name) for name in probe.labels}
+    full = "full" in loss.objective.views
+
+    def losses(m: int) -> dict[str, Tensor]:
+        rows = slice(m * probe.micro, (m + 1) * probe.micro)
+        clip = video.normalize(probe.clips[rows].to(device))
+        drawn = (masks or MultiBlock()).draw(len(clip), model.student.grid(clip), seed=probe.seed, step=m, clip=clip, device=device)
+        latents = model.latents(clip, drawn, step=step, progress=progress, full=full)
+        found = loss.parts(latents)
+        shared = full and model.student.levels == 1  # then the terms' own pass serves
+        pooled = (latents.z.flatten(1, 3) if shared else model.student(clip).float()).mean(1) if readouts else None
+        return found | {f"{TARGET}{name}": read(pooled, probe.labels[name][rows].to(device)) for name, read in readouts.items()}
+
+    show = partial(tqdm, desc="gradients", unit="micro-batch", leave=False) if bar else iter
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():  # a probe must leave the training's random numbers alone
+        found = g.collect(g.weight_groups(model.student), losses, probe.micro_batches, show)
+    metric = None if optimizer is None else step_sizes(optimizer, [p for group in g.weight_groups(model.student).values() for p in group])
+    rows = _rows(found, loss, loss.weights(progress), metric, list(readouts))
+    return pd.DataFrame(rows).assign(micro_batches=probe.micro_batches, clips=probe.micro_batches * probe.micro)
+
+
+TARGET = "read-out "
+
+
+def _rows(found: g.Gradients, loss: Loss, weights: list[float], metric: Tensor | None, labels: list[str]) -> list[dict]:
+    """All metrics of all groups. Losses are stacked as: the terms, weighted; their auxiliaries' sum; the read-outs."""
+    terms, count = loss.objective.names, len(found.names)
+    stack = np.zeros((count + 1, count))
+    stack[: len(terms), : len(terms)] = np.diag(weights)
+    stack[len(terms), 1 : len(terms)] = weights[1:]
+    stack[len(terms) + 1 :, len(terms) :] = np.eye(len(labels))
+    others = {name: k for k, name in enumerate(terms) if k} | ({TOGETHER: len(terms)} if len(terms) > 1 else {})
+    targets = {label: len(terms) + 1 + i for i, label in enumerate(labels)}
+    silent = {name for name, b, (_, term) in zip(terms, weights, loss.objective, strict=True) if term.idle or not b}
+    if silent >= set(terms[1:]):
+        silent.add(TOGETHER)
+    rows: list[dict] = []
+    for group in found.groups:
+        gram = g.combined(found.gram(group), stack)
+        scaled = None if metric is None else g.combined(found.gram(group, metric), stack)
+        for name, k in others.items():
+            if name not in silent:
+                rows += [{"term": name, "group": group} | row for row in _about(gram, scaled, k, targets)]
+        for label, d in targets.items():
+            rows.append({"term": MAIN, "group": group} | _row(f"utility/{label}", lambda x, d=d: g.shrunk_cosine(x, 0, d), gram))
+    return rows
+
+
+def _about(gram: g.Gramian, scaled: g.Gramian | None, k: int, targets: dict[str, int]) -> list[dict]:
+    rows = [
+        _row("cosine", lambda x: g.cosine(x, 0, k), gram),
+        _row("plain cosine", lambda x: g.plain_cosine(x, 0, k), gram),
+        _row("norm ratio", lambda x: g.ratio(x, 0, k), gram),
+    ]
+    if scaled is not None:
+        rows.append(_row("adam", lambda x: g.cosine(x, 0, k), scaled))
+    energy = g.jackknife(lambda x: g.split(x, 0, k), gram)
+    rows += [
+        {"metric": name, "value": float(energy.value[i]), "lo": float(energy.lo[i]), "hi": float(energy.hi[i])}
+        for i, name in enumerate(("help", "harm", "neutral"))
+    ]
+    for label, d in targets.items():
+        rows.append(_row(f"utility/{label}", lambda x, d=d: g.shrunk_cosine(x, d, k), gram))
+        rows.append(_row(f"neutral utility/{label}", lambda x, d=d: g.neutral_cosine(x, 0, d, k), gram))
+    return rows
+
+
+def _row(metric: str, statistic, gram: g.Gramian) -> dict:
+    found = g.jackknife(statistic, gram)
+    return {"metric": metric, "value": float(found.value), "lo": float(found.lo), "hi": float(found.hi)}
+
+
+def step_sizes(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]) -> Tensor | None:
+    """What Adam multiplies a momentum with, 1 / (sqrt(v / (1 - beta2^t)) + eps), flat [p]; None before its first step."""
+    about = {p: group for group in optimizer.param_groups for p in group["params"]}
+    sizes = []
+    for p in parameters:
+        state = optimizer.state.get(p)
+        if not state or "exp_avg_sq" not in state:
+            return None
+        unbiased = state["exp_avg_sq"] / (1 - about[p]["betas"][1] ** float(state["step"]))
+        sizes.append(1 / (unbiased.sqrt() + about[p]["eps"]).flatten())
+    return torch.cat(sizes)
+
+
+ALPHAS = np.logspace(-2, 5, 8)
+
+
+def readout(model: VJEPA, probe: ProbeSet, label: str):
+    """The loss of a linear read-out of a label on the current features, as a function of mean-pooled tokens [b d] and labels [b].
+
+    Ridge regression of the centred one-hot label on standardised features of the probe's `fit` clips; its penalty minimises the error
+    with one clip left out, in closed form. The fit is frozen: the gradient tells how features should move under this very read-out.
+    """
+    device = next(model.student.parameters()).device
+    with torch.no_grad():
+        x = torch.cat([model.student(video.normalize(part.to(device))).float().mean(1) for part in probe.fit.split(32)]).double()
+    classes = int(torch.cat([probe.fit_labels[label], probe.labels[label]]).max()) + 1
+    y = torch.nn.functional.one_hot(probe.fit_labels[label].to(device), classes).double()
+    spread, centre = torch.std_mean(x, 0)
+    x, rate = (x - centre) / spread.clamp_min(1e-9), y.mean(0)
+    u, s, vt = torch.linalg.svd(x, full_matrices=False)
+    target = u.T @ (y - rate)
+
+    def left_out(alpha: float) -> float:
+        shrink = s**2 / (s**2 + alpha)
+        leverage = (u**2 * shrink).sum(1, keepdim=True) + 1 / len(y)
+        return float((((y - rate - u @ (shrink[:, None] * target)) / (1 - leverage).clamp_min(1e-9)) ** 2).mean())
+
+    alpha = min(ALPHAS, key=left_out)
+    map_ = (vt.T @ ((s / (s**2 + alpha))[:, None] * target)).float()
+    centre, spread, rate = centre.float(), spread.clamp_min(1e-9).float(), rate.float()
+
+    def loss(pooled: Tensor, labels: Tensor) -> Tensor:
+        guess = (pooled - centre) / spread @ map_ + rate
+        return (guess - torch.nn.functional.one_hot(labels, classes)).square().sum(1).mean()
+
+    return loss
+
+
+# -------------------------------------------------------------------------------------------------------------- through training
+
+
+@dataclass(eq=False)
+class Watch:
+    """A probe for `pretrain`: measures at these shares of the training into alignment.csv of the run's folder.
+
+    A resumed run measures again what lies after its checkpoint; training itself is not changed in any bit.
+    """
+
+    probe: ProbeSet
+    at: Sequence[float] = (0.0, 0.02, 0.1, 0.25, 0.5, 0.75, 1.0)
+
+    def __call__(self, run: Run, trainer: Trainer, step: int) -> None:
+        if step in {round(share * trainer.size.steps) for share in self.at}:
+            rows = at(trainer, self.probe, step)
+            path = run.path / FILE
+            kept = pd.read_csv(path).query("step != @step") if path.exists() else None
+            table = rows if kept is None else pd.concat([kept, rows], ignore_index=True).sort_values("step", kind="stable")
+            with replacing(path) as part:
+                table.to_csv(part, index=False)
+
+
+def at(trainer: Trainer, probe: ProbeSet, step: int) -> pd.DataFrame:
+    """One measurement of a training as it stands after `step` steps."""
+    progress = step / max(trainer.size.steps, 1)
+    found = measure(
+        trainer.model,
+        trainer.loss,
+        probe,
+        trainer.recipe.masks,
+        optimizer=trainer.optimizer if step else None,
+        step=step,
+        progress=progress,
+    )
+    return found.assign(step=step, progress=progress)
+
+
+def load(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
+    """What `Watch` measured in some runs, with their variant and seed; runs without auxiliaries have utilities of the main term alone.
+
+    Raises FileNotFoundError naming a run that was not watched.
+    """
+    tables = []
+    for run in runs:
+        path = Path(run.path if isinstance(run, Run) else run)
+        if not (path / FILE).exists():
+            raise FileNotFoundError(f"{path / FILE}: this run was not watched; pretrain it with probe=alignment.Watch(...)")
+        about = results.config(path)
+        facts = {key: about.get(key) for key in ("variant", "edition", "seed")}
+        smoke = about.get("preset", {}).get("steps", 0) < results.SMOKE_STEPS
+        tables.append(pd.read_csv(path / FILE).assign(run=path.name, smoke=smoke, **facts))
+    return pd.concat(tables, ignore_index=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- the test of the theory
+
+
+def averages(table: pd.DataFrame, term: str = TOGETHER, group: str = "all") -> pd.DataFrame:
+    """Each run's metrics averaged over training time (trapezoids over progress): columns run, variant, seed, metric, value."""
+    part = table[table["term"].eq(term) & table["group"].eq(group)].dropna(subset=["value"])
+    keys = ["run", "variant", "seed", "metric"]
+    return part.groupby(keys, sort=False)[["progress", "value"]].apply(_over_time).rename("value").reset_index()
+
+
+def _over_time(part: pd.DataFrame) -> float:
+    x, y = part["progress"].to_numpy(), part["value"].to_numpy()
+    return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else float(y.mean())
+
+
+def predictions(averaged: pd.DataFrame, rows: pd.DataFrame, against: str = "baseline", draws: int = 2_000, seed: int = 0) -> pd.DataFrame:
+    """How well each predictor foretells the benefit of the auxiliaries: rank correlation over variants x seeds, per benchmark.
+
+    averaged: of `averages`;  rows: probe results (`results.load`), whose benchmarks end in /LABEL. A variant's seeds are no independent
+    evidence, so intervals resample variants, then seeds, and p-values permute whole variants.
+    Columns benchmark, predictor, rho, lo, hi, p, partial (with the norm ratio held fixed), variants, seeds, points; the predictor
+    "neutral utility - cosine" is the pre-registered comparison. Benchmarks with fewer than 4 variants are left out; if none is left,
+    ValueError.
+    """
+    deltas = results.delta(rows, against)
+    wide = averaged.pivot_table(values="value", index=["variant", "seed"], columns="metric")
+    out = []
+    for benchmark, part in deltas[deltas["paired"]].groupby("benchmark", sort=False):
+        label = benchmark.rsplit("/")[-1]
+        gain = part.groupby(["variant", "seed"])["delta"].mean()
+        names = {p: f"{p}/{label}" if p.endswith("utility") else p for p in PREDICTORS}
+        points = wide.reindex(columns=list(names.values())).set_axis(list(names), axis=1).join(gain, how="inner")
+        points = points.dropna(axis=1, how="all").dropna()
+        if "delta" in points and points.index.get_level_values("variant").nunique() >= 4:
+            out += [{"benchmark": benchmark} | row for row in _correlations(points, draws, seed)]
+    if not out:
+        raise ValueError("the test of the theory needs at least 4 watched variants with probe results beside a baseline of the same seeds")
+    return pd.DataFrame(out)
+
+
+def _correlations(points: pd.DataFrame, draws: int, seed: int) -> list[dict]:
+    rng, names = np.random.default_rng(seed), [c for c in points if c != "delta"]
+    blocks = [part.to_numpy() for _, part in points.groupby(level="variant", sort=False)]
+    resampled = []
+    for _ in range(draws):
+        chosen = [blocks[i] for i in rng.integers(0, len(blocks), len(blocks))]
+        resampled.append(_ranked(np.concatenate([b[rng.integers(0, len(b), len(b))] for b in chosen])))
+    whole, boot = _ranked(points.to_numpy()), np.array(resampled)  # [columns], [draws columns]
+    size = min(map(len, blocks))
+    fixed = np.stack([b[:size] for b in blocks])  # [v s columns]
+    shuffled = np.array([_ranked(_permuted(fixed, rng).reshape(-1, len(names) + 1)) for _ in range(draws)])
+    about = {"variants": len(blocks), "seeds": size, "points": len(points)}
+    rows = []
+    for i, name in enumerate(names):
+        p = (1 + (np.abs(shuffled[:, i]) >= abs(whole[i])).sum()) / (1 + draws)
+        held = _partial(points, name) if "norm ratio" in names and name != "norm ratio" else np.nan
+        rows.append({"predictor": name, "rho": whole[i]} | _ends(boot[:, i]) | {"p": p, "partial": held} | about)
+    if {"cosine", "neutral utility"} <= set(names):
+        a, b = names.index("neutral utility"), names.index("cosine")
+        rows.append({"predictor": DIFFERENCE, "rho": whole[a] - whole[b]} | _ends(boot[:, a] - boot[:, b]) | about)
+    return rows
+
+
+DIFFERENCE = "neutral utility - cosine"
+
+
+def _permuted(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Points [variants seeds columns] whose last column, the benefit, is dealt to other variants."""
+    return np.concatenate([points[..., :-1], points[rng.permutation(len(points)), :, -1:]], axis=-1)
+
+
+def _ranked(points: np.ndarray) -> np.ndarray:
+    """Spearman correlation of each column with the last one, 0 where a column is constant: [columns - 1]."""
+    ranks = sps.rankdata(points, axis=0)
+    ranks -= ranks.mean(0)
+    scale = np.sqrt((ranks**2).sum(0))
+    return ranks[:, -1] @ ranks[:, :-1] / np.maximum(scale[:-1] * scale[-1], 1e-12)
+
+
+def _partial(points: pd.DataFrame, name: str) -> float:
+    """Spearman correlation of a predictor with the benefit, the norm ratio's ranks regressed out of both."""
+    r = points[[name, "norm ratio", "delta"]].rank().corr().to_numpy()
+    xz, xy, zy = r[0, 1], r[0, 2], r[1, 2]
+    rest = (1 - xz**2) * (1 - zy**2)
+    return float((xy - xz * zy) / np.sqrt(rest)) if rest > 0 else float("nan")
+
+
+def _ends(values: np.ndarray) -> dict:
+    lo, hi = np.quantile(values, [0.025, 0.975])
+    return {"lo": float(lo), "hi": float(hi)}
+
+
+def verdict(found: pd.DataFrame, smoke: bool = False) -> str:
+    """One sentence from the rows of `predictions`, by the pre-registered rule, and what it cannot decide."""
+    if smoke:
+        return "Verdict: none; smoke size only shows that it runs."
+    signs = {name: _signs(part) for name, part in found.groupby("predictor")}
+    count, total = f"{found['variants'].min()} variants x {found['seeds'].min()} seeds", found["benchmark"].nunique()
+    above = signs.get(DIFFERENCE, (0, 0))
+    silent = all(signs.get(name, (0, 0)) == (0, 0) for name in ("utility", "neutral utility"))
+    if silent and sum(signs.get("norm ratio", (0, 0))):
+        head = "the theory fails by its own rule: the norm ratio foretells the benefit, utility and neutral utility do not"
+    elif above[0] and not above[1]:
+        head = f"as pre-registered, the neutral utility foretells the benefit better than the cosine on {above[0]} of {total} benchmarks"
+    elif above[1] and not above[0]:
+        head = f"against the pre-registered sign, the cosine foretells the benefit better than the neutral utility on {above[1]} of {total}"
+    else:
+        head = "undecided: no interval separates the neutral utility from the cosine"
+    said = "; ".join(f"{name} {up} positive, {down} negative" for name, (up, down) in signs.items() if name != DIFFERENCE and up + down)
+    return (
+        f"Verdict over {count}: {head}. Predictors whose interval excludes 0, of {total} benchmarks: {said or 'none'}. "
+        "A correlation over objectives cannot tell whether alignment causes a benefit, nor speak for other data or sizes."
+    )
+
+
+def _signs(part: pd.DataFrame) -> tuple[int, int]:
+    return int((part["lo"] > 0).sum()), int((part["hi"] < 0).sum())

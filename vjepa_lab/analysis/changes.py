@@ -1,0 +1,82 @@
+"""Means over seeds of any measurement, and differences from a reference: tables in, tables out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from vjepa_lab.evidence.stats import Interval, benjamini_hochberg, t_interval
+
+
+def over_seeds(df: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Means over seeds of the rows that agree in `by`, in the table's order: columns `by`, value, lo, hi, n, seeds, basis, smoke.
+
+    The interval is Student's over seeds where there are several (`basis` "seeds"), else the row's own (`basis` "samples").
+    Several rows of one seed are averaged first.
+    """
+    rows = []
+    for key, part in df.groupby(list(by), dropna=False, sort=False):
+        seeds = part.groupby("seed", dropna=False)[["value", "lo", "hi"]].mean()
+        several = len(seeds) > 1
+        interval = t_interval(seeds["value"]) if several else Interval(*seeds.iloc[0], np.nan)
+        measured = {"value": float(interval.value), "lo": float(interval.lo), "hi": float(interval.hi), "n": part["n"].mean()}
+        smoke = bool(part["smoke"].any()) if "smoke" in part else False
+        facts = {"seeds": len(seeds), "basis": "seeds" if several else "samples", "smoke": smoke}
+        rows.append(dict(zip(by, key, strict=True)) | measured | facts)
+    return pd.DataFrame(rows, columns=[*by, "value", "lo", "hi", "n", "seeds", "basis", "smoke"])
+
+
+def changes(df: pd.DataFrame, against: str = "baseline", by: Sequence[str] = ("benchmark",), margin: float = 0.0) -> pd.DataFrame:
+    """Each variant's difference from `against` in each group of `by`: columns variant, `by`, value, base, delta, lo, hi, p, p_adj,
+    significant, seeds, basis.
+
+    Runs are paired by seed. With several common seeds the interval is Student's over the pairs; with one it combines the two rows' own
+    intervals (square-and-add: Newcombe 1998, Zou and Donner 2008), which leaves the pairing of test clips out and errs on the safe side;
+    rows without an interval give none. p_adj: Benjamini-Hochberg over the whole table, significant: below 0.05, and the difference is not
+    smaller than `margin`.
+    Raises ValueError if there is no `against`.
+    """
+    by = list(by)
+    table = df.groupby(["variant", "seed", *by], sort=False, dropna=False)[["value", "lo", "hi"]].mean().reset_index()
+    if against not in set(table["variant"]):
+        raise ValueError(f"no {against!r} to compare with; there are {', '.join(map(str, table['variant'].unique()))}")
+    base = table[table["variant"].eq(against)].drop(columns="variant")
+    pairs = table[table["variant"].ne(against)].merge(base, on=["seed", *by], suffixes=("", "_base"))
+    rows = []
+    for key, part in pairs.groupby(["variant", *by], sort=False, dropna=False):
+        several = len(part) > 1
+        interval = t_interval(part["value"] - part["value_base"]) if several else _square_and_add(part.iloc[0])
+        measured = {"value": part["value"].mean(), "base": part["value_base"].mean(), "delta": interval.value}
+        measured |= {"lo": interval.lo, "hi": interval.hi, "p": interval.p}
+        facts = {"seeds": len(part), "basis": "seeds" if several else "samples"}
+        rows.append(dict(zip(["variant", *by], key, strict=True)) | {name: float(x) for name, x in measured.items()} | facts)
+    out = pd.DataFrame(rows, columns=["variant", *by, "value", "base", "delta", "lo", "hi", "p", "seeds", "basis"])
+    adjusted = benjamini_hochberg(out["p"])
+    return out.assign(p_adj=adjusted, significant=(adjusted < 0.05) & (out["delta"].abs() >= margin))
+
+
+def factor_changes(rows: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
+    """`changes` in the retention of every factor, students and untrained encoders alone; below one point none is called a difference:
+    where nothing is known, errors are shared and scatter less than that."""
+    return changes(rows[rows["encoder"].isin(["student", "random-init"])], against, ("factor",), margin=1.0)
+
+
+def _square_and_add(row: pd.Series) -> Interval:
+    """Difference of two independent estimates from their own 95 % intervals."""
+    from scipy.stats import norm
+
+    delta = row["value"] - row["value_base"]
+    down = np.hypot(row["value"] - row["lo"], row["hi_base"] - row["value_base"])
+    up = np.hypot(row["hi"] - row["value"], row["value_base"] - row["lo_base"])
+    error = (down if delta > 0 else up) / norm.ppf(0.975)
+    p = 2 * norm.sf(abs(delta) / error) if error > 0 else float(delta == 0) if error == 0 else np.nan
+    return Interval(delta, delta - down, delta + up, p)
+
+
+def shown(row, digits: int = 1, sign: bool = False) -> str:
+    """Such as "65.0 [49.5, 77.9]": a value with its interval."""
+    plus = "+" if sign else ""
+    lo, value, hi = (f"{x:{plus}.{digits}f}" for x in (row["lo"], row["value" if not sign else "delta"], row["hi"]))
+    return value if "nan" in lo else f"{value} [{lo}, {hi}]"

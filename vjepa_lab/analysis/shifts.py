@@ -1,0 +1,255 @@
+"""What a shift is, and what is measured of it: conditions, corruption metrics, the line of effective robustness. No encoder here.
+
+Axes: n test clips, s severities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from vjepa_lab.data.core import DataError, Sample, Source, known
+from vjepa_lab.data.corruptions import CORRUPTIONS, Corrupted
+from vjepa_lab.data.synthetic import DYNAMICS
+from vjepa_lab.evidence.stats import Interval, benjamini_hochberg, t_interval
+
+KINDS = ("appearance", "codec", "camera", "temporal", "scene")
+SCENES = {
+    "clutter": {"clutter": 3}, "pan": {"camera": True}, "faint": {"contrast": 0.4}, "grain": {"noise": 25.0},
+}  # fmt: skip
+"Dials of the factor world (`data.synthetic`) that leave object and motion of every clip as they are: bystanders (occlusion), a moving \
+camera, a faint object, a noisy sensor."
+MOTION_LABELS = (*DYNAMICS, "edit", "then", "order", "camera")
+MOVED = ("static_rotate", "rotate", "translate", "freeze", "reverse", "jumble", "box_jumble")
+"Corruptions after which a clip shows another motion than its label says: a reader that falls is not at fault."
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One shift at one severity. ordered: whether a higher severity was published as a worse one."""
+
+    shift: str
+    severity: int
+    kind: str
+    ordered: bool = True
+
+    def truth(self, label: str) -> str:
+        """ "kept", or "changed" where the shift changes what this label names."""
+        return "changed" if label in MOTION_LABELS and self.shift in MOVED else "kept"
+
+
+CLEAN = Condition("clean", 0, "clean", False)
+
+
+class Kept(Source):
+    """A fixed source whose clips stay in memory once read, up to `limit` bytes: a clip is corrupted once for all encoders."""
+
+    fixed = True
+
+    def __init__(self, source: Source, limit: int = 2 * 2**30):
+        self.source, self.name, self.split, self.classes, self.bad = source, source.name, source.split, source.classes, source.bad
+        self._left, self._there = limit, {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int, epoch: int = 0) -> Sample:
+        if index in self._there:
+            return self._there[index]
+        sample = self.source.read(index, epoch).cut()
+        if sample.clip.numel() <= self._left:
+            self._left -= sample.clip.numel()
+            self._there[index] = sample
+        return sample
+
+    @property
+    def labels(self):
+        return self.source.labels
+
+    def where(self, index: int) -> str:
+        return self.source.where(index)
+
+
+def conditions(corruptions: Iterable[str] | None = None, severities: Sequence[int] = (1, 2, 3, 4, 5)) -> list[Condition]:
+    """Corruptions x severities, all 27 of `data.corruptions` by default; `reverse`, the same at every severity, once.
+
+    Raises DataError for an unknown corruption or severity.
+    """
+    names = list(CORRUPTIONS) if corruptions is None else list(corruptions)
+    for name, severity in [(name, severity) for name in names for severity in severities]:
+        known("corruption", name, CORRUPTIONS)
+        known("severity", severity, (1, 2, 3, 4, 5))
+    return [
+        Condition(name, severity, CORRUPTIONS[name].kind, CORRUPTIONS[name].ordered)
+        for name in names
+        for severity in (severities[:1] if name == "reverse" else severities)
+    ]
+
+
+def sources(test: Source, wanted: Sequence[Condition], scenes: Mapping[str, Source], seed: int = 0) -> Iterator[tuple[Condition, Source]]:
+    """The same test clips under every condition, the clean ones first; scenes: other versions of them, by name."""
+    clean = Kept(test)
+    yield CLEAN, clean
+    for condition in wanted:
+        yield condition, Kept(Corrupted(clean, condition.shift, condition.severity, seed))
+    for name, source in scenes.items():
+        if len(source) != len(test):
+            raise DataError(f"the scene {name!r} has {len(source)} clips, the test split {len(test)}; they must be the same clips")
+        yield Condition(name, 1, "scene", False), Kept(source)
+
+
+# --------------------------------------------------------------------------------------------------------------------------- metrics
+
+
+def mean_corrupted(corrupted: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Each clip's share of right answers [n], averaged over severities, then over shifts: its mean over clips is mPC / 100.
+
+    corrupted: correctness [s n] of the same clips by shift. With as many severities of every shift it is the plain mean over all.
+    """
+    return np.mean([np.asarray(each, float).mean(0) for each in corrupted.values()], axis=0)
+
+
+def metrics(clean, corrupted: Mapping[str, np.ndarray], chance: float, draws: int = 2000, seed: int = 0) -> dict[str, Interval]:
+    """What of the accuracy under clean conditions is left under shifts, by name, with 95 % intervals over test clips (p is not filled in).
+
+    clean: correctness [n]; corrupted: correctness [s n] of the same clips by shift; chance: percent that a constant answer reaches.
+
+    clean      accuracy A on clean clips, percent
+    mPC        mean accuracy over shifts and severities, percent (Yi et al., arXiv:2110.06513)
+    rPC        mPC / A, percent
+    gamma_abs  1 - (A - mPC) / 100, gamma_rel = 1 - (A - mPC) / A: mean absolute and relative robustness (Schiappa et al., arXiv:2207.01398)
+    corrected  (mPC - chance) / (100 - chance), percent
+    retained   (mPC - chance) / (A - chance), percent: rPC of what is known beyond chance
+
+    rPC, gamma_rel and retained are nan where A is below twice chance: a model that knows nothing would seem robust.
+    Ratios have a percentile bootstrap over clips, clean and shifted answers of a clip drawn together; the others Student's t.
+    """
+    clean, shifted = np.asarray(clean, float), mean_corrupted(corrupted)
+    top, mean, fall = (t_interval(100 * x) for x in (clean, shifted, shifted - clean))
+    found = {"clean": _within(top), "mPC": _within(mean)}
+    undefined = Interval(*[np.nan] * 4)
+    ratio = partial(ratio_interval, shifted, clean, draws=draws, seed=seed) if top.value >= 2 * chance else lambda _: undefined
+    relative = _scaled(ratio(0.0), 100)
+    found |= {"rPC": relative, "gamma_abs": _scaled(fall, 0.01, 1.0), "gamma_rel": _scaled(relative, 0.01)}
+    corrected = _scaled(mean, 100 / (100 - chance), -chance * 100 / (100 - chance)) if chance < 100 else undefined
+    return found | {"corrected": corrected, "retained": _scaled(ratio(chance / 100), 100)}
+
+
+def _within(found: Interval) -> Interval:
+    return Interval(float(found.value), max(float(found.lo), 0.0), min(float(found.hi), 100.0), np.nan)
+
+
+def _scaled(found: Interval, factor: float, offset: float = 0.0) -> Interval:
+    return Interval(*(float(offset + factor * x) for x in found[:3]), np.nan)
+
+
+def resampled(columns: Sequence[np.ndarray], draws: int = 2000, seed: int = 0) -> np.ndarray:
+    """Means of several numbers per clip ([n] each) under a bootstrap over clips: [draws columns].
+
+    Clips with the same numbers are interchangeable, so their counts are drawn, not they.
+    """
+    values, counts = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
+    return np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), draws) / counts.sum() @ values
+
+
+def ratio_interval(above: np.ndarray, below: np.ndarray, offset: float = 0.0, draws: int = 2000, seed: int = 0) -> Interval:
+    """(mean above - offset) / (mean below - offset) of numbers per clip [n], percentile bootstrap over clips; draws with a
+    denominator of zero or less count as infinite."""
+    means = resampled([above, below], draws, seed) - offset
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(means[:, 1] > 0, means[:, 0] / means[:, 1], np.inf)
+    lo, hi = np.quantile(ratios, [0.025, 0.975], method="nearest")
+    return Interval((np.mean(above) - offset) / (np.mean(below) - offset), lo, hi, np.nan)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ line
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """logit(shifted) = intercept + slope * logit(clean), the accuracies of many encoders.
+
+    error: standard deviation of the residuals, in logits.  mean, spread: of the fitted encoders' logit(clean), spread their summed squares.
+    residuals: a row per variant: effective robustness, its difference in points from what the line of the *other* variants foretells, with
+    a 95 % interval, p and p_adj (Benjamini-Hochberg). points: the encoders, with `fitted`.
+    """
+
+    slope: Interval
+    intercept: float
+    error: float
+    mean: float
+    spread: float
+    residuals: pd.DataFrame
+    points: pd.DataFrame
+
+    def at(self, clean) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Shifted accuracy in percent that the line gives for `clean` in percent, and its 95 % confidence band."""
+        from scipy.special import expit, logit
+        from scipy.stats import t
+
+        x = logit(np.asarray(clean, float) / 100)
+        count = int(self.points["fitted"].sum())
+        half = t.ppf(0.975, count - 2) * self.error * np.sqrt(1 / count + (x - self.mean) ** 2 / self.spread)
+        y = self.intercept + float(self.slope.value) * x
+        return tuple(100 * expit(z) for z in (y, y - half, y + half))
+
+
+def line(points: pd.DataFrame, fitted: Sequence[bool] | None = None) -> Line:
+    """The line of effective robustness (Taori et al. 2020, Miller et al. 2021), by least squares on logits, over variants x seeds.
+
+    points: columns variant, seed, clean, shifted (percent), n.  fitted: which of them the line is fitted to, all by default; the others are
+    only shown.  Logits are of (right + 1/2) / (n + 1).
+    The test clips' sampling error lies in both accuracies; it flattens the slope, and encoders that see the same clips share it.
+    Raises ValueError for fewer than four fitted encoders, or if all are as good on clean clips.
+    """
+    points = points.reset_index(drop=True).assign(fitted=True if fitted is None else list(fitted))
+    own = points[points["fitted"]]
+    x, y = (_logit(own[name], own["n"]) for name in ("clean", "shifted"))
+    if len(own) < 4 or np.ptp(x) == 0:
+        raise ValueError(f"a line needs four encoders of differing clean accuracy at least; there are {len(own)}")
+    slope, intercept, error, mean, spread = _least_squares(x, y)
+    from scipy.stats import t
+
+    scale = error / np.sqrt(spread)
+    half, p = t.ppf(0.975, len(x) - 2) * scale, 2 * t.sf(abs(slope) / scale, len(x) - 2) if scale > 0 else 0.0
+    found = {name: _residual(own["variant"].eq(name).to_numpy(), x, y) for name in own["variant"].unique()}
+    rows = [{"variant": name} | row for name, row in found.items() if row]
+    table = pd.DataFrame(rows, columns=["variant", "seeds", "value", "lo", "hi", "p"])
+    table["p_adj"] = benjamini_hochberg(table["p"])
+    return Line(Interval(slope, slope - half, slope + half, p), intercept, error, mean, spread, table, points)
+
+
+def _logit(percent: pd.Series, n: pd.Series) -> np.ndarray:
+    from scipy.special import logit
+
+    return logit((percent / 100 * n + 0.5) / (n + 1)).to_numpy(float)
+
+
+def _least_squares(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float, float]:
+    """Slope, intercept, standard deviation of the residuals, mean of x, its summed squares around it."""
+    mean, spread = x.mean(), ((x - x.mean()) ** 2).sum()
+    slope = ((x - mean) * y).sum() / spread
+    intercept = y.mean() - slope * mean
+    return slope, intercept, float(np.sqrt(((y - intercept - slope * x) ** 2).sum() / (len(x) - 2))), mean, spread
+
+
+def _residual(own: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict | None:
+    """How far a variant's mean lies off the others' line, in points, with its prediction interval; None if they give no line."""
+    from scipy.special import expit
+    from scipy.stats import t
+
+    others = ~own
+    if others.sum() < 3 or np.ptp(x[others]) == 0:
+        return None
+    slope, intercept, error, mean, spread = _least_squares(x[others], y[others])
+    foretold = intercept + slope * x[own].mean()
+    off = y[own].mean() - foretold
+    width = error * np.sqrt(1 / own.sum() + 1 / others.sum() + (x[own].mean() - mean) ** 2 / spread)
+    df = others.sum() - 2
+    ends = [100 * (expit(foretold + z) - expit(foretold)) for z in (off, off - t.ppf(0.975, df) * width, off + t.ppf(0.975, df) * width)]
+    p = 2 * t.sf(abs(off) / width, df) if width > 0 else float(off == 0)
+    return {"seeds": int(own.sum()), "value": ends[0], "lo": ends[1], "hi": ends[2], "p": float(p)}

@@ -1,0 +1,113 @@
+"""The frozen encoders that a study looks at: of runs that are there or are trained now, student, teacher and untrained start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vjepa_lab.data import Source
+from vjepa_lab.evaluation.features import Features, extract
+from vjepa_lab.evidence import results
+from vjepa_lab.model import Encoder
+from vjepa_lab.presets import Preset
+from vjepa_lab.train import overridden, pretrain, training_source
+from vjepa_lab.training.runs import Run
+
+ENCODERS = ("student", "teacher", "initial")
+BORN = ("dim", "depth", "heads", "patch", "tubelet", "frames", "size")
+"Fields of a preset that, with the seed, decide an untrained encoder and its clips."
+
+
+def finished(folder: str | Path, preset: str | Preset | None = None) -> list[Run]:
+    """The runs in a folder whose training is over, by name, with `preset` those of that size; none if there is no such folder."""
+    folder, size = Path(folder), getattr(preset, "name", preset)
+    runs = [Run(path) for path in sorted(folder.iterdir()) if (path / "report.json").is_file()] if folder.is_dir() else []
+    return [run for run in runs if size in (None, run.config["preset"]["name"])]
+
+
+def runs_of(
+    variants: Sequence[str], seeds: Iterable[int], data="synthetic", preset: str | Preset = "micro", runs: str | Path = "runs", **how
+) -> list[Run]:
+    """Every variant with every seed, trained now unless it is there; without variants, every finished run of that size in `runs`.
+
+    how: further arguments of `pretrain`, and fields of the preset, such as steps=200.
+    Raises ValueError when there is neither a variant to train nor a finished run.
+    """
+    if not variants:
+        if not (there := finished(runs, preset)):
+            raise ValueError(
+                f"{runs}: no finished run of size {getattr(preset, 'name', preset)} in this folder; name the variants to train"
+            )
+        return there
+    size = overridden(preset, {name: value for name, value in how.items() if name in Preset.__dataclass_fields__})
+    source = training_source(data, size) if str(data).startswith("synthetic") else data  # drawn once for all runs
+    return [pretrain(variant, source, preset, seed, runs=runs, **how) for variant in variants for seed in seeds]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One frozen encoder of a run: its "student", its "teacher", or the "initial" one, which stands for an untrained encoder."""
+
+    run: Run
+    which: str
+
+    @property
+    def name(self) -> str:
+        """The encoder's name in the tables: student, teacher or random-init."""
+        return "random-init" if self.which == "initial" else self.which
+
+    @property
+    def size(self) -> Preset:
+        return self.run.preset
+
+    @property
+    def about(self) -> dict:
+        """What every row about this encoder says; `teacher` is how the run makes its targets, `smoke` too few steps to be evidence."""
+        config = self.run.config
+        known = {"regime": config["data"], "pretrain": config["data"]} | config
+        facts = {key: known.get(key) for key in ("variant", "edition", "seed", "regime", "pretrain", "teacher")}
+        if self.which == "initial":
+            facts |= {"variant": "random-init", "edition": "sound", "teacher": None}
+        smoke = self.which != "initial" and self.size.steps < results.SMOKE_STEPS
+        return {"run": self.run.name} | facts | {"encoder": self.name, "source": "run", "smoke": smoke}
+
+    def encoder(self) -> Encoder:
+        """Loaded anew at each call: a study of many runs holds one at a time."""
+        return self.run.encoder(self.which)
+
+    def features(self, source: Source, **how) -> Features:
+        """Its features of every clip of a source; `how` goes to `features.extract`."""
+        return extract(self.encoder(), source, encoder_name=self.name, bf16=self.run.config["bf16"], **how)
+
+
+def subjects(runs: Iterable[Run], encoders: Sequence[str] = ("student",), initial: bool = True) -> list[Subject]:
+    """The encoders to look at: of each run those in `encoders`, and with `initial` the untrained encoder of each seed and size, once.
+
+    A teacher is there where the run kept one apart (an EMA); a run of no steps gives its initial encoder only.
+    Raises ValueError for an unknown encoder.
+    """
+    if unknown := [name for name in encoders if name not in ENCODERS]:
+        raise ValueError(f"unknown encoder {unknown[0]!r}: expected some of {', '.join(ENCODERS)}")
+    trained, untrained = [], {}
+    for run in runs:
+        config = run.config
+        untrained.setdefault((config["seed"], *(config["preset"][name] for name in BORN)), Subject(run, "initial"))
+        if config["preset"]["steps"]:
+            apart = [name for name in encoders if name == "student" or (name == "teacher" and config["teacher"] == "ema")]
+            trained += [Subject(run, name) for name in apart]
+    return trained + list(untrained.values()) * (initial or "initial" in encoders)
+
+
+def clip_size(found: Sequence[Subject], shape: Mapping[str, int] | None = None) -> Preset:
+    """The preset whose clips all these encoders are shown, with fields replaced by `shape`.
+
+    Raises ValueError when there is no encoder, or when they were trained on clips of different shapes and `shape` does not say which.
+    """
+    if not found:
+        raise ValueError("no run to look at; pretrain one, or name a folder that holds finished runs")
+    shapes = {(subject.size.frames, subject.size.size) for subject in found}
+    if len(shapes) > 1 and not {"frames", "size"} <= set(shape or {}):
+        listed = ", ".join(f"{frames} frames of {size} pixels" for frames, size in sorted(shapes))
+        raise ValueError(f"these runs saw clips of different shapes ({listed}); look at one size at a time, or give shape=")
+    return replace(found[0].size, **(shape or {}))

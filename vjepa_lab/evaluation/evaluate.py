@@ -1,0 +1,164 @@
+"""Probe a frozen encoder on a benchmark: features once, a probe per label, rows into a run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from vjepa_lab import data as video
+from vjepa_lab.evaluation import probes
+from vjepa_lab.evaluation.features import device_for, spread
+from vjepa_lab.evaluation.multiview import Merge, extract_views
+from vjepa_lab.evaluation.probes import ProbeResult
+from vjepa_lab.evidence.results import append_rows
+from vjepa_lab.training.runs import Run, load_run, write_json
+from vjepa_lab.training.trainer import fast_bf16
+
+PROBES = ("linear", "stepwise", "attentive", "knn")
+
+
+def probe(
+    run: Run | str | Path,
+    data=None,
+    labels: Sequence[str] | str = ("class",),
+    *,
+    probe: str = "linear",
+    encoder: str | None = None,
+    splits: tuple[str, str] = ("train", "test"),
+    segments: int = 1,
+    views: int = 1,
+    merge: Merge = "tokens",
+    frames: int | None = None,
+    size: int | None = None,
+    stride: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    cache: str | Path | None = None,
+    workers: int = 0,
+    device: str | None = None,
+    save: bool = True,
+    out: str | Path | None = None,
+    progress: bool = True,
+    **options,
+) -> list[ProbeResult]:
+    """One result per label, in order; with `save`, their rows and predictions are added to the run's folder, and how much of its space the
+    encoder uses (`features.spread`).
+
+    run      a Run or its folder; or released weights, as `weights.open` takes them ("vjepa2-vitl:vitl.pt"); or an encoder of your own,
+             any module clip [b c f y x] -> tokens [b n d] with `.grid(clip)`
+    data     what the probe trains and is tested on: a name as `data.open` takes it, or a pair of Sources (train, test); by default what
+             the run was pretrained on
+    labels   names of the labels to read off, such as ("motion", "shape") in the factor world
+    probe    "linear" (mean-pooled) | "stepwise" (linear, time steps side by side) | "attentive" (all tokens) | "knn"
+    encoder  "student" | "teacher" | "initial"; by default the recipe's choice, of released weights the teacher
+    segments  clips in time of each video; with `merge="tokens"` the probe reads them together, in training and test, as V-JEPA's do
+    views    crops across the picture of each test video (3: left, centre, right); the softmax is averaged, one prediction per video
+    merge    "tokens", or "softmax": the probe is trained on the centre clip and its softmax averaged over all segments and views
+    frames   frames per clip; by default the run's, of released weights 16
+    size     pixels a side; by default the run's, of released weights those of their last training
+    stride   frames of the video for one of the clip; by default the run's, of released weights 4
+    limit    at most so many clips of each split
+    out      where the rows go; by default the run's folder, of released weights `runs`/<name>, of an encoder of your own nowhere
+    options  go to the probe: epochs, lrs, form, ...
+
+    Raises ValueError for an unknown probe or label.
+    """
+    if probe not in PROBES:
+        raise ValueError(f"unknown probe {probe!r}: expected one of {', '.join(PROBES)}")
+    subject = subject_of(run, encoder, out).shaped(frames, size, stride)
+    labels = (labels,) if isinstance(labels, str) else tuple(labels)
+    if data is None and subject.data is None:
+        raise ValueError("data=None: name the data set, this encoder was pretrained on none that is known")
+    sources = data if isinstance(data, tuple | list) else [still(data or subject.data, split, subject, limit) for split in splits]
+    kept = {"tokens": probe in ("attentive", "stepwise"), "bf16": subject.bf16, "cache": cache, "workers": workers, "device": device}
+    kept |= {"encoder_name": subject.name, "progress": progress, "merge": merge}
+    train = extract_views(subject.encoder, sources[0], segments if merge == "tokens" else 1, 1, **kept)
+    test = extract_views(subject.encoder, sources[1], segments, views, **kept)
+
+    fit = getattr(probes, probe)
+    if probe != "knn":
+        options |= {"seed": seed, "device": device, "progress": progress}
+    results = [fit(train, test, label, **options) for label in labels]
+    if save and subject.folder:
+        subject.introduce()
+        append_rows(subject.folder, spread(train))
+        for result in results:
+            result.save(subject.folder)
+    return results
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A frozen encoder with what its evaluation needs: its name in the rows, clip shape, pretraining data, and where its rows go.
+
+    config: what the folder's config.json says of an encoder that no run of ours trained.
+    """
+
+    encoder: nn.Module
+    name: str
+    frames: int | None = None
+    size: int | None = None
+    stride: int | None = None
+    data: str | None = None
+    folder: Path | None = None
+    bf16: bool = False
+    config: dict | None = None
+
+    def shaped(self, frames: int | None, size: int | None, stride: int | None) -> Subject:
+        """The clip shape with what was asked for in place of what is usual. Raises ValueError where neither says."""
+        asked = {"frames": frames, "size": size, "stride": stride}
+        found = replace(self, **{name: value for name, value in asked.items() if value is not None})
+        if lacking := [name for name in asked if getattr(found, name) is None]:
+            raise ValueError(f"an encoder of your own: say its clips' {', '.join(lacking)} (such as frames=16, size=224, stride=4)")
+        return found
+
+    def introduce(self) -> None:
+        """Write config.json, unless a run has; raises ValueError for a folder that speaks of another encoder."""
+        if self.config is None:
+            return
+        path = self.folder / "config.json"
+        if path.exists():
+            there = Run(self.folder).config
+            if differ := [f"{k}: {there.get(k)!r} there, {v!r} now" for k, v in self.config.items() if there.get(k) != v]:
+                raise ValueError(f"{self.folder} holds results of another encoder ({'; '.join(differ)}); choose another folder with out=")
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.config)
+
+
+def subject_of(run, encoder: str | None = None, out: str | Path | None = None) -> Subject:
+    """Whose encoder to look at: of a run or its folder, of released weights, or a module as it is."""
+    from vjepa_lab import weights
+
+    bf16 = fast_bf16(device_for(None))
+    if isinstance(run, nn.Module):
+        name = encoder or "encoder"
+        config = {"variant": Path(out).name, "encoder_name": name} if out else None
+        return Subject(run, name, folder=out and Path(out), bf16=bf16, config=config)
+    if isinstance(run, weights.Weights) or (not isinstance(run, Run) and weights.are_weights(run)):
+        opened = run if isinstance(run, weights.Weights) else weights.open(run)
+        which = encoder or next(iter(opened.slots))
+        name = opened.release.name
+        folder = Path(out) if out else Path("runs") / name
+        config = {"variant": name, "regime": "released weights", "pretrain": name, "init": opened.about}
+        return Subject(opened.encoder(which), which, 16, opened.crop, 4, None, folder, bf16, config)
+    run = run if isinstance(run, Run) else load_run(run)
+    which, p = encoder or run.config["probe"], run.preset
+    name = {"initial": "random-init"}.get(which, which)
+    return Subject(run.encoder(which), name, p.frames, p.size, p.stride, run.config["spec"], Path(out or run.path), run.config["bf16"])
+
+
+def still(spec, split: str, shape, limit: int | None = None) -> video.Source:
+    """One split of a data set for probing: no augmentation, at most `limit` clips, spread evenly over it.
+
+    shape: a preset, or what has frames, size, stride."""
+    shape = {"frames": shape.frames, "size": shape.size, "stride": shape.stride}
+    if str(spec).startswith("synthetic"):
+        return video.open(spec, split, **shape, **({} if limit is None else {"n": limit}))
+    source = video.open(spec, split, augment=False, **shape)
+    if limit is None or len(source) <= limit:
+        return source
+    return source.subset([i * len(source) // limit for i in range(limit)])  # listings are sorted by class: the first ones are of few

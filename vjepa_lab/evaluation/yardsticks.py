@@ -1,0 +1,127 @@
+"""What a number on a data set has to beat, in one table: predictors that know nothing, pixels, an untrained encoder, a trained one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vjepa_lab.data import Source
+from vjepa_lab.evaluation import evaluate, pixels
+from vjepa_lab.evaluation.probes import ProbeResult
+from vjepa_lab.evidence import results, stats
+from vjepa_lab.presets import Preset
+from vjepa_lab.presets import preset as preset_of
+
+COLUMNS = ["predictor", "value", "lo", "hi", "recording_lo", "recording_hi", "n", "recordings", "flag"]
+
+
+def baselines(
+    data,
+    run=None,
+    label: str = "class",
+    *,
+    preset: str | Preset = "micro",
+    steps: int | None = None,
+    seed: int = 0,
+    runs: str | Path = "runs",
+    probe: str = "linear",
+    limit: int | None = None,
+    found: ProbeResult | None = None,
+    save: bool = False,
+    progress: bool = True,
+    **options,
+) -> pd.DataFrame:
+    """Top-1 accuracy (%) of everything that a new number should stand beside, a row each, the trained encoder last.
+
+    chance, the largest class of train and of test, nearest neighbour on the mean frame and on the mean frame difference, the encoder before
+    its training and after it, both under the same probe. `lo, hi`: 95 % interval over test clips (Wilson). Clips cut from one recording
+    are alike, so where a set knows its recordings (UCF-101's groups), `recording_lo, recording_hi` is the interval over those
+    (`stats.cluster_interval`), which is the honest one. `flag`: which constant predictor the row cannot be told from.
+
+    data     a name as `data.open` takes it, or a pair of Sources (train, test)
+    run      the trained run, or its folder; None: the plain baseline is pretrained here on the training clips, `steps` of `preset`
+    found    the trained encoder's result under this probe, if it is there already
+    save     add the encoders' rows to the run's folder
+    options  go to `vjepa_lab.probe`: encoder, cache, workers, epochs, ...
+
+    `attrs["note"]` says what the trained row is and whether it could be evidence.
+    """
+    from vjepa_lab import train
+
+    run = train.load_run(run) if isinstance(run, str | Path) else run
+    size = run.preset if run is not None else preset_of(preset)
+    pair = isinstance(data, tuple | list)
+    sources = list(data) if pair else [evaluate.still(data, split, size, limit) for split in ("train", "test")]
+    if run is None:
+        over = {} if steps is None else {"steps": steps, "warmup": min(size.warmup, max(steps // 10, 1))}
+        clips = sources[0] if pair else data  # by its name, the training clips are augmented
+        run = train.pretrain("baseline", clips, size, seed, runs=runs, progress=progress, **over)
+    how = options | {"probe": probe, "save": save, "progress": progress}
+    measured = {
+        "mean-frame 1-NN": pixels.mean_frame_nn(*sources, label, progress=progress),
+        "frame-difference 1-NN": pixels.frame_difference_nn(*sources, label, progress=progress),
+        "random-init encoder": evaluate.probe(run, sources, label, **how | {"encoder": "initial"})[0],
+        run.name: found or evaluate.probe(run, sources, label, **how)[0],
+    }
+    known = measured["mean-frame 1-NN"]
+    recordings = _recordings(sources[1])
+    rows = [_constant(row, known, sources, label, recordings) for row in known.controls if row["metric"] == "top1"]
+    rows += [_measured(name, each, recordings) for name, each in measured.items()]
+    table = pd.DataFrame(rows)
+    honest = table.assign(lo=table["recording_lo"].fillna(table["lo"]), hi=table["recording_hi"].fillna(table["hi"]))
+    table["flag"] = results.flag_constant(honest)
+    table = table[COLUMNS]
+    table.attrs["note"] = _note(run, table, measured["random-init encoder"], measured[run.name], recordings)
+    return table
+
+
+def _recordings(source: Source) -> np.ndarray | None:
+    """Of each file, the recording that it was cut from; None where the set does not know."""
+    listing = getattr(source, "listing", None)
+    if listing is None or not all(clip.group for clip in listing.clips):
+        return None
+    return np.array([f"{clip.labels.get('class')}/{clip.group}" for clip in listing.clips])
+
+
+def _interval(correct: np.ndarray, ids: np.ndarray, recordings: np.ndarray | None) -> dict:
+    lo, hi = map(float, results.wilson(100 * correct.mean(), len(correct)))
+    found = {"value": 100 * correct.mean(), "lo": lo, "hi": hi, "n": len(correct), "metric": "top1"}
+    if recordings is None:
+        return found | {"recording_lo": np.nan, "recording_hi": np.nan, "recordings": np.nan}
+    over = stats.cluster_interval(correct, recordings[ids])
+    ends = {"recording_lo": max(float(over.lo), 0.0), "recording_hi": min(float(over.hi), 100.0)}
+    return found | ends | {"recordings": len(np.unique(recordings[ids]))}
+
+
+def _measured(name: str, found, recordings: np.ndarray | None) -> dict:
+    p = found.predictions
+    about = {"predictor": name, "benchmark": found.rows[0]["benchmark"], "source": "run", "variant": name}
+    return about | _interval(p["top1"].eq(p["label"]).to_numpy(), p["id"].to_numpy(), recordings)
+
+
+def _constant(row: dict, found, sources, label: str, recordings: np.ndarray | None) -> dict:
+    """A predictor that ignores the clip. Chance is exact; the others are right on the clips of one class."""
+    about = {"predictor": row["variant"].replace("-", " class of ").replace("majority", "largest"), **row}
+    if row["variant"] == "chance":
+        return about
+    p = found.predictions
+    named = p["label"] if row["variant"] == "majority-test" else sources[0].labels[label].numpy()
+    largest = np.bincount(named[named >= 0]).argmax()
+    return about | _interval(p["label"].eq(largest).to_numpy(), p["id"].to_numpy(), recordings)
+
+
+def _note(run, table: pd.DataFrame, untrained: ProbeResult, trained: ProbeResult, recordings: np.ndarray | None) -> str:
+    a, b = (each.predictions.assign(hit=each.predictions["top1"].eq(each.predictions["label"])) for each in (trained, untrained))
+    both = a.merge(b, on="id", suffixes=("", "_before"))
+    cluster = both["id"] if recordings is None else recordings[both["id"]]
+    change = stats.cluster_interval(both["hit"].astype(int) - both["hit_before"].astype(int), cluster)
+    steps = run.steps_done  # not what was asked for: a run may have been stopped
+    over = f" of {table['recordings'].max():.0f} recordings" * (recordings is not None)
+    says = [f"{run.name}: {steps} pretraining steps, one seed; {len(both)} test clips{over}."]
+    if len(both) < results.SMOKE_N or steps < results.SMOKE_STEPS:
+        says.append("Smoke size: shows that it runs and what must be beaten, not what an objective does.")
+    does = "lifts the probe" if change.lo > 0 else "lowers the probe" if change.hi < 0 else "cannot be told from no change"
+    says.append(f"This training {does}: {change.value:+.1f} pp against the same encoder before it [{change.lo:+.1f}, {change.hi:+.1f}].")
+    return " ".join([*says, f"The best predictor without it reaches {table.iloc[:-1]['value'].max():.1f} %."])

@@ -1,0 +1,1 @@
+"""Running a training: the loop, its processes, what it writes and how it survives."""

@@ -1,0 +1,140 @@
+"""What goes wrong in training, seen early: numbers that are not finite, targets that collapse, weights that rest on a few tokens."""
+
+import math
+import warnings
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vjepa_lab.modifiers import Hard
+from vjepa_lab.training.processes import Team
+
+TOKENS = 4096  # of a batch, at most, that the spread is measured on
+
+
+class NotFinite(FloatingPointError):
+    """A loss or a gradient became NaN or infinite; `step`, the `terms` that did, and the `batch` it happened on."""
+
+    def __init__(self, message: str, step: int, terms: dict[str, float], batch: Any):
+        super().__init__(message)
+        self.step, self.terms, self.batch = step, terms, batch
+
+
+def check_finite(step: int, values: dict[str, float], batch: Any = None) -> None:
+    """Raise NotFinite, naming what is not finite, if anything is not."""
+    if bad := {name: value for name, value in values.items() if not math.isfinite(value)}:
+        raise NotFinite(
+            f"{' and '.join(bad)} became {next(iter(bad.values()))} at step {step}; try a smaller lr or weight, or clip=1.0. "
+            "The last checkpoint is intact",
+            step,
+            bad,
+            batch,
+        )
+
+
+@dataclass
+class FiniteWatch:
+    """Checks every step's losses: on the CPU before the update; on a GPU, which is not waited for, a step or two later."""
+
+    device: torch.device
+    sent: deque = field(default_factory=deque)
+
+    def send(self, step: int, names: tuple[str, ...], values: Tensor, batch: Any) -> None:
+        if self.device.type != "cuda":
+            check_finite(step, dict(zip(names, values.tolist(), strict=True)), batch)
+            return
+        host = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self.sent.append((arrived, step, names, host, batch))
+        self.receive()
+
+    def receive(self, wait: bool = False) -> None:
+        """Look at what has arrived by now; with `wait`, at everything."""
+        while self.sent and (wait or self.sent[0][0].query()):
+            arrived, step, names, host, batch = self.sent.popleft()
+            arrived.synchronize()
+            check_finite(step, dict(zip(names, host.tolist(), strict=True)), batch)
+
+
+# ----------------------------------------------------------------------------------------------------------------------------- collapse
+
+
+@torch.no_grad()
+def spread(h: Tensor, team: Team) -> tuple[float, float]:
+    """How the teacher's tokens [b t h w d] differ over clips and places, all processes together: (std, rank).
+
+    std   mean over channels of their standard deviation; tokens are normalised, so 1 is the most a channel can have on average
+    rank  effective number of dimensions, (sum of the covariance's eigenvalues)^2 / sum of their squares (participation ratio), 1 to d
+    """
+    x = h.flatten(0, 3).double()
+    x = x[:: -(-len(x) // TOKENS)]
+    mean, second = team.mean(x.mean(0)), team.mean(x.T @ x / len(x))
+    cov = second - mean.outer(mean)
+    variance = cov.diagonal().clamp_min(0)
+    rank = variance.sum().square() / cov.square().sum().clamp_min(1e-30)
+    return variance.sqrt().mean().item(), rank.item()
+
+
+@dataclass
+class CollapseAlarm:
+    """Says once when the teacher's tokens become all alike (`std`) or lie along a line (`rank`).
+
+    Thresholds: on the synthetic world a healthy teacher, trained or not, shows 0.5 and 7 to 13, one that collapses below 0.1 and 1.3 to 4
+    within tens of steps. The warm-up passes first.
+    """
+
+    warmup: int
+    least_std: float = 0.1
+    least_rank: float = 1.5
+    raised: list[str] = field(default_factory=list)
+
+    def look(self, record: dict, warn: bool = True) -> None:
+        if self.raised or record["step"] < self.warmup:
+            return
+        low = [
+            f"{what} of the teacher's tokens is {record[key]:.3g}, below {least}"
+            for key, what, least in (("std", "the standard deviation", self.least_std), ("rank", "the effective rank", self.least_rank))
+            if record[key] < least
+        ]
+        if low:
+            self.raised.append(f"step {record['step']}: the representation collapses: {' and '.join(low)}")
+            if warn:
+                warnings.warn(f"{self.raised[0]}. A teacher of its own (EMA), a stop-gradient, or a smaller lr prevents that", stacklevel=3)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- hard weights
+
+
+@torch.no_grad()
+def effective_samples(loss, latents: tuple) -> dict[str, float]:
+    """{"ess TERM": share of the entries that a hard term's weights in effect rest on}: (sum w)^2 / (n sum w^2), mean over clips."""
+    found = {}
+    for name, (_, term), head in zip(loss.objective.names, loss.objective, loss.heads, strict=True):
+        if _is_hard(term):
+            shares = [share for part in latents for m in term.maps(part, head) if (share := _share(m)) is not None]
+            if shares:
+                found[f"ess {name}"] = torch.cat(shares).mean().item()
+    return found
+
+
+def _is_hard(term) -> bool:
+    while term is not None:
+        if isinstance(term, Hard):
+            return True
+        term = getattr(term, "term", None)
+    return False
+
+
+def _share(error) -> Tensor | None:
+    """Of one error map, a value per clip (or one, for a map that is not by clip); clips in which nothing counts are left out."""
+    if error.weight is None or error.value.numel() == 0:
+        return None
+    weight = error.weight.to(torch.float32).expand_as(error.value)
+    rows = weight.flatten(1) if weight.ndim > 1 else weight[None]
+    counted = (rows > 0).sum(1)
+    share = rows.sum(1).square() / (counted * rows.square().sum(1)).clamp_min(1e-30)
+    return share[counted > 0]

@@ -1,0 +1,170 @@
+"""The training loop: steps, records, checkpoints, and how it ends, well or not."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from vjepa_lab import data as video
+from vjepa_lab.training import checkpoint, provenance
+from vjepa_lab.training.health import CollapseAlarm, NotFinite
+from vjepa_lab.training.logbook import Log, Meter
+from vjepa_lab.training.processes import Interrupted, Stop
+from vjepa_lab.training.runs import Run, write_json
+from vjepa_lab.training.trainer import Trainer, own_randomness, seed_step
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How often the loop writes, how it reads, and who looks in."""
+
+    log_every: int = 10
+    save_every: int = 200
+    keep: int = 2
+    workers: int = 0
+    tensorboard: bool = False
+    probe: object = None
+
+
+@dataclass
+class Spent:
+    """What all sessions of a run together took; goes with the checkpoint."""
+
+    wall_s: float = 0.0
+    clips: int = 0
+    gpu_j: float = 0.0
+    processors_j: float = 0.0
+
+
+def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: Habits, watch) -> None:
+    """All steps from the last checkpoint on, `share` clips each in this process; then report.json.
+
+    watch  is told of the beginning, each step and each record (`logbook.Bar`, `launch.Relay`)
+    Raises Interrupted after a signal, with everything saved; NotFinite with the batch kept for inspection; what the clips raise.
+    """
+    size, team, device = trainer.size, trainer.team, trainer.device
+    before = restore(run, trainer)
+    start, alarm = trainer.done, CollapseAlarm(size.warmup)
+    meter = Meter(trainer.recipe, size, device, trainer.model.bf16, team.world)
+    energy = provenance.Energy(device, packages=team.local == 0)
+    log = Log(run.path, start, habits.tensorboard) if team.first else None
+    place = {"rank": team.rank, "world": team.world}
+    batches = video.loader(source, share, seed=trainer.seed, start=start, workers=habits.workers, pin=device.type == "cuda", **place)
+
+    def save() -> None:
+        if team.first and trainer.whole:
+            trainer.save(run.path / "last.pt", habits.keep, spent=asdict(so_far(before, meter, energy)))
+
+    with own_randomness(device), Stop(team) as stop:
+        try:
+            watch.begin(size.steps, start)
+            if size.steps == 0:
+                save()
+            for step in range(start, size.steps):
+                if habits.probe and team.first:
+                    habits.probe(run, trainer, step)
+                with meter.waiting():
+                    batch = next(batches)
+                seed_step(trainer.seed, step, team.rank)
+                saving = (step + 1) % habits.save_every == 0 or step + 1 == size.steps
+                record = trainer.step(step, batch, log=saving or step % habits.log_every == 0)
+                meter.add(len(batch) * team.world)
+                watch.advance()
+                if record:
+                    record |= meter.read()
+                    energy.add()
+                    alarm.look(record, warn=team.first)
+                    if team.first:
+                        log(record)
+                        watch.record(record)
+                if saving:  # a step whose record was checked: a checkpoint never holds a loss that is not finite
+                    save()
+                if number := stop.asked():
+                    raise Interrupted("", number)
+            stop.settle()
+            if habits.probe and team.first:
+                habits.probe(run, trainer, size.steps)
+        except NotFinite as error:
+            raise kept_for_inspection(run, trainer, error) from None
+        except KeyboardInterrupt as error:
+            save()
+            if stop.agreed:
+                team.wait()  # a launcher ends all when one ends, and the first may still be saving
+            raise stopped(run, trainer, getattr(error, "signal", 2)) from None
+        finally:
+            batches.close()
+            if log:
+                log.close()
+    report(run, trainer, source, alarm, start, so_far(before, meter, energy))
+
+
+def restore(run: Run, trainer: Trainer) -> Spent:
+    """Go on from the newest readable checkpoint, if there is one: the same one in all processes."""
+    path = run.path / "last.pt"
+    found = trainer.team.lead(lambda: (newest := checkpoint.newest(path)) and newest[0])
+    if found is None:
+        return Spent()
+    state = checkpoint.load(found, trainer.device)
+    trainer.load(state)
+    return Spent(**state.get("spent", {}))
+
+
+def so_far(before: Spent, meter: Meter, energy: provenance.Energy) -> Spent:
+    used = energy.add()
+    return Spent(
+        before.wall_s + meter.seconds,
+        before.clips + meter.clips,
+        before.gpu_j + used.get("gpu", 0.0),
+        before.processors_j + used.get("processors", 0.0),
+    )
+
+
+def stopped(run: Run, trainer: Trainer, number: int) -> Interrupted:
+    """What to say after an interruption."""
+    saved = f"saved after step {trainer.done}" if trainer.whole else "in the middle of an update: the last checkpoint stands"
+    return Interrupted(f"interrupted, {saved}; the same call goes on from the last checkpoint in {run.path}", number)
+
+
+def kept_for_inspection(run: Run, trainer: Trainer, error: NotFinite) -> NotFinite:
+    """Save what the step was made of, for torch.load(..., weights_only=True); the error that names the file.
+
+    The weights are those that the step began with; on a GPU, where the loss is read later, perhaps those after it.
+    """
+    team = trainer.team
+    path = run.path / (f"failed-step-{error.step}" + ("" if team.first else f"-rank-{team.rank}") + ".pt")
+    parts = [error.batch] if isinstance(error.batch, torch.Tensor) else [part.clip for part in error.batch.to("cpu").parts]
+    checkpoint.save(
+        {
+            "step": error.step, "terms": error.terms, "seed": trainer.seed, "clips": parts, "rank": team.rank, "world": team.world,
+            "accumulate": trainer.accumulate, "recipe": repr(trainer.recipe), "preset": trainer.size.plain(),
+            "model": trainer.model.state_dict(), "loss": trainer.loss.state_dict(),
+        },
+        path,
+    )  # fmt: skip
+    return NotFinite(
+        f"{error}. Its clips, weights and recipe, and the seed of its masks, are in {path}", error.step, error.terms, error.batch
+    )
+
+
+def report(run: Run, trainer: Trainer, source: video.Source, alarm: CollapseAlarm, start: int, spent: Spent) -> None:
+    """Write report.json: what the whole run took, what was wrong with the data, and whether it collapsed."""
+    team = trainer.team
+    found = team.collected((spent.gpu_j, spent.processors_j, provenance.peak_memory(trainer.device), source.report()))
+    if not team.first:
+        return
+    gpu, processors, memory, sources = zip(*found, strict=True)
+    files = dict(item for one in sources for item in one.get("files", {}).items())
+    joules = {name: round(sum(values)) for name, values in (("gpu", gpu), ("processors", processors)) if sum(values)}
+    write_json(
+        run.path / "report.json",
+        {
+            "steps": trainer.size.steps,
+            "resumed_at": start,
+            "wall_s": round(spent.wall_s, 1),
+            "clips_per_s": round(spent.clips / max(spent.wall_s, 1e-9), 2),
+            "peak_gb": round(max(memory), 3),
+            "energy_j": joules or None,
+            "processes": team.world,
+            "alarms": alarm.raised,
+            "data": sources[0] | {"unreadable": len(files), "files": files},
+        },
+    )

@@ -1,0 +1,173 @@
+"""Run folders: what one pretraining leaves on disk, and what is read from it."""
+
+import hashlib
+import inspect
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vjepa_lab import variants
+from vjepa_lab.model import VJEPA, Encoder
+from vjepa_lab.objective import Loss, Recipe
+from vjepa_lab.presets import Preset
+from vjepa_lab.training.checkpoint import load, newest, replacing
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """One pretraining on disk: recipe.txt, config.json, metrics.jsonl, last.pt, report.json."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> dict:
+        """What was asked for, and with which versions on which machine."""
+        return json.loads((self.path / "config.json").read_text())
+
+    @property
+    def recipe(self) -> Recipe:
+        """Raises ValueError if the recipe uses a term defined elsewhere, such as in a notebook."""
+        return variants.recipe((self.path / "recipe.txt").read_text())
+
+    @property
+    def preset(self) -> Preset:
+        return Preset.read(self.config["preset"])
+
+    def metrics(self):
+        """The logged steps, a pandas table: step, loss, lr, grad_norm, clips_per_s, std, one column per term."""
+        import pandas as pd
+
+        table = pd.DataFrame(list(_records(self.path / "metrics.jsonl")))
+        return table.drop(columns="parts").join(pd.DataFrame(list(table["parts"]))) if len(table) else table
+
+    def checkpoint(self, device="cpu") -> dict:
+        """The last checkpoint, or the one before it (with a warning) if the last is damaged. Raises FileNotFoundError if there is none."""
+        found = newest(self.path / "last.pt")
+        if found is None:
+            raise FileNotFoundError(f"{self.path / 'last.pt'}: no checkpoint; run pretrain with the same arguments to train it")
+        return found[1] if str(device) == "cpu" else load(found[0], device)
+
+    @property
+    def steps_done(self) -> int:
+        return self.checkpoint()["step"] if (self.path / "last.pt").exists() else 0
+
+    def model(self, trained: bool = True) -> VJEPA:
+        """Student, predictor and teacher, as saved last or as they were before training."""
+        config = self.config
+        how = config["teacher"], config["stop_grad"], config["levels"], self.preset, config["seed"], config["bf16"]
+        model = build(*how, **config.get("encoder", {}))
+        if trained:
+            model.load_state_dict(self.checkpoint()["model"])
+        elif "init" in config:
+            from vjepa_lab import weights
+
+            weights.again(config["init"]).at_levels(config["levels"]).begin(model)
+        return model
+
+    def loss(self, recipe: Recipe | None = None) -> Loss:
+        """The objective with its trained heads; pass the recipe if it uses a term of your own."""
+        recipe = recipe or self.recipe
+        loss = Loss(recipe.objective, self.preset.dim * self.config["levels"], recipe.weighting)
+        loss.load_state_dict(self.checkpoint()["loss"])
+        return loss
+
+    def encoder(self, which: str | None = None) -> Encoder:
+        """The frozen encoder: "student", "teacher", or "initial" (as it was before training); None takes the recipe's choice."""
+        which = which or self.config["probe"]
+        if which not in ("student", "teacher", "initial"):
+            raise ValueError(f"encoder {which!r}: expected student, teacher or initial")
+        model = self.model(trained=which != "initial")
+        encoder = model.teacher if which == "teacher" and model.teacher is not None else model.student  # an online teacher is the student
+        return encoder.eval().requires_grad_(False)
+
+    def __repr__(self) -> str:
+        done = self.config["preset"]["steps"] if (self.path / "report.json").exists() else self.steps_done
+        return f"Run({self.name}: {done} of {self.config['preset']['steps']} steps)"
+
+
+def _records(path: Path) -> Iterator[dict]:
+    """The whole lines of a log: one may be in the middle of being written, or was cut short by a kill."""
+    for line in path.read_text().splitlines():
+        with suppress(ValueError):
+            yield json.loads(line)
+
+
+def load_run(path: str | Path) -> Run:
+    """The run in a folder. Raises FileNotFoundError if there is none."""
+    path = Path(path)
+    if not (path / "config.json").exists():
+        raise FileNotFoundError(f"{path}: not a run folder (no config.json in it)")
+    return Run(path)
+
+
+def write_json(path: Path, value) -> None:
+    with replacing(path) as part:
+        part.write_text(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def build(teacher: str, stop_grad: bool, levels: int, size: Preset, seed: int, bf16: bool = False, **encoder) -> VJEPA:
+    """The model as it is before training, the same for the same seed whatever was drawn before; further keywords go to the Encoder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VJEPA.build(size, teacher=teacher, stop_grad=stop_grad, levels=levels, bf16=bf16, **encoder)
+
+
+def run_name(variant: str, edition: str, source: str, size: Preset, seed: int) -> str:
+    """Such as ld-synthetic-micro-s0; an edition other than sound follows the variant's name."""
+    parts = (variant, "" if edition == "sound" else edition, source.replace(":", "_"), size.name, f"s{seed}")
+    return "-".join(part for part in parts if part)
+
+
+def own_terms(objective) -> dict[str, str]:
+    """Fingerprints of the source of every term defined outside this package: an edited one makes another run, whatever its repr."""
+    found = {}
+    for _, term in objective:
+        while term is not None:
+            kind = type(term)
+            if not kind.__module__.startswith("vjepa_lab."):
+                found[kind.__name__] = fingerprint(kind)
+            term = getattr(term, "term", None)
+    return found
+
+
+def fingerprint(kind: type) -> str:
+    """A hash of a class's source. It stays with the class, for a process that gets it without its source."""
+    if "_fingerprint" not in vars(kind):
+        try:
+            kind._fingerprint = hashlib.sha1(inspect.getsource(kind).encode()).hexdigest()[:12]
+        except (OSError, TypeError):
+            return "source unknown"
+    return kind._fingerprint
+
+
+def open_folder(folder: Path, recipe: str, config: dict, known: dict, session: dict | None) -> Run:
+    """Make the run folder, or check that it holds this very run; note the session that is to write it.
+
+    config  what was asked for, which must be the same in every session; `known` too, where the folder says it
+    """
+    run = Run(folder)
+    if (folder / "config.json").exists():
+        theirs = run.config
+        wanted = config | {name: value for name, value in known.items() if name in theirs}
+        differ = [f"{k}: {theirs.get(k)!r} there, {v!r} asked" for k, v in wanted.items() if theirs.get(k) != v]
+        if (there := (folder / "recipe.txt").read_text().strip()) != recipe:
+            differ.append(f"recipe: {there} there, {recipe} asked")
+        if differ:
+            raise ValueError(f"{folder} holds another run ({'; '.join(differ)}); choose another folder with out=, or remove it")
+        if session:
+            write_json(folder / "config.json", theirs | {"sessions": [*theirs.get("sessions", []), session]})
+        return run
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.txt").write_text(recipe + "\n")
+    made = {name: session[name] for name in ("versions", "device", "threads")} | {"machine": platform.machine()}
+    write_json(folder / "config.json", config | known | made | {"sessions": [session]})
+    return run
