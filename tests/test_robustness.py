@@ -13,6 +13,7 @@ from torch import nn
 import vjepa_lab as vl
 from vjepa_lab import data, plots
 from vjepa_lab.analysis import openset, readers, robustness, shifts, transfer
+from vjepa_lab.analysis.readers import Reader
 from vjepa_lab.data.corruptions import CORRUPTIONS
 from vjepa_lab.data.sets import ucf101
 from vjepa_lab.evaluation.features import Features, extract
