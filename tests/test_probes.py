@@ -13,7 +13,7 @@ from vjepa_lab import data
 from vjepa_lab.evaluation import probes
 from vjepa_lab.evaluation.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, stack
 from vjepa_lab.evaluation.pixels import frame_difference_nn, mean_frame_nn
-from vjepa_lab.evaluation.probes import Features, attentive, controls, extract, few_shot, knn, linear, ridge
+from vjepa_lab.evaluation.probes import Features, attentive, controls, extract, few_shot, knn, linear, ridge, stepwise
 from vjepa_lab.evidence import results
 from vjepa_lab.rope import positions
 
@@ -65,13 +65,14 @@ def test_a_label_in_the_mean_is_found_by_every_probe():
     assert attentive(train, test, form="vjepa2", lrs=(1e-3,), epochs=10, **QUICK).value() > 90
 
 
-def test_a_label_in_the_order_of_tokens_is_found_only_by_attention_that_knows_places():
+def test_a_label_in_the_order_of_tokens_is_found_only_by_what_knows_places():
     train, test = planted("order", 800, "train"), planted("order", 300, "test")
     blind = [linear(train, test, **QUICK), knn(train, test), attentive(train, test, **QUICK)]
     for result in blind:
         row = result.rows[0]
         assert row["lo"] < 50 < row["hi"] or abs(row["value"] - 50) < 8, result
     assert attentive(train, test, with_positions=True, **QUICK).value() > 85
+    assert stepwise(train, test, **QUICK).value() > 85
 
 
 def test_a_label_that_is_nowhere_is_not_found():

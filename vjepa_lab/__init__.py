@@ -31,7 +31,7 @@ _HOME = {
 _MODULES = {
     "": (
         "objective terms modifiers equations schedules variants masks model presets train data weights plots structure "
-        "weighting bench widgets notebook"
+        "weighting bench widgets notebook study"
     ),
     "evaluation": "probes ava",
     "evidence": "results stats planning paper verdicts claims",
