@@ -22,23 +22,24 @@ _HOME = {
     "model": "Encoder Predictor VJEPA Latents",
     "presets": "Preset preset PRESETS",
     "train": "pretrain Run load_run",
-    "evaluation.evaluate": "probe",
+    "evaluate": "probe",
     "weights": "encoder",
-    "evaluation.finetuning": "finetune",
+    "finetuning": "finetune",
     "planning": "plan",
-    "evaluation.yardsticks": "baselines",
+    "yardsticks": "baselines",
 }
 _MODULES = {
     "": (
         "objective terms modifiers equations schedules variants masks model presets train data weights plots structure "
         "weighting bench widgets notebook study"
     ),
-    "evaluation": "probes ava",
-    "evidence": "results stats planning paper verdicts claims",
+    "training": "checkpoint health launch locks logbook loop meters processes provenance runs trainer",
+    "evaluation": "ava boxes classifier evaluate features finetuning heads multiview pixels probes scoring yardsticks",
     "analysis": (
-        "diagnose gradients alignment toys throughput subjects motion retention geometry representation halves "
-        "robustness openset transfer shifts readers"
+        "alignment changes diagnose geometry gradients halves motion openset readers representation retention robustness "
+        "shifts subjects throughput toys transfer"
     ),
+    "evidence": "claims paper planning predicates results stats verdicts",
 }
 _PLACE = {module: f"{folder}.{module}".strip(".") for folder, modules in _MODULES.items() for module in modules.split()}
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
