@@ -507,7 +507,9 @@ def test_the_study_runs_is_cached_and_says_what_it_is_not(runs, tmp_path):
 def test_laws_of_the_world_change_between_validation_and_test(runs):
     answers = robustness.laws(runs, progress=False, clips=(60, 30))
     assert set(answers["shift"]) == {"in-domain", "shifted"} and len(answers) == 2 * 3 * 2
-    assert set(answers["benchmark"]) == {"synthetic:compositional/motion", "synthetic:spurious/motion"}
+    assert set(answers["benchmark"]) == {"synthetic/compositional/motion", "synthetic/spurious/motion"}
+    with pytest.raises(ValueError, match="another law needs the factor world"):
+        robustness.laws(runs, "kenburns:x")
     assert len(readers.differences(answers, by=["benchmark", "shift"])) == 8
 
 

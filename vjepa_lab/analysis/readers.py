@@ -168,10 +168,9 @@ def verdict(answers: pd.DataFrame, against: str = "baseline") -> str:
 
     rows = tabulate(answers)
     trained = over_seeds(rows[rows["encoder"].ne("random-init")], ["panel", "variant"])
-    ranges = [
-        f"{panel} {part['value'].min():.0f}" + (f" to {part['value'].max():.0f}" if part["value"].max() - part["value"].min() >= 1 else "")
-        for panel, part in trained.groupby("panel", sort=False)
-    ]
+    chance = rows.groupby("panel")["chance"].mean()
+    span = lambda x: " to ".join(dict.fromkeys(f"{end:.0f}" for end in (x.min(), x.max())))
+    ranges = [f"{panel} {span(part['value'])} (constant {chance[panel]:.0f})" for panel, part in trained.groupby("panel", sort=False)]
     unit = "AUROC" if rows["metric"].eq("auroc").all() else "accuracy"
     said, left = [f"{unit} in percent of {trained['variant'].nunique()} trained objectives: {', '.join(ranges)}"], []
     if against in set(answers["variant"]) and answers["variant"].nunique() > 1:

@@ -115,7 +115,7 @@ def across(
     names = [side["train"].classes.get(label) for side, label in zip(sides, labels, strict=True)]
     for spec, label, there in zip((source, target), labels, names, strict=True):
         if there is None:
-            raise ValueError(f"{spec} has no label {label!r}")
+            raise ValueError(f"{spec} has no label {label!r}; it has {', '.join(sides[spec == target]['train'].classes)}")
     common = _mapping(mapping, *names)
     rows = []
     for subject in tqdm(found, desc="data sets", unit="encoder", disable=not progress):
