@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+# Before torch, for which it sets how idle threads wait: spinning ones make the tests crawl on a machine that does anything else.
+import vjepa_lab  # noqa: F401  # isort: skip
 import pytest
 import torch
 
