@@ -1,6 +1,10 @@
 """Benchmarks: they compare like with like, their ratios and exponents are what their names say, and each one runs."""
 
+import ctypes
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -116,3 +120,33 @@ def test_a_wrong_word_is_named():
         bench.main(["stepp"])
     with pytest.raises(ValueError, match="did you mean micro"):
         bench.main(["step", "--preset", "mikro"])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_training_keeps_freed_memory():
+    """A large block comes from the heap, which outlives it, and not from a mapping of its own; the environment has the last word."""
+    script = """if True:
+        import ctypes, torch
+        from vjepa_lab.training.allocator import keep_freed_memory
+
+        class Info(ctypes.Structure):
+            _fields_ = [("before", ctypes.c_size_t * 4), ("hblkhd", ctypes.c_size_t), ("after", ctypes.c_size_t * 5)]
+
+        library = ctypes.CDLL(None)
+        library.mallinfo2.restype = Info
+        kept, before = keep_freed_memory(), library.mallinfo2().hblkhd
+        block = torch.empty(6_000_000)
+        print(kept, library.mallinfo2().hblkhd - before)
+    """
+
+    def run(**more) -> list[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | more
+        return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+    try:
+        ctypes.CDLL(None).mallinfo2  # noqa: B018
+    except AttributeError:
+        pytest.skip("this C library does not say where its blocks lie")
+    assert run() == ["True", "0"]
+    kept, mapped = run(MALLOC_ARENA_MAX="1")
+    assert kept == "False" and int(mapped) > 2e7

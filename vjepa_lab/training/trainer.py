@@ -18,6 +18,7 @@ from vjepa_lab.model import VJEPA, Latents
 from vjepa_lab.objective import Loss, Recipe
 from vjepa_lab.presets import Preset
 from vjepa_lab.training import checkpoint, health
+from vjepa_lab.training.allocator import keep_freed_memory
 from vjepa_lab.training.processes import ALONE, Team
 
 
@@ -73,6 +74,8 @@ class Trainer:
     ):
         self.recipe, self.model, self.loss, self.size, self.seed, self.device = recipe, model, loss, size, seed, device
         self.accumulate, self.clip, self.team = accumulate, clip, team
+        if device.type == "cpu":
+            keep_freed_memory()
         passes = Passes(model, loss, "full" in recipe.objective.views)
         groups = param_groups_weight_decay(passes, size.weight_decay)  # biases and 1-D parameters do not decay
         self.parameters = [p for group in groups for p in group["params"]]
