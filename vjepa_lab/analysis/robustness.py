@@ -301,8 +301,13 @@ def verdict(answers: pd.DataFrame, rows: pd.DataFrame, against: str = "baseline"
     if against in set(answers["variant"]) and answers["variant"].nunique() > 1:
         table = falls(answers, against)
         kept = table[table["truth"].eq("kept") & table["metric"].eq("fall") & table["kind"].ne("all")]
-        kept = kept.assign(significant=kept["p_adj"] < 0.05)
-        parts.append(f"against {against}, of the differences in how far accuracy falls under shift {standing(kept, 'label kind')}")
+        clean = table[table["metric"].eq("clean")].set_index(["variant", "label"])["delta"]
+        beside = [f"(clean {clean[key]:+.1f})" for key in zip(kept["variant"], kept["label"], strict=True)]
+        which = standing(kept.assign(clean=beside), "label kind clean")
+        parts.append(
+            f"against {against}, of the differences in how far accuracy falls under shift {which}"
+            + "; who is lower on clean clips has less to lose" * bool(kept["significant"].any())
+        )
         if not math.isnan(far := widest(kept)):
             open_ends.append(f"differences of up to {far:.0f} points (median) are compatible with the others")
     parts += [text for text in (_halves_said(rows), _lines_said(lines(answers))) if text]

@@ -123,7 +123,15 @@ def _notes(own: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         f"Marks: mean over shifts and severities (mPC), {own['n'].max():,.0f} test clips; lines: 95 % intervals {_basis(table['seeds'])}."
     )
     note += " Dotted: what naming the largest class reaches."
-    return [note] + ["Pale: demonstration size, not evidence."] * bool(table["smoke"].any())
+    return [f"{note} {_whose(own)}"] + ["Pale: demonstration size, not evidence."] * bool(table["smoke"].any())
+
+
+def _whose(rows: pd.DataFrame) -> str:
+    """Which encoders these are: their size, as the runs are named, and what they were pretrained on."""
+    sizes = rows["run"].dropna().astype(str).str.extract(r"-([a-z]+)-s\d+$")[0].dropna().unique()
+    seen = rows["pretrain"].dropna().unique()
+    size = f"{' and '.join(sizes)} size, " if len(sizes) else ""
+    return f"Encoders: {size}pretrained on {', '.join(map(str, seen))}."
 
 
 # ----------------------------------------------------------------------------------------------------------------------- severities
@@ -158,7 +166,7 @@ def severities(rows: pd.DataFrame, label: str, part: str = "all", *, columns: in
         note = f"{label}, {PARTS[part][0]}, {own['n'].max():,.0f} test clips; bars: 95 % intervals {_basis(table['seeds'])}."
         note += " Dotted: largest class."
         more = " * the shift changes the motion itself." * bool(table["truth"].eq("changed").any())
-        footnote(fig, [note + more] + ["Demonstration size, not evidence."] * bool(table["smoke"].any()))
+        footnote(fig, [f"{note}{more} {_whose(own)}"] + ["Demonstration size, not evidence."] * bool(table["smoke"].any()))
     return fig
 
 
@@ -274,7 +282,7 @@ def elsewhere(rows: pd.DataFrame, *, paper: bool = False):
             ax.set_xlabel(what)
         few, many = (f"{x:,.0f}" for x in (rows["n"].min(), rows["n"].max()))
         count = few if few == many else f"{few} to {many}"
-        notes = [f"{count} test clips; lines: 95 % intervals {_basis(table['seeds'])}. Dotted: chance or the largest class."]
+        notes = [f"{count} test clips; lines: 95 % intervals {_basis(table['seeds'])}. Dotted: chance or the largest class. {_whose(rows)}"]
         notes += ["Pale: demonstration size, not evidence."] * bool(table["smoke"].any())
         footnote(fig, notes + [f"Note: {text}." for text in sorted(set(rows.get("note", pd.Series(dtype=object)).dropna()) - {""})])
     return fig
