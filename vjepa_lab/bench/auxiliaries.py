@@ -1,6 +1,5 @@
 """What an auxiliary objective adds to a step, by the view it takes."""
 
-import itertools
 from dataclasses import replace
 from functools import cached_property, partial
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vjepa_lab import variants
-from vjepa_lab.bench.steps import batch_of, measured, random_clips, trainer
+from vjepa_lab.bench.steps import batch_of, in_turn, measured, random_clips, trainer
 from vjepa_lab.bench.timing import interleaved, ratio, spread
 from vjepa_lab.model import Latents, gather
 from vjepa_lab.objective import Recipe
@@ -75,8 +74,8 @@ def objectives(
     if plan.teacher != "online":
         tubes = steps[f"{variant}, tubes"] = trainer(recipes[f"{variant}, full"], size, device, bf16)
         tubes.model.latents = partial(Tubes, tubes.model)
-    clip, count = random_clips(size, batch, device), itertools.count()
-    contenders = {what: (lambda each=each: each.step(next(count), clip)) for what, each in steps.items()}
+    clip = random_clips(size, batch, device)
+    contenders = {what: in_turn(each, clip) for what, each in steps.items()}
     times = interleaved(contenders, repeats, device)
     rows = []
     for what, ms in times.items():

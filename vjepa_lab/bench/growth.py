@@ -1,6 +1,5 @@
 """How a step's time grows with clip length, resolution, batch and width."""
 
-import itertools
 import statistics
 from dataclasses import replace
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 
 from vjepa_lab import variants
-from vjepa_lab.bench.steps import batch_of, measured, random_clips, trainer
+from vjepa_lab.bench.steps import batch_of, in_turn, measured, random_clips, trainer
 from vjepa_lab.bench.timing import interleaved, spread
 from vjepa_lab.presets import Preset
 from vjepa_lab.training.processes import device_of
@@ -48,11 +47,10 @@ def scaling(
     device, size, recipe = device_of(device), measured(name), variants.recipe(variant)
     batch, bf16 = batch or max(batch_of(name, device) // 4, 2), dtype == "bf16"
     cases = {(axis, f): grown(size, batch, axis, f) for axis in AXES for f in (factors if axis != "width" else wide(factors))}
-    contenders, count = {}, itertools.count()
+    contenders = {}
     for preset, clips, _ in cases.values():
         if (preset, clips) not in contenders:  # the axes share their middle
-            each, clip = trainer(recipe, preset, device, bf16), random_clips(preset, clips, device)
-            contenders[preset, clips] = lambda each=each, clip=clip: each.step(next(count), clip)
+            contenders[preset, clips] = in_turn(trainer(recipe, preset, device, bf16), random_clips(preset, clips, device))
     times = interleaved(contenders, repeats, device)
     rows = []
     for axis in AXES:

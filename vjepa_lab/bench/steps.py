@@ -39,6 +39,12 @@ def trainer(recipe: Recipe, size: Preset, device: torch.device, bf16: bool, **ho
     return Trainer(recipe, model, Loss(recipe.objective, model.width, recipe.weighting).to(device), size, 0, device)
 
 
+def in_turn(trainer: Trainer | PlainTrainer, clip: Tensor) -> Callable[[], None]:
+    """The trainer's next step, and so on: contenders that take turns meet the same masks in the same round."""
+    number = itertools.count()
+    return lambda: trainer.step(next(number), clip)
+
+
 def measured(size: str) -> Preset:
     """A preset with V-JEPA's own masks, whatever masks it trains with."""
     return replace(preset(size), ema=0.999, masks=None)
@@ -78,8 +84,7 @@ def step(
     if variant:
         steps[variant] = trainer(variants.recipe(variant), size, device, bf16)
     rate = gemm_rate(batch * 256, size.dim, torch.bfloat16 if bf16 else torch.float32, device)
-    count = itertools.count()
-    contenders: dict[str, Callable[[], None]] = {what: (lambda each=each: each.step(next(count), clip)) for what, each in steps.items()}
+    contenders = {what: in_turn(each, clip) for what, each in steps.items()}
     work = dict.fromkeys(steps, recipe.cost(size, batch).total)
     against = {"our step": "plain step", "compiled": "plain step", "recomputed": "our step", "our encoder": "HF encoder"}
     if variant:
