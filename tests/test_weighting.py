@@ -95,6 +95,12 @@ def test_torchjd_pcd_follows_the_main_gradient_and_still_serves_the_other():
     assert torch.nn.functional.cosine_similarity(gradient, torch.tensor(MAIN), dim=0) > 0.9
 
 
+def test_torchjd_upgrad_serves_both_of_two_that_conflict():
+    """Its projection needs a quadratic program's solver, which the extra brings."""
+    gradient, _ = student(MAIN, AGAINST, rule=TorchJD("UPGrad"), own=[1.0, 1.0])
+    assert gradient @ torch.tensor(MAIN) > 0 and gradient @ torch.tensor(AGAINST) > -1e-4
+
+
 def test_what_belongs_to_one_term_learns_as_written():
     """Whatever a rule does to the student: a shut gate does not stop the head behind it, nor projection speed up the predictor."""
     for rule in (CosineGate(), Projection(), CosineWeight(), GradientRatio(), TorchJD("MGDA")):
