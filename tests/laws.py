@@ -35,6 +35,7 @@ TEMPORAL = [
     *(Contrast(negatives=which) for which in ("next", "both", "all")),
     *(Spectral(weights=which) for which in ("linear", "uniform", "highpass", "released")),
     *(Spectral(amplitude=True), VelGate(), VelGate(within="step", quantile=0.3), VelGate(gate="pixels"), Pixels(hidden=8)),
+    VelGate(gate="released", within="step"),
     *(VelGate(temperature=0.2), Pixels(hidden=0, pixels="unit"), Pixels(hidden=8, target="within")),
     *(Hamiltonian(method=which, hidden=8) for which in Hamiltonian.METHODS),
     Hamiltonian(dt=0.1, toward="teacher", hidden=8, layers=2),
@@ -44,6 +45,7 @@ STATISTICS = [
     *(Orthogonal(form=form) for form in Orthogonal.FORMS),
     *(Orthogonal(centre=centre) for centre in ("clip", "position", "global", "none")),
     *(SIGReg(slices=32), SIGReg(slices=32, samples="clips", n_scale=True), SIGReg(slices=32, samples="steps", both_sides=True)),
+    SIGReg(slices=32, kinds="together"),
     SIGReg(slices=32, projector="bn_mlp", hidden=8),
 ]
 AUXILIARY = [*TEMPORAL, *STATISTICS]
@@ -74,7 +76,7 @@ class Stub:
 
     def __init__(self, z, h=None, masks=(), still=None):
         self.z, self.h, self.masks = z, z.detach() if h is None else h, list(masks)
-        self.grid, self.step, self.progress, self.still = z.shape[1:4], 0, 0.0, still
+        self.grid, self.step, self.progress, self.still, self.share = z.shape[1:4], 0, 0.0, still, 1.0
         moving = torch.randn(3, *(2 * n for n in self.grid), generator=torch.Generator().manual_seed(0))
         self.clip = moving.expand(len(z), -1, -1, -1, -1)  # the same for every sample
         self.seen = [self._at(m.seen) for m in self.masks]

@@ -102,6 +102,15 @@ def test_sigreg(n_scale):
     close(SIGReg(slices=300, most=0, n_scale=n_scale).loss(lat), expected)
 
 
+def test_sigreg_of_all_mask_kinds_together():
+    """The published code's: one sample of every kind's visible tokens, and the factor n of all of them."""
+    _, lat = latents(SIGReg(view="visible"))
+    x = np.concatenate([seen.detach().double().numpy().reshape(-1, seen.shape[-1]) for seen in lat.seen])
+    expected = len(x) * epps_pulley(x, directions_at(0, x.shape[1], 300)).mean()
+    close(SIGReg(slices=300, most=0, n_scale=True, kinds="together", view="visible").loss(lat), expected)
+    assert len(lat.seen) > 1
+
+
 def test_sigreg_is_small_for_normal_tokens_and_large_for_collapsed_ones():
     """Under the null, n times the statistic is sqrt(2 pi) erf(3 / sqrt 2) - sqrt(2 pi / 3) erf(3 sqrt 1.5) = 1.05 in expectation."""
     normal = Stub(torch.randn(16, 4, 8, 8, 12))
@@ -123,7 +132,7 @@ def test_spectral(weights):
     scale = {"linear": np.array([1, 2, 3]) / 2, "uniform": np.ones(3), "highpass": np.array([0, 0.5, 1]), "released": [0.1, 0.55, 1]}[
         weights
     ]
-    gap = np.abs(np.fft.rfft(z - h, axis=1, norm="ortho")).mean(-1)
+    gap = np.abs(np.fft.rfft(z - h, axis=1, norm="backward" if weights == "released" else "ortho")).mean(-1)
     close(Spectral(weights=weights).loss(lat), (gap * np.reshape(scale, (1, 3, 1, 1))).mean())
 
 
@@ -204,6 +213,20 @@ def test_velgate_counts_the_slow_half_of_each_clip():
     close(VelGate().loss(lat), (change * gate).sum() / gate.sum())
 
 
+def test_velgate_as_released():
+    """Speed is the teacher's 2-norm, the quantile every token's of a step, and moving tokens count as zero rather than not at all."""
+    _, lat = latents(VelGate(view="visible"))
+    h = lat.h.double().numpy()
+    speed = np.linalg.norm(np.diff(h, axis=1), axis=-1)
+    gate = speed <= np.quantile(speed.reshape(*speed.shape[:2], -1), 0.5, axis=-1)[..., None, None]
+    values = []
+    for kind, mask in enumerate(lat.masks):
+        seen = lat.places(mask.seen).numpy()
+        change = np.abs(np.diff(lat.scatter(lat.seen[kind], mask.seen).detach().double().numpy(), axis=1)).mean(-1)
+        values.append((gate * change)[seen[:, 1:] & seen[:, :-1]].mean())
+    close(VelGate(gate="released", within="step", view="visible", norm="raw").loss(lat), np.mean(values))
+
+
 def test_dynamics_and_pixels_with_a_linear_head():
     lat, z, h = views()
     head = torch.nn.Linear(12, 12)
@@ -248,7 +271,7 @@ class Oscillator(torch.nn.Module):
         return x.square().sum(-1, keepdim=True) / 2
 
 
-@pytest.mark.parametrize("method", ["symplectic", "euler", "leapfrog", "energy"])
+@pytest.mark.parametrize("method", ["symplectic", "euler", "leapfrog", "energy", "released"])
 def test_hamiltonian(method):
     """With a known H the residual has a closed form: dH/dq = q, dH/dp = p."""
     lat, z, _ = views()
@@ -263,6 +286,7 @@ def test_hamiltonian(method):
             "symplectic": (q0 + dt * p1, p0 - dt * q0),
             "euler": (q0 + dt * p0, p0 - dt * q0),
             "leapfrog": (q0 + dt * half, half - dt / 2 * (q0 + dt * half)),
+            "released": (q0 + dt * p0, p0 - dt * (q0 + dt * p0)),
         }[method]
         expected = (np.abs(q1 - step[0]) + np.abs(p1 - step[1])).mean()
     close(Hamiltonian(method=method, dt=dt).loss(lat, Oscillator()), expected)

@@ -161,8 +161,11 @@ def _(term: Pixels) -> str:
 
 @tex.register
 def _(term: VelGate) -> str:
-    speed = r"\lvert \Delta h_t \rvert" if term.gate == "teacher" else r"\lvert \Delta x_t \rvert"
-    return mean(size(term, dz(term))) + rf"_{{{speed} \,\leq\, q_{{{number(term.quantile)}}}}}"
+    speed = {"teacher": r"\lvert \Delta h_t \rvert", "pixels": r"\lvert \Delta x_t \rvert", "released": r"\lVert \Delta h_t \rVert_2"}
+    background = rf"{speed[term.gate]} \,\leq\, q_{{{number(term.quantile)}}}"
+    if term.gate == "released":
+        return mean(rf"[{background}] \, {size(term, dz(term))}")
+    return mean(size(term, dz(term))) + rf"_{{{background}}}"
 
 
 @tex.register
@@ -264,6 +267,7 @@ def page(recipe: Recipe, preset: str = "base") -> str:
         *([f"{recipe.levels} levels"] if recipe.levels > 1 else []),
         *([f"weights by <code>{escape(repr(recipe.weighting))}</code>"] if recipe.weighting else []),
         *(["constant learning rate"] if recipe.lr == "constant" else []),
+        *(["repeated images count as clips"] if recipe.images == "in" else []),
         *([f"positions on a grid of {recipe.rope_grid}"] if recipe.rope_grid else []),
         f"{spent.total:.0f} GFLOP per clip and step at {escape(spent.preset)}, {spent.ratio:.2f} x the baseline "
         f"({', '.join(f'{escape(name)} {value:.0f}' for name, value in spent.passes.items())})",

@@ -9,9 +9,10 @@ paper      as printed, with the defaults of each term where the text is silent. 
 released   as the paper's published code computes it, including what it does not compute: four-level targets and a context loss that sets in
            half-way (V-JEPA 2.1), positions stretched onto 16 x 16 tokens, a learning rate that stays at its peak, auxiliaries on the
            visible tokens' raw latents, the hard-weighted LD without gradient, and without EMA a target that carries gradient and an
-           evaluated encoder that never trained. Left out: V-JEPA 2.1's mark of the modality, which where every clip is a video is one
-           learned vector added to all tokens, as the bias of the patch embedding is already. Data and probes are arguments elsewhere:
-           images repeated to 16 frames (`images="repeat"`), a stride by frame rate on UCF-101, probes on one mean vector
+           evaluated encoder that never trained; images repeated to fill the frames count in every term. Left out: V-JEPA 2.1's mark of
+           the modality, which where every clip is a video is one learned vector added to all tokens, as the bias of the patch embedding
+           is already; and N - 1 for N in covariances of thousands of tokens. Data and probes are arguments elsewhere: images repeated
+           to 16 frames (`images="repeat"`), a stride by frame rate on UCF-101, probes on one mean vector
 
 Where an edition equals another, it is the same object. The weights that the text does not give (Accel, Huber, Split) are 0.1; the controls
 kin-accel-1.0, kin-huber-1.0, kin-split-1.0 have the other one that it uses. Eq. 12 keeps the JEPA loss beside its hard-weighted copy; where
@@ -142,7 +143,7 @@ PAPER = {name: printed(row) for name, row in PAPER.items()}
 # --------------------------------------------------------------------------------------------------------------------- released
 
 coded = jepa + Ramp(0.0, 0.5, begin=0.5) * Context()  # the context loss sets in at step 15 000 of 30 000
-trained = {"levels": 4, "lr": "constant", "rope_grid": 16}
+trained = {"levels": 4, "lr": "constant", "rope_grid": 16, "images": "in"}
 
 
 def released(auxiliary: Objective | Term | None = None, mask: masks.MultiBlock = masks.MULTIBLOCK) -> Recipe:
@@ -157,7 +158,7 @@ def without_ema(auxiliary: Objective | Term) -> Recipe:
 
 
 fwm_coded = 0.05 * static + 0.01 * orthogonal
-sigreg_coded = raw(SIGReg(n_scale=True, most=0)).seen_as("visible")
+sigreg_coded = raw(SIGReg(n_scale=True, most=0, kinds="together")).seen_as("visible")
 
 RELEASED = {
     "baseline": released(),
@@ -170,17 +171,17 @@ RELEASED = {
     "kin-anneal": without_ema(Cosine(0.1, 0.0) * Kinematic(order=2)),
     "sigreg": released(sigreg_coded),
     "sigreg-no-ema": without_ema(sigreg_coded),
-    "hamiltonian": released(Hamiltonian(dt=0.1, layers=2, toward="teacher")),
-    "velgate": released(VelGate(within="step")),
+    "hamiltonian": released(Hamiltonian(method="released", dt=0.1, layers=2, toward="teacher")),
+    "velgate": released(VelGate(gate="released", within="step")),
     "future": released(mask=masks.FUTURE_RELEASED),
     "motion-future": released(mask=masks.MOTION_FUTURE_RELEASED),
-    "fwm-hw-ld": released(Hard(jepa) + fwm_coded + Detached(Hard(Dynamics(on="dyn")))),
+    "fwm-hw-ld": released(Hard(jepa) + fwm_coded + Detached(Hard(Dynamics(on="dyn"), scope="mask"))),
     "ld": released(Dynamics()),
     "fwm": released(fwm_coded),
     "ac-hw": released(Pixels() + 0.3 * Hard(jepa)),
     "amg": released(mask=masks.AMG_RELEASED),
     "hw": released(0.3 * Hard(jepa)),
-    "hw-ld": released(Hard(jepa) + Detached(Hard(Dynamics()))),
+    "hw-ld": released(Hard(jepa) + Detached(Hard(Dynamics(), scope="mask"))),
     "fwm-ld": released(fwm_coded + Dynamics(on="dyn")),
     "combo": released(0.5 * Delta() + 0.3 * Hard(jepa), masks.AMG_RELEASED),
     "delta": released(0.5 * Delta()),

@@ -83,7 +83,8 @@ class Spectral(Distance):
     """Student and teacher should have one spectrum over time: |w_f (rfft(z)_f - rfft(h)_f)| (Sec. 3.6); orthonormal FFT over token time.
 
     Its map is [b frequencies h w]; through the visible view only places seen at all times count.
-    weights    "linear": (f + 1) / mean; "uniform"; "highpass": f / last, without the mean over time; "released": 0.1 to 1
+    weights    "linear": (f + 1) / mean; "uniform"; "highpass": f / last, without the mean over time; "released": 0.1 to 1, and the FFT
+               not normalised, which is the published code's: sqrt(t) times as large
     amplitude  compare |Z| and |H| alone, blind to phase; otherwise the modulus of the complex difference
     """
 
@@ -108,7 +109,8 @@ class Spectral(Distance):
     def error(self, view, head):  # [b frequencies h w]
         if view.grid[0] == 1:  # no time, no spectrum
             return none_of(view)
-        z, h = (torch.fft.rfft(x, dim=1, norm="ortho") for x in (view.z, view.cut(view.h)))
+        norm = "backward" if self.weights == "released" else "ortho"
+        z, h = (torch.fft.rfft(x, dim=1, norm=norm) for x in (view.z, view.cut(view.h)))
         error = (z.abs() - h.abs()).abs() if self.amplitude else (z - h).abs()
         error = self.over_channels(error)
         error = error * self.scale(error.shape[1]).to(error)[:, None, None]
@@ -192,7 +194,9 @@ class Pixels(Distance):
 class VelGate(Distance):
     """Tokens of the background should stand still: |z[t+1] - z[t]| where the clip moves little (Sec. 3.5).
 
-    gate         speed by "teacher": mean |h[t+1] - h[t]|, or by "pixels": mean |frame difference| of the token
+    gate         speed by "teacher": mean |h[t+1] - h[t]|, or by "pixels": mean |frame difference| of the token; "released", as the
+                 published code has it: speed by the teacher's 2-norm, the quantile of all tokens, seen or not, and the mean over moving
+                 tokens too, which count as zero
     quantile     tokens up to this quantile of speed count as background
     within       the quantile of each "clip", or of each "step" of it
     temperature  0: a token counts or not; otherwise by sigmoid((1 - speed / the quantile's speed) / temperature), half at the quantile
@@ -206,18 +210,25 @@ class VelGate(Distance):
 
     def __post_init__(self):
         super().__post_init__()
-        check(self, gate=("teacher", "pixels"), within=("clip", "step"))
+        check(self, gate=("teacher", "pixels", "released"), within=("clip", "step"))
         if self.temperature < 0 or not 0 <= self.quantile <= 1:
             raise ValueError(f"{self!r}: expected a quantile in [0, 1] and a temperature of 0 or more")
 
     def error(self, view, head):  # [b t-1 h w]
         error = self.over_channels(diff(view.z).abs())
-        return ErrorMap(error, self.background(view, view.valid_for(error))) if error.numel() else error
+        if error.numel() == 0:
+            return error
+        if self.gate == "released":
+            return error * self.background(view, None)
+        return ErrorMap(error, self.background(view, view.valid_for(error)))
 
     def background(self, view: View, valid: Tensor | None) -> Tensor:
         """How much a token counts as background, among the valid ones: bool, or floats in [0, 1], [b t-1 h w]."""
-        by_teacher = self.gate == "teacher"
-        speed = diff(view.h.detach()).abs().mean(-1) if by_teacher else motion_score(view.clip, view.grid)[:, :-1]
+        if self.gate == "pixels":
+            speed = motion_score(view.clip, view.grid)[:, :-1]
+        else:
+            change = diff(view.h.detach())
+            speed = change.norm(dim=-1) if self.gate == "released" else change.abs().mean(-1)
         known = speed if valid is None else speed.masked_fill(~valid, torch.nan)
         start = 1 if self.within == "clip" else 2
         limit = known.flatten(start).nanquantile(self.quantile, dim=-1)

@@ -14,6 +14,7 @@ class Hamiltonian(Distance):
     solution. Two methods differ:
     method   "symplectic": semi-implicit Euler, H at (q[t], p[t+1]); "euler": H at (q[t], p[t]); "leapfrog";
              "energy": |H[t+1] - H[t]|;
+             "released": q' from H at (q[t], p[t]), then p' from H at (q', p[t]), and a GELU MLP (the paper's published code);
              "consistency": a leapfrog step of z[t] should reach q[t+1], which carries no gradient, in mean square (HamJEPA,
              arXiv:2605.20107). There H = |p|^2/2 + |q|^2/2 + 0.01 f(q), which cannot be constant
     dt       length of a token step
@@ -22,7 +23,7 @@ class Hamiltonian(Distance):
     hidden, layers   width and number of hidden layers of the MLP
     """
 
-    METHODS = ("symplectic", "euler", "leapfrog", "energy", "consistency")
+    METHODS = ("symplectic", "euler", "leapfrog", "energy", "consistency", "released")
     temporal = True
     method: str = "symplectic"
     dt: float = 1.0
@@ -40,7 +41,7 @@ class Hamiltonian(Distance):
     def head(self, dim):
         if self.method == "consistency":
             return Separable(self.width(dim) // 2, self.hidden, self.layers)
-        return energy(self.width(dim), self.hidden, self.layers)
+        return energy(self.width(dim), self.hidden, self.layers, nn.GELU if self.method == "released" else nn.Tanh)
 
     def error(self, view, head):  # [b t-1 h w]
         z, later = view.z[:, :-1], self.goal(view)
@@ -56,6 +57,9 @@ class Hamiltonian(Distance):
             return error
         if self.method == "leapfrog":
             q_step, p_step = self.leap(head, q, p)
+        elif self.method == "released":
+            q_step = q + self.dt * slope(head, q, p)[1]
+            p_step = p - self.dt * slope(head, q_step, p)[0]
         else:
             dq, dp = slope(head, q, p1 if self.method == "symplectic" else p)
             q_step, p_step = q + self.dt * dp, p - self.dt * dq
@@ -82,9 +86,9 @@ class Separable(nn.Module):
         return x.square().sum(-1, keepdim=True) / 2 + self.scale * self.potential(x.chunk(2, dim=-1)[0])
 
 
-def energy(width: int, hidden: int, layers: int) -> nn.Sequential:
-    """A tanh MLP [... width] -> [... 1] without a last bias: a constant added to an energy changes nothing."""
-    network = mlp(width, *[hidden] * layers, 1, activation=nn.Tanh)
+def energy(width: int, hidden: int, layers: int, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
+    """A smooth MLP [... width] -> [... 1] without a last bias: a constant added to an energy changes nothing."""
+    network = mlp(width, *[hidden] * layers, 1, activation=activation)
     network[-1].register_parameter("bias", None)
     return network
 

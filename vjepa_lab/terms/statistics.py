@@ -1,6 +1,7 @@
 """Terms on the distribution of latents rather than on single tokens. They are not linear in the batch; images count as clips do."""
 
 from dataclasses import field
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,7 @@ class SIGReg(Term):
     samples    "tokens": each token is one; "clips": the mean over a clip's tokens; "steps": the mean over a time step's tokens, one
                statistic per step over the batch
     most       at most so many tokens, drawn anew at every step; 0: all
+    kinds      through the visible view, a statistic of "each" mask kind's tokens, or one of all kinds' "together"
     n_scale    multiply by the number of samples, as LeJEPA does; with thousands of correlated tokens that is a factor of thousands
     projector  None, or "bn_mlp": what is tested is the output of a two-layer MLP with batch normalisation on the sample, `hidden` wide.
                An encoder whose last layer is a LayerNorm has tokens of one length, which no normal sample has; LeWM reports that the
@@ -79,6 +81,7 @@ class SIGReg(Term):
     both_sides: bool = False
     samples: str = "tokens"
     most: int = 4096
+    kinds: str = "each"
     n_scale: bool = False
     projector: str | None = None
     hidden: int = 2048
@@ -88,7 +91,12 @@ class SIGReg(Term):
 
     def __post_init__(self):
         super().__post_init__()
-        check(self, samples=("tokens", "clips", "steps"), projector=(None, "bn_mlp"))
+        check(self, samples=("tokens", "clips", "steps"), kinds=("each", "together"), projector=(None, "bn_mlp"))
+        if self.kinds == "together" and self.samples != "tokens":
+            raise ValueError(f"{self!r}: kinds='together' needs samples='tokens'; a clip's mean is over the tokens of one mask kind")
+
+    def views(self, latents):
+        return islice(super().views(latents), 1 if self.kinds == "together" else None)
 
     def head(self, dim):
         if self.projector is None:
@@ -108,7 +116,7 @@ class SIGReg(Term):
     def sample(self, view: View) -> tuple[Tensor, Tensor]:
         """Samples [g n d] of g statistics, and how much each counts [g n]."""
         if self.samples == "tokens":
-            x = view.rows
+            x = view.rows if self.kinds == "each" else torch.cat([v.rows for v in super().views(view.latents)])
             if 0 < self.most < len(x):
                 draw = torch.Generator().manual_seed(view.step)
                 x = x[torch.randperm(len(x), generator=draw)[: self.most].to(x.device)]
