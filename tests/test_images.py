@@ -5,11 +5,13 @@ import pytest
 import torch
 from laws import MODIFIED, SIZE, STATISTICS, TEMPORAL, Stub, ids, tokens
 
-from vjepa_lab import masks
+from vjepa_lab import masks, variants
+from vjepa_lab.data.core import Batch
 from vjepa_lab.model import VJEPA
 from vjepa_lab.modifiers import Detached, Hard, Shuffled
 from vjepa_lab.objective import Loss, Objective, Recipe, Term, diff
 from vjepa_lab.terms import JEPA, Context, Delta, Kinematic, Orthogonal
+from vjepa_lab.training.trainer import Trainer
 
 STILL = torch.tensor([False, True, False, False, True])
 ABOUT_CHANGE = [
@@ -118,6 +120,47 @@ def test_parts_of_a_batch_count_by_their_samples(model):
 def test_an_idle_term_leaves_images_out_too():
     _, _, together, alone = with_images()
     torch.testing.assert_close(Detached(Delta()).loss(together), Delta().loss(alone).detach())
+
+
+def trainer_of(objective, **options):
+    net = VJEPA.build(SIZE)
+    return Trainer(objective, net, Loss(objective.objective, net.width), SIZE, 0, torch.device("cpu"), **options)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_micro_batches_count_by_the_clips_in_them(accumulate):
+    """Two clips, one clip, none: a term about change is the mean over the clips of the whole batch, an image-only part adds nothing."""
+    torch.manual_seed(5)
+    still = torch.tensor([False, False, True, False, True, True, True, True])
+    clip = torch.randint(0, 255, (8, 3, SIZE.frames, SIZE.size, SIZE.size), dtype=torch.uint8)
+    batch = Batch(clip, {}, torch.arange(8), (), still)
+    recipe = Recipe(JEPA() + Delta() + Hard(Kinematic(order=2)) + Detached(Hard(Delta(on="dyn"), scope="batch")))
+    found = []
+    for pieces in (1, accumulate):
+        torch.manual_seed(6)
+        trainer = trainer_of(recipe, accumulate=pieces)
+        record = trainer.step(0, batch, log=True)
+        found.append((record, torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None])))
+    (whole, gradient), (parts, other) = found
+    for name in ("JEPA", "Delta", "Hard(Accel)"):
+        assert parts["parts"][name] == pytest.approx(whole["parts"][name], rel=1e-4), name
+    torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-6)
+
+
+def test_a_recipe_may_count_images_as_clips():
+    """The published code does not know which clips are repeated images: they are in every mean."""
+    torch.manual_seed(7)
+    clip = torch.randint(0, 255, (4, 3, SIZE.frames, SIZE.size, SIZE.size), dtype=torch.uint8)
+    still = torch.tensor([False, True, True, False])
+    clip[still] = clip[still][:, :, :1]
+    parts = {}
+    for images, mark in (("in", still), ("out", still), ("out", None)):
+        torch.manual_seed(8)
+        trainer = trainer_of(Recipe(JEPA() + Kinematic(), images=images))
+        record = trainer.step(0, Batch(clip, {}, torch.arange(4), (), mark), log=True)
+        parts[images, mark is None] = record["parts"]["Kinematic"]
+    assert parts["in", False] == parts["out", True] < parts["out", False]
+    assert all(row.images == "in" for row in variants.RELEASED.values()) and variants.recipe("fwm").images == "out"
 
 
 class Bend(Term):

@@ -287,6 +287,7 @@ class Latents:
     step, progress  training step and share of the training done (0 to 1), for terms that depend on them.
     full            say that `z` will be asked for: an online teacher then shares that pass instead of running its own.
     still           boolean [b]: samples that are images repeated to fill the frames, which terms about change leave out; None: none is
+    share           of one of several micro-batches: its samples that are no images, over the mean of all; terms about change count by it
     """
 
     def __init__(
@@ -299,9 +300,10 @@ class Latents:
         progress: float = 0.0,
         full: bool = False,
         still: Tensor | None = None,
+        share: float | Tensor = 1.0,
     ):
         self.model, self.clip, self.masks, self.step, self.progress, self.full = model, clip, masks, step, progress, full
-        self.still = still
+        self.still, self.share = still, share
         self.grid = model.student.grid(clip)
 
     def autocast(self):

@@ -126,4 +126,5 @@ def _joined(maps: list[ErrorMap]) -> ErrorMap:
     """All entries of some maps as one map [n]; entries without a weight of their own weigh 1."""
     counted = [m for m in maps if m.value.numel()] or maps[:1]
     weights = [torch.ones_like(m.value) if m.weight is None else m.weight.to(m.value.dtype).expand_as(m.value) for m in counted]
-    return ErrorMap(torch.cat([m.value.flatten() for m in counted]), torch.cat([w.flatten() for w in weights]), samples=counted[0].samples)
+    value, weight = torch.cat([m.value.flatten() for m in counted]), torch.cat([w.flatten() for w in weights])
+    return ErrorMap(value, weight, counted[0].samples, counted[0].share)

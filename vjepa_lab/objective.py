@@ -98,7 +98,9 @@ class Term(Value):
         if error.value.numel() == 0:
             return error._replace(samples=0)
         about_change = view.has_fewer_steps(error.value) if self.temporal is None else self.temporal
-        return error.of_samples(~view.still) if about_change and view.still is not None else error._replace(samples=len(view.clip))
+        if about_change and view.still is not None:
+            return error.of_samples(~view.still)._replace(share=view.latents.share)
+        return error._replace(samples=len(view.clip))
 
     def loss(self, latents, head: nn.Module | None = None) -> Tensor:
         """Mean of each map, then over mask kinds (as V-JEPA averages)."""
@@ -258,6 +260,7 @@ class Recipe(Value):
     probe      which encoder evaluation takes: "student" | "teacher" | "initial" (the encoder before training)
     weighting  None: the weights as written; or a rule that adapts them (`weighting.Weighting`), such as GradientRatio()
     lr         after the warm-up, "cosine" down to the preset's `final_lr`, or "constant"
+    images     repeated to fill the frames, they are left "out" of terms about change; or "in": they count as clips that stand still
     rope_grid  stretch rows and columns of the rotary positions onto this many tokens a side (V-JEPA 2.1: 16); None: as they are
     """
 
@@ -270,6 +273,7 @@ class Recipe(Value):
     weighting: Weighting | None = None
     lr: str = "cosine"
     rope_grid: int | None = None
+    images: str = "out"
 
     def __post_init__(self):
         object.__setattr__(self, "objective", as_objective(self.objective))
@@ -278,6 +282,7 @@ class Recipe(Value):
             ("levels", (1, 4)),
             ("probe", ("student", "teacher", "initial")),
             ("lr", ("cosine", "constant")),
+            ("images", ("out", "in")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"Recipe({name}={getattr(self, name)!r}): expected one of {', '.join(map(str, allowed))}")

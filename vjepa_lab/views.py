@@ -128,11 +128,13 @@ class ErrorMap(NamedTuple):
     processes share a batch the weights' sum is that of all, so that the mean over processes is the mean over the whole batch.
 
     samples  how many samples of the batch count in it, an int or a scalar tensor; None: not said
+    share    what its mean counts for beside the other micro-batches of one step, 1 on average (`Latents.share`)
     """
 
     value: Tensor
     weight: Tensor | None = None
     samples: int | Tensor | None = None
+    share: float | Tensor = 1.0
 
     def mean(self) -> Tensor:
         """Scalar; a differentiable zero where no entry counts (an image has no temporal difference)."""
@@ -162,7 +164,7 @@ def mean_of(maps: list[ErrorMap]) -> Tensor:
     counts = [1 if m.samples is None else m.samples for m in maps]
     total = sum(counts)
     total = max(total, 1) if isinstance(total, int) else total.clamp_min(1)
-    return sum(m.mean() * (n / total) for n, m in zip(counts, maps, strict=True))
+    return sum(m.mean() * (n / total) * m.share for n, m in zip(counts, maps, strict=True))
 
 
 def diff(x: Tensor) -> Tensor:

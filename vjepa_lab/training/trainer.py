@@ -30,11 +30,12 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 class Part(NamedTuple):
-    """Clips of one shape [b c f y x], normalised, with their masks; which of them are images (None: none is)."""
+    """Clips of one shape [b c f y x], normalised, with their masks; which of them are images (None: none is); see `Latents.share`."""
 
     clip: Tensor
     masks: list[Mask]
     still: Tensor | None = None
+    share: float | Tensor = 1.0
 
 
 class Passes(nn.Module):
@@ -46,7 +47,7 @@ class Passes(nn.Module):
 
     def forward(self, parts: list[Part], step: int, progress: float) -> tuple[Tensor, dict[str, Tensor], list[Latents]]:
         known = {"step": step, "progress": progress, "full": self.full}
-        latents = [self.model.latents(part.clip, part.masks, still=part.still, **known) for part in parts]
+        latents = [self.model.latents(part.clip, part.masks, still=part.still, share=part.share, **known) for part in parts]
         return *self.loss(*latents), latents
 
 
@@ -134,14 +135,21 @@ class Trainer:
             return [ready]
         (whole,), rows = ready, len(parts[0][0]) // self.accumulate
         cuts = [slice(i * rows, (i + 1) * rows) for i in range(self.accumulate)]
+        if whole.still is None:
+            return [[Part(whole.clip[cut], [m.rows(cut) for m in whole.masks])] for cut in cuts]
+        moving = self.team.mean((~whole.still).float().view(self.accumulate, -1).sum(1))
+        shares = moving / moving.mean().clamp_min(1e-12)
         return [
-            [Part(whole.clip[cut], [m.rows(cut) for m in whole.masks], None if whole.still is None else whole.still[cut])] for cut in cuts
+            [Part(whole.clip[cut], [m.rows(cut) for m in whole.masks], whole.still[cut], share)]
+            for cut, share in zip(cuts, shares, strict=True)
         ]
 
     def _moved(self, batch) -> list[tuple[Tensor, Tensor | None]]:
         """The clips of each part on the device, and which are images; None where none is, asked before the move: after it a GPU waits."""
         shared = self.team.world > 1  # then all processes take the same path, whatever their clips
         moved = batch.to(self.device).parts
+        if self.recipe.images == "in":
+            return [(part.clip, None) for part in moved]
         if isinstance(batch, video.Uncut):
             asked = [shared or any(sample.still for sample in batch.samples)] * len(moved)
         else:
