@@ -66,7 +66,7 @@ def _flagged(wide: dict[str, pd.DataFrame], variant: str, *benchmarks: str) -> b
 def _compared(df, against, regime, source, benchmarks, baseline_seed) -> tuple[pd.DataFrame, str]:
     source = source or ("run" if df["source"].eq("run").any() else "paper")
     rows = results.select(df[df["source"].isin([source, "constant"])], regime=regime, benchmarks=benchmarks)
-    if (several := rows["regime"].dropna().unique()).size > 1:
+    if (several := rows.loc[rows["source"].ne("constant"), "regime"].dropna().unique()).size > 1:
         raise ValueError(f"choose one regime of {sorted(several)}: they do not share a baseline")
     return stats.compare(rows, against, baseline_seed=baseline_seed), source
 
