@@ -8,9 +8,13 @@ import torch
 
 from vjepa_lab import data
 from vjepa_lab.data.check import check
+from vjepa_lab.data.crops import view_crop
 from vjepa_lab.data.encode import write_video
+from vjepa_lab.data.listing import mirrors
+from vjepa_lab.data.prepare import prepare
+from vjepa_lab.data.sampling import Sampling
 from vjepa_lab.data.sets import SETS
-from vjepa_lab.data.sets.ssv2 import mirrored
+from vjepa_lab.data.video import Video
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,7 @@ def test_ssv2(tmp_path, clip):
     assert train.labels["class"].tolist() == [0, 1, 2, 0]
     assert load(f"ssv2:{tmp_path}", "val").labels["class"].tolist() == [1, 2]
     assert load(f"ssv2:{tmp_path}", "test").labels["class"].tolist() == [2]
-    assert train.listing.mirrored == {0: 1, 1: 0}
+    assert train.listing.mirrored == {"class": {0: 1, 1: 0}}
 
 
 def test_ssv2_flips_swap_left_and_right(tmp_path, clip):
@@ -112,7 +116,7 @@ def test_ssv2_flips_swap_left_and_right(tmp_path, clip):
 
 def test_ssv2_official_flip_pairs(clips):
     names = json.loads((clips / "ssv2" / "labels" / "labels.json").read_text())
-    pairs = mirrored(sorted(names, key=lambda name: int(names[name])))
+    pairs = mirrors(sorted(names, key=lambda name: int(names[name])))
     assert pairs == {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
     source = data.open(f"ssv2:{clips / 'ssv2'}", "val", frames=16, size=32)  # 16 x stride 2 is longer than some of these clips
     assert len(source) == 3 and len(source.classes["class"]) == 174 and source[0].clip.shape == (3, 16, 32, 32)
@@ -248,3 +252,91 @@ def test_unknown_names_and_options_suggest_near_ones(ucf101):
         data.open(f"ucf101:{ucf101}", segment=2)
     with pytest.raises(data.DataError, match="did you mean 'frames'"):
         data.open("synthetic", frame=2)
+
+
+@pytest.mark.parametrize("names, twins", [
+    (["Pulling something from left to right", "Pulling something from right to left"], {0: 1, 1: 0}),
+    (["ccw", "cw", "left", "right", "up"], {0: 1, 1: 0, 2: 3, 3: 2}),
+    (["Counter-clockwise", "Clockwise", "pan_left", "pan_right"], {0: 1, 1: 0, 2: 3, 3: 2}),
+    (["N", "NE", "E", "SE", "S", "SW", "W", "NW"], {1: 7, 2: 6, 3: 5, 5: 3, 6: 2, 7: 1}),
+    (["E", "W", "X"], {}),  # letters, not directions
+    (["pulling it right out", "Brightness", "cleft"], {}),
+])  # fmt: skip
+def test_classes_that_a_flip_swaps(names, twins):
+    assert mirrors(names) == twins
+
+
+@pytest.mark.parametrize("name", ["folder", "ucf101", "ssv2"])
+def test_flips_of_the_exported_world_swap_its_motions(name, tmp_path):
+    root = data.export(tmp_path / "set", name, clips={"train": 80, "test": 1}, size=16, frames=2, progress=False)
+    always, never = (data.open(root if name == "folder" else f"{name}:{root}", frames=2, size=16, flips=p) for p in (1.0, 0.0))
+    seen = set()
+    for flipped, plain in zip(always, never, strict=True):
+        for label in {"class", "motion"} & set(always.classes):
+            pair = [always.classes[label][s.labels[label]].lower().split()[-1] for s in (plain, flipped)]
+            swap = {"left": "right", "right": "left", "cw": "ccw", "ccw": "cw"}
+            assert pair[1] == swap.get(pair[0], pair[0])
+            seen.add(pair[0])
+    assert {"left", "cw"} & seen and len(seen) > 4
+
+
+def test_flips_swap_left_and_right_in_a_manifest_and_a_prepared_copy_too(tmp_path, clip):
+    ssv2_tree(tmp_path, clip)
+    report = check("ssv2", tmp_path, progress=False, workers=0)
+    small = prepare(report, tmp_path / "small", side=16, progress=False)
+    for spec in (report.write(tmp_path / "manifest.csv"), small):
+        always = data.open(spec, frames=4, size=16, flips=1.0)
+        assert [always[i].labels["class"] for i in range(3)] == [1, 0, 2]
+
+
+def test_the_exported_directions_share_no_clip_between_splits(tmp_path):
+    root = data.export(tmp_path / "set", task="dirs8", clips={"train": 24, "test": 12}, size=160, frames=2, progress=False)
+    train, test = (data.open(root, split, frames=1, size=32, augment=False) for split in ("train", "test"))
+    assert (len(train), len(test)) == (24, 12)
+    assert not any(torch.equal(a.clip, b.clip) for a in train for b in test)
+    with pytest.raises(data.DataError, match="one held-out split"):
+        data.export(tmp_path / "three", task="dirs8", clips={"train": 8, "val": 8, "test": 8}, progress=False)
+    with pytest.raises(data.DataError, match="shapes in hues"):
+        data.export(tmp_path / "images", "imagenet100", task="dirs8", progress=False)
+
+
+def test_a_class_has_one_number_in_every_split(tmp_path, clip):
+    put(clip, *(tmp_path / "folder" / file for file in ("train/a/1.mp4", "train/b/2.mp4", "train/c/3.mp4", "val/a/4.mp4", "val/c/5.mp4")))
+    train, val = (data.open(tmp_path / "folder", split, frames=2, size=16) for split in ("train", "val"))
+    assert train.classes == val.classes and val.labels["class"].tolist() == [0, 2] and "1 of 3 classes have no clip" in repr(val)
+    kinetics = tmp_path / "kinetics"
+    for part, labels in (("train", "abc"), ("val", "ac")):
+        rows = "".join(f"{label},{label}x,0,10,{part}\n" for label in labels)
+        write(kinetics / f"{part}.csv", "label,youtube_id,time_start,time_end,split\n" + rows)
+        put(clip, *(kinetics / part / label / f"{label}x_000000_000010.mp4" for label in labels))
+    assert load(f"kinetics:{kinetics}", "val").labels["class"].tolist() == [0, 2]
+    moments = tmp_path / "moments"
+    for part, labels in (("training", "abc"), ("validation", "ac")):
+        write(moments / f"{part}Set.csv", "".join(f"{label}/1.mp4,{label}\n" for label in labels))
+        put(clip, *(moments / part / label / "1.mp4" for label in labels))
+    assert load(f"moments:{moments}", "val").labels["class"].tolist() == [0, 2]
+    write(moments / "moments_categories.txt", "a,0\nb,1\nc,3\n")
+    with pytest.raises(data.DataError, match="3 classes numbered from 0 without gaps; found 0 a, 1 b, 3 c"):
+        data.open(f"moments:{moments}")
+
+
+def test_ucf101_refuses_a_class_list_with_gaps(ucf101):
+    for text, message in (("1 Archery\n3 HandstandPushups\n", "numbered from 1 without gaps"), ("Archery\n", "line 1: expected `number")):
+        write(ucf101 / "ucfTrainTestlist" / "classInd.txt", text)
+        with pytest.raises(data.DataError, match=message):
+            data.open(f"ucf101:{ucf101}")
+
+
+def test_a_clip_that_begins_after_its_file_ends_is_named(tmp_path, clip):
+    """AVA's times count from the film's beginning; of a copy that was cut there would be nothing but its last frame."""
+    put(clip, tmp_path / "a.mp4")
+    write(tmp_path / "cut.csv", "path,label,start,end\na.mp4,0,1,2\na.mp4,0,900,902\n")
+    source = data.open(tmp_path / "cut.csv", frames=4, size=16, augment=False, stride=1)
+    assert [(c.start, c.end) for c in source.listing.clips] == [(1.0, 2.0), (900.0, 902.0)]
+    whole = data.open(tmp_path / "cut.csv", frames=24, size=16, augment=False, stride=1).read(0).clip
+    with Video(tmp_path / "a.mp4") as video:
+        assert video.frames == 24 and whole.shape[1] == 24
+        truth = view_crop(video.read(12 + Sampling(4, 1).numbers(12)), 16).movedim(1, 0)
+    assert torch.equal(source.read(0).clip, truth)
+    with pytest.raises(data.ClipError, match="begins at 900 s, the video ends at 2 s"):
+        source.read(1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .cache import Cache, Kept
-from .core import DataError, Sample, Source
+from .core import ClipError, DataError, Sample, Source
 from .crops import random_crop, view_crop
 from .listing import Clip, Listing
 from .sampling import Sampling
@@ -84,8 +84,8 @@ class Files(Source):
             frames = view_crop(frames, self.size, view, self.views)
             return Sample(frames.movedim(1, 0).contiguous(), labels, place, is_image(clip.path))
         crop = random_crop(*frames.shape[-2:], rng, self.scale, self.ratio, self.flips)
-        if crop.mirrored and self.listing.mirrored:
-            labels["class"] = self.listing.mirrored.get(labels["class"], labels["class"])
+        if crop.mirrored:
+            labels |= {name: table.get(labels[name], labels[name]) for name, table in self.listing.mirrored.items()}
         sample = Sample(frames.movedim(1, 0), labels, place, is_image(clip.path), (crop, self.size))
         return sample if self.augment == "device" else sample.cut()
 
@@ -117,7 +117,7 @@ class Files(Source):
     def subset(self, keep) -> Files:
         """The same source with only the files at the places `keep`."""
         twin = object.__new__(type(self))
-        twin.__dict__ = {k: v for k, v in self.__dict__.items() if k != "_faults"}
+        twin.__dict__ = {k: v for k, v in self.__dict__.items() if k not in ("_faults", "avoid")}  # those of other indices
         twin.listing = replace(self.listing, clips=[self.listing.clips[i] for i in keep])
         return twin
 
@@ -146,7 +146,9 @@ def _span(clip: Clip, video: Video | Kept) -> tuple[int, int]:
     """First frame and number of frames of the part that `clip` names."""
     if clip.start is None or video.fps <= 0:
         return 0, video.frames
-    first = min(int(clip.start * video.fps), video.frames - 1)
+    first = int(clip.start * video.fps)
+    if first >= video.frames:
+        raise ClipError(clip.path, f"the clip begins at {clip.start:g} s, the video ends at {video.frames / video.fps:g} s")
     last = video.frames if clip.end is None else min(round(clip.end * video.fps), video.frames)
     return max(first, 0), max(last - first, 1)
 

@@ -9,7 +9,8 @@ import re
 import shlex
 import zlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -45,15 +46,13 @@ class Clip:
 @dataclass(frozen=True)
 class Listing:
     """The clips of one split. `classes`: label name -> class names; `notes`: what a user should know about this copy;
-    `mirrored`: class -> class that a horizontal flip turns it into; `multi`: a label is a tuple of classes, read as a 0/1 vector;
-    `missing`: how many listed files (or films) this copy lacks."""
+    `multi`: a label is a tuple of classes, read as a 0/1 vector; `missing`: how many listed files (or films) this copy lacks."""
 
     name: str
     split: str
     clips: list[Clip]
     classes: dict[str, list[str]]
     notes: tuple[str, ...] = ()
-    mirrored: dict[int, int] = field(default_factory=dict)
     multi: bool = False
     missing: int = 0
 
@@ -61,11 +60,34 @@ class Listing:
         if not self.clips:
             raise DataError(f"{self.name} [{self.split}] has no clips")
 
+    @cached_property
+    def mirrored(self) -> dict[str, dict[int, int]]:
+        """Label name -> {class: the class that a flip of left and right turns it into}; see `mirrors`."""
+        return {} if self.multi else {label: mirrors(names) for label, names in self.classes.items()}
+
     def count(self, label: str = "class") -> dict[str, int]:
         """Clips per class."""
         labels = (clip.labels[label] for clip in self.clips)
         counts = Counter(chain.from_iterable(labels) if self.multi else labels)
         return {name: counts[i] for i, name in enumerate(self.classes[label])}
+
+
+SIDES = {"left": "right", "right": "left", "clockwise": "counterclockwise", "counterclockwise": "clockwise", "cw": "ccw", "ccw": "cw"}
+COMPASS = {"n": "n", "ne": "nw", "e": "w", "se": "sw", "s": "s", "sw": "se", "w": "e", "nw": "ne"}
+
+
+def mirrors(names: list[str]) -> dict[int, int]:
+    """Class -> the class that a flip of left and right turns it into, told by the words in their names.
+
+    In Something-Something V2 these are 86-87, 93-94 and 166-167, as in the authors' augmentation_mappings.json.
+    """
+    plain = [re.sub(r"(counter|anti)[- _]?clockwise", "counterclockwise", name.lower()) for name in names]
+    place = {name: i for i, name in enumerate(plain)}
+    if set(plain) == set(COMPASS):
+        return {i: place[COMPASS[name]] for name, i in place.items() if COMPASS[name] != name}
+    word = re.compile(rf"(?<![a-z])({'|'.join(SIDES)})(?![a-z])")
+    twins = {i: place.get(word.sub(lambda side: SIDES[side[0]], name), i) for i, name in enumerate(plain)}
+    return {i: twin for i, twin in twins.items() if twin != i}
 
 
 def list_folder(root, split: str = "train", held_out: float = 0.25, random: bool = False, leak: bool = False) -> Listing:
@@ -85,7 +107,9 @@ def list_folder(root, split: str = "train", held_out: float = 0.25, random: bool
     if any(parts.values()) and part is None:
         raise DataError(f"{root} has no folder for the split {split!r}; it has {', '.join(sorted(p.name for p in parts.values() if p))}")
     base = part or root
-    classes = sorted(folder.name for folder in base.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    bases = {folder for folder in parts.values() if folder} or {root}  # a class has one number, also where a split has no clip of it
+    folders = (folder for base in bases for folder in base.iterdir())
+    classes = sorted({folder.name for folder in folders if folder.is_dir() and not folder.name.startswith(".")})
     files = [
         (i, path)
         for i, name in enumerate(classes)
@@ -99,7 +123,7 @@ def list_folder(root, split: str = "train", held_out: float = 0.25, random: bool
         files, notes = _dealt(files, split, held_out, random, leak)
     empty = [name for i, name in enumerate(classes) if i not in {label for label, _ in files}]
     if empty:
-        notes += (f"{len(empty)} of {len(classes)} class folders have no clip in this split: {', '.join(empty[:5])}",)
+        notes += (f"{len(empty)} of {len(classes)} classes have no clip in this split: {', '.join(empty[:5])}",)
     clips = [Clip(str(path), {"class": i}, group_of(path.stem)) for i, path in files]
     return Listing(root.name, split, clips, {"class": classes}, notes)
 
@@ -140,8 +164,9 @@ def _dealt(files, split: str, held_out: float, random: bool, leak: bool):
 def list_manifest(path, split: str = "train") -> Listing:
     """A text file that lists clips: a table with a header that has a `path` column, or bare lines of `path label`.
 
-    Table (comma-separated): one column per label, class names or numbers in it; a `split` column selects. Bare lines: separated by the
-    last blank, or by `::`; a path with blanks may be quoted. Relative paths start at the manifest's folder. A bad line raises DataError.
+    Table (separated by commas or tabs): one column per label, class names or numbers in it; a `split` column selects; `start` and `end`
+    (seconds) narrow a clip down. Bare lines: separated by the last blank or tab, or by `::`; a path with blanks may be quoted. Relative
+    paths start at the manifest's folder. A bad line raises DataError.
     """
     path = Path(path)
     if path.suffix == ".parquet":
@@ -153,9 +178,12 @@ def list_manifest(path, split: str = "train") -> Listing:
     rows = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise DataError(f"the manifest {path} is empty; expected lines of `path label`")
-    header = [name.strip() for name in next(csv.reader([rows[0][1]]))]
+    comma = "\t" if "\t" in rows[0][1] and "," not in rows[0][1] else ","
+    header = [name.strip() for name in next(csv.reader([rows[0][1]], delimiter=comma))]
     if "path" in header:
-        return _table(path, header, [(n, next(csv.reader([line]))) for n, line in rows[1:]], split)
+        return _table(path, header, [(n, next(csv.reader([line], delimiter=comma))) for n, line in rows[1:]], split)
+    if rows[0][1].split() == ["path", "label"]:
+        rows = rows[1:]
     pairs = [_pair(path, number, line) for number, line in rows]
     names, labels = _encode([label for _, label in pairs])
     clips = [
@@ -179,9 +207,10 @@ def _pair(path: Path, number: int, line: str) -> tuple[str, str]:
             parts = []
         file, label = parts if len(parts) == 2 else ("", "")
     else:
-        file, _, label = line.rpartition(" ") if " " in line else line.rpartition("\t")
+        file, label = ["", *line.rsplit(maxsplit=1)][-2:]
     if not file.strip() or not label.strip():
-        raise DataError(f"{path}, line {number}: expected `path label`, found {line!r}")
+        hint = "; a table with commas needs a header with a column `path`" if "," in line else ""
+        raise DataError(f"{path}, line {number}: expected `path label`, found {line!r}{hint}")
     return file.strip(), label.strip()
 
 
@@ -195,6 +224,8 @@ def _table(path: Path, header: list[str], rows, split: str) -> Listing:
         if len(row) != len(header):
             raise DataError(f"{path}, line {number}: {len(row)} values for {len(header)} columns ({', '.join(header)})")
         records.append(dict(zip(header, row, strict=True)))
+        if lacking := [name for name in ("path", *labels) if not records[-1][name].strip()]:
+            raise DataError(f"{path}, line {number}: nothing in the column {lacking[0]!r}; fill it in, or take the line or the column out")
     encoded = {name: _encode([record[name] for record in records]) for name in labels}
     if {"label", "label_id"} <= set(header):  # class numbers as the data set's own files give them
         numbers = [int(record["label_id"]) for record in records]
@@ -207,11 +238,27 @@ def _table(path: Path, header: list[str], rows, split: str) -> Listing:
     if wanted is None and split != "all":
         raise DataError(f"{path} has no split {split!r}; it has {', '.join(sorted(present))}")
     clips = [
-        Clip(_resolve(path, record["path"]), {called[name]: encoded[name][1][i] for name in labels}, record.get("group", ""))
+        Clip(
+            _resolve(path, record["path"]),
+            {called[name]: encoded[name][1][i] for name in labels},
+            record.get("group", ""),
+            *(_seconds(path, record, edge) for edge in ("start", "end")),
+        )
         for i, record in enumerate(records)
         if (split == "all" or record.get("split", wanted) == wanted) and not record.get("fault")
     ]
-    return Listing(path.parent.name, split, clips, {called[name]: encoded[name][0] for name in labels})
+    name = path.resolve().parent.name if path.stem == "manifest" else path.stem
+    return Listing(name, split, clips, {called[name]: encoded[name][0] for name in labels})
+
+
+def _seconds(path: Path, record: dict[str, str], edge: str) -> float | None:
+    """Where a clip starts or ends in its file; without a word on either, None. A start that is not told is 0."""
+    if not (record.get("start") or record.get("end")):
+        return None
+    try:
+        return float(record[edge]) if record.get(edge) else 0.0 if edge == "start" else None
+    except ValueError as error:
+        raise DataError(f"{path}: {edge} of {record['path']} is {record[edge]!r}; expected seconds") from error
 
 
 def _parquet(path: Path, split: str) -> Listing:
@@ -223,9 +270,9 @@ def _parquet(path: Path, split: str) -> Listing:
 
 
 def _encode(values: list[str]) -> tuple[list[str], list[int]]:
-    """Class names, and each value's number among them. Whole numbers are class numbers already (0-based)."""
-    if all(value.isdecimal() for value in values):
-        numbers = [int(value) for value in values]
+    """Class names, and each value's number among them. Whole numbers are class numbers already (0-based), unless they are plainly not."""
+    numbers = [int(value) for value in values] if all(value.isdecimal() for value in values) else []
+    if numbers and max(numbers) < max(1000, 10 * len(numbers)):
         return [str(i) for i in range(max(numbers) + 1)], numbers
     names = sorted(set(values))
     place = {name: i for i, name in enumerate(names)}

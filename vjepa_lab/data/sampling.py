@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +48,8 @@ class Sampling:
             shift = 0.5 if rng is None else rng.random(self.frames)
             return np.minimum(first + (np.arange(self.frames) + shift) * (last - first) / self.frames, total - 1).astype(int)
         offsets = np.arange(self.frames) * self._step(rate)
-        room = last - 1 - first - offsets[-1]  # how far the clip can move within its segment
-        start = first if room <= 0 else first + int(room / 2 if rng is None else rng.random() * (room + 1))
+        room = math.floor(last - 1 - first - offsets[-1])  # how far the clip can move within its segment
+        start = first if room <= 0 else first + (room // 2 if rng is None else int(rng.random() * (room + 1)))
         numbers = (start + offsets + 0.5).astype(int)
         return numbers % total if self.short == "loop" else np.minimum(numbers, total - 1)
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ..core import DataError
 from ..listing import Clip, Listing
+from ..video import is_media
 from .common import choose, need, read_lines
 
 LAYOUT = """  videos/<video_id>.mp4 (or .mkv, .webm; videos_15min/ for films cut to minutes 15-30)
@@ -68,7 +69,7 @@ def found(root, split: str, offset: float | None = None) -> Copy:
     if not actions:
         raise DataError(f"AVA: {table.parent} has no ava_action_list*.pbtxt; expected\n{LAYOUT}")
     offset = (900.0 if videos.name == "videos_15min" else 0.0) if offset is None else offset
-    films = {path.stem: path for path in videos.iterdir()}
+    films = {path.stem: path for path in videos.iterdir() if is_media(path)}
     return Copy(table, read_actions(actions[0]), _excluded(table.parent, part), videos, films, offset)
 
 

@@ -40,6 +40,15 @@ def read_json(path: Path):
         raise DataError(f"{path} is no readable JSON: {error}") from error
 
 
+def numbered(file: Path, numbers: dict[str, int], first: int = 0) -> list[str]:
+    """Class names in the order of their numbers; raises DataError unless these are `first`, `first` + 1, ... each once."""
+    names = sorted(numbers, key=numbers.get)
+    if [numbers[name] for name in names] != list(range(first, first + len(names))):
+        found = ", ".join(f"{numbers[name]} {name}" for name in names[:4])
+        raise DataError(f"{file}: expected {len(names)} classes numbered from {first} without gaps; found {found}, ...")
+    return names
+
+
 def choose(name: str, split: str, splits: dict[str, str]) -> str:
     """What a set calls the split."""
     if split not in splits:

@@ -49,7 +49,7 @@ def listing(root, split: str = "train", classes: str | None = None) -> Listing:
         for label, name in enumerate(names)
         if name in folders
         for path in sorted((base / name).iterdir())
-        if is_image(path)
+        if is_image(path) and path.name[0] != "."
     ]
     return Listing("imagenet100", split, clips, {"class": names}, notes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 from ..core import DataError
 from ..listing import Clip, Listing, list_folder
@@ -12,6 +13,9 @@ LAYOUT = """  train/<class>/<youtube_id>_<start>_<end>.mp4 (or train/<file>.mp4)
   train.csv, val.csv (label,youtube_id,time_start,time_end,split), start and end in six digits"""
 OFFICIAL: dict[str, int] = {}
 CLASSES = (400, 600, 700)
+
+PARTS = ("train", "val", "validate")
+"""Stems of the lists with labels."""
 
 
 def listing(root, split: str = "train") -> Listing:
@@ -24,13 +28,9 @@ def listing(root, split: str = "train") -> Listing:
     )
     if table is None:
         return list_folder(root, split)
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"label", "youtube_id", "time_start", "time_end"} <= set(rows[0]):
-        raise DataError(
-            f"{table}: expected the columns label,youtube_id,time_start,time_end; found {', '.join(rows[0]) if rows else 'nothing'}"
-        )
-    names = sorted({row["label"] for row in rows})
+    rows = _rows(table)
+    others = [file for file in table.parent.glob("*.csv") if file.stem in PARTS and file != table]  # one numbering for all parts
+    names = sorted({row["label"] for part in (rows, *map(_rows, others)) for row in part})
     place = {name: i for i, name in enumerate(names)}
     folders = {path.name for path in videos.iterdir() if path.is_dir()}
     clips = []
@@ -40,3 +40,13 @@ def listing(root, split: str = "train") -> Listing:
         clips.append(Clip(str(videos / own / name), {"class": place[row["label"]]}, row["youtube_id"]))
     notes = () if len(names) in CLASSES else (f"{len(names)} classes; Kinetics has 400, 600 or 700",)
     return present(Listing("kinetics", split, clips, {"class": names}, notes), LAYOUT)
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"label", "youtube_id", "time_start", "time_end"} <= set(rows[0]):
+        raise DataError(
+            f"{table}: expected the columns label,youtube_id,time_start,time_end; found {', '.join(rows[0]) if rows else 'nothing'}"
+        )
+    return rows

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 from ..core import DataError
 from ..listing import Clip, Listing, list_folder
-from .common import choose, need, present, read_lines
+from .common import choose, need, numbered, present, read_lines
 
 LAYOUT = """  training/<class>/<clip>.mp4 and validation/<class>/<clip>.mp4
   trainingSet.csv  validationSet.csv (class/clip.mp4,class,...)  moments_categories.txt (class,index)"""
@@ -21,16 +22,26 @@ def listing(root, split: str = "train") -> Listing:
     table, categories = videos.parent / f"{part}Set.csv", videos.parent / "moments_categories.txt"
     if not table.is_file():
         return list_folder(root, split)
-    rows = list(csv.reader(read_lines(table)))
+    rows = _rows(table)
     if categories.is_file():
-        place = {name: int(number) for name, number in (line.rsplit(",", 1) for line in read_lines(categories))}
-        names = sorted(place, key=place.get)
+        pairs = (line.rpartition(",") for line in read_lines(categories))
+        names = numbered(categories, {name: int(number) for name, _, number in pairs})
     else:
-        names = sorted({row[1] for row in rows})
-        place = {name: i for i, name in enumerate(names)}
+        tables = (videos.parent / f"{name}Set.csv" for name in ("training", "validation"))  # one numbering for both parts
+        names = sorted({row[1] for file in tables if file.is_file() for row in _rows(file)})
+    place = {name: i for i, name in enumerate(names)}
     unknown = sorted({row[1] for row in rows} - set(place))
     if unknown:
         raise DataError(f"{table}: classes {', '.join(unknown[:5])} are not in {categories.name}")
     notes = () if len(names) in CLASSES else (f"{len(names)} classes; v1 has 339 and v2 has 305",)
     clips = [Clip(str(videos / row[0]), {"class": place[row[1]]}) for row in rows]
     return present(Listing("moments", split, clips, {"class": names}, notes), LAYOUT)
+
+
+def _rows(table: Path) -> list[list[str]]:
+    """Rows of class/file.mp4, class, and columns that are not used."""
+    rows = list(csv.reader(read_lines(table)))
+    for number, row in enumerate(rows, 1):
+        if len(row) < 2:
+            raise DataError(f"{table}, line {number}: expected `class/clip.mp4,class,...`, found {','.join(row)!r}")
+    return rows

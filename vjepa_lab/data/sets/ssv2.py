@@ -6,7 +6,7 @@ import re
 
 from ..core import DataError
 from ..listing import Clip, Listing
-from .common import choose, need, present, read_json, read_lines
+from .common import choose, need, numbered, present, read_json, read_lines
 
 LAYOUT = """  20bn-something-something-v2/<id>.webm
   labels/{labels,train,validation,test}.json (or something-something-v2-*.json), labels/test-answers.csv"""
@@ -28,6 +28,7 @@ def listing(root, split: str = "train") -> Listing:
         return need("SSv2", labels, f"{name}.json", f"something-something-v2-{name}.json", layout=LAYOUT)
 
     place = {name: int(number) for name, number in read_json(annotation("labels")).items()}
+    names = numbered(annotation("labels"), place)
     if part == "test":
         answers = [line.split(";", 1) for line in read_lines(need("SSv2", labels, "test-answers.csv", layout=LAYOUT))]
         rows = [(number, text) for number, text in answers]
@@ -37,13 +38,4 @@ def listing(root, split: str = "train") -> Listing:
     if unknown:
         raise DataError(f"SSv2: {len(unknown)} templates are not in labels.json, the first {unknown[0]!r}")
     clips = [Clip(str(videos / f"{number}.webm"), {"class": place[text]}) for number, text in rows]
-    names = sorted(place, key=place.get)
-    return present(Listing("ssv2", split, clips, {"class": names}, mirrored=mirrored(names)), LAYOUT)
-
-
-def mirrored(names: list[str]) -> dict[int, int]:
-    """Class -> class whose name says right for left and left for right (86-87, 93-94 and 166-167 in the official list)."""
-    swap = {"left": "right", "right": "left"}
-    place = {name: i for i, name in enumerate(names)}
-    twins = {i: place.get(re.sub(r"\b(left|right)\b", lambda word: swap[word[0]], name)) for name, i in place.items()}
-    return {i: twin for i, twin in twins.items() if twin is not None and twin != i}
+    return present(Listing("ssv2", split, clips, {"class": names}), LAYOUT)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..core import DataError
 from ..listing import Clip, Listing, group_of
-from .common import choose, need, present, read_lines
+from .common import choose, need, numbered, present, read_lines
 
 LAYOUT = """  UCF-101/<Class>/v_<Class>_gNN_cNN.avi
   ucfTrainTestlist/{classInd,trainlist01,testlist01,...}.txt"""
@@ -25,7 +25,8 @@ def listing(root, split: str = "train", number: int = 1) -> Listing:
     part = choose("UCF-101", split, {"train": "train", "val": "test", "test": "test"})
     lists = need("UCF-101", root, "ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist", layout=LAYOUT)
     videos = need("UCF-101", root, "UCF-101", "UCF101/UCF-101", "videos", layout=LAYOUT)
-    place = {name: int(i) - 1 for i, name in (line.split() for line in read_lines(lists / "classInd.txt"))}
+    names = _names(lists / "classInd.txt")
+    place = {name: i for i, name in enumerate(names)}
     rows = {side: [line.split()[0] for line in read_lines(lists / f"{side}list{number:02d}.txt")] for side in ("train", "test")}
     _no_leak(rows)
     unknown = {row.split("/")[0] for row in rows[part]} - set(place)
@@ -33,7 +34,16 @@ def listing(root, split: str = "train", number: int = 1) -> Listing:
         raise DataError(f"{lists}: classes {', '.join(sorted(unknown)[:5])} are not in classInd.txt")
     clips = [Clip(str(videos / row), {"class": place[row.split("/")[0]]}, group_of(Path(row).stem)) for row in rows[part]]
     notes = ("UCF-101 has no validation part: val is the test part",) if split == "val" else ()
-    return present(Listing("ucf101", split, clips, {"class": sorted(place, key=place.get)}, notes), LAYOUT)
+    return present(Listing("ucf101", split, clips, {"class": names}, notes), LAYOUT)
+
+
+def _names(file: Path) -> list[str]:
+    """Class names by lines of `number Name`, from 1."""
+    rows = [line.split() for line in read_lines(file)]
+    for number, row in enumerate(rows, 1):
+        if len(row) != 2 or not row[0].isdecimal():
+            raise DataError(f"{file}, line {number}: expected `number ClassName`, found {' '.join(row)!r}")
+    return numbered(file, {name: int(i) for i, name in rows}, first=1)
 
 
 def _no_leak(rows: dict[str, list[str]]) -> None:
