@@ -11,6 +11,7 @@ import torch
 
 from vjepa_lab import data
 from vjepa_lab.data.core import ClipError, Sample, Source
+from vjepa_lab.data.edited import Frozen
 from vjepa_lab.data.encode import write_video
 from vjepa_lab.data.memory import Memory
 from vjepa_lab.data.throughput import throughput
@@ -244,6 +245,34 @@ def test_memory_keeps_bad_clips_out_of_an_evaluation():
     assert kept.report()["files"] == {"7.mp4": "no such stream"}
 
 
+def test_memory_keeps_a_mixtures_weights():
+    how = {"size": 8, "frames": 2, "n": 40}
+    plain, kept = (data.open("0.9*synthetic + 0.1*synthetic:trs8", cache=cache, **how) for cache in (None, "memory"))
+    keys = [list(chain(*islice(source.training_keys(20, seed=1), 100))) for source in (plain, kept)]
+    assert keys[0] == keys[1] and 0.87 < sum(index < 40 for index, _ in keys[1]) / 2000 < 0.93
+
+
+def test_what_is_made_from_memory_never_shows_a_clip_that_could_not_be_read():
+    kept = Memory(Toy(60, broken={7}, fixed=True), progress=False)
+    with pytest.raises(ClipError, match="no such stream"):
+        kept.read(7)
+    for source in (Frozen(kept), data.Mixture([kept, Toy(20)], [1, 1])):
+        assert source[7].index != 7 and 7 not in torch.cat([batch.index for batch in data.loader(source, 8, train=False)])
+
+
+class Slow(Toy):
+    """No clip takes long, a batch of them does."""
+
+    def read(self, index, epoch=0):
+        time.sleep(0.15)
+        return super().read(index, epoch)
+
+
+def test_a_slow_batch_is_not_a_stuck_clip():
+    source = Slow(60)
+    assert len(next(data.loader(source, 8, workers=1, patience=0.5))) == 8 and not source.report()["unreadable"]
+
+
 def test_normalize_has_imagenet_statistics_and_an_inverse():
     clip = torch.randint(0, 256, (2, 3, 4, 8, 8), dtype=torch.uint8)
     x = data.normalize(clip)
@@ -255,6 +284,14 @@ def test_normalize_has_imagenet_statistics_and_an_inverse():
 def test_clear_errors():
     with pytest.raises(data.DataError, match="no data set is called 'nowhere'"):
         data.open("nowhere")
+    with pytest.raises(data.DataError, match=r"stand apart: 0.2\*a \+ 0.8\*b"):
+        data.open("0.2*a+0.8*b")
+    for spec in (None, "", 3):
+        with pytest.raises(data.DataError, match="expected a name such as"):
+            data.open(spec)
+    for weight in (float("nan"), float("inf"), 0):
+        with pytest.raises(data.DataError, match="one positive weight"):
+            data.Mixture([Toy()], [weight])
     with pytest.raises(data.DataError, match="batch is 0"):
         data.loader(Toy(), 0)
 

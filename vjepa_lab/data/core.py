@@ -337,3 +337,31 @@ class Source(Dataset):
     def __repr__(self) -> str:
         names = ", ".join(f"{name} ({len(values)})" for name, values in self.classes.items())
         return f"{self.name} [{self.split}]: {len(self)} clips, labels {names}"
+
+
+class Derived(Source):
+    """A source made from another clip for clip: size, labels, places and the order of training are the other's."""
+
+    def __init__(self, source: Source):
+        self.source, self.name, self.split, self.classes = source, source.name, source.split, source.classes
+        self.fixed, self.bad = source.fixed, source.bad
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def files(self) -> int:
+        return self.source.files
+
+    @property
+    def labels(self) -> dict[str, Tensor]:
+        return self.source.labels
+
+    def where(self, index: int) -> str:
+        return self.source.where(index)
+
+    def training_keys(self, batch: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[list[tuple[int, int]]]:
+        return self.source.training_keys(batch, seed, start, rank, world)  # a mixture's weights are in these
+
+    def spares(self, index: int, most: int) -> list[int]:
+        return self.source.spares(index, most)

@@ -15,32 +15,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as N
 
-from .core import DataError, Sample, Source
+from .core import DataError, Derived, Sample, Source
 from .scenes import MOTIONS, SPEEDS
 
 EDITS = ("forward", "reversed", "frozen", "shuffled", "double")
 SPLITS = ("train", "val", "test", "all")
 
 
-class _Edited(Source):
+class _Edited(Derived):
     """A source whose clips are edited; labels: what the clip shows (`what`) and what was done to it (also "class")."""
 
     def __init__(self, source: Source, name: str, what: str, edit: str, edits: tuple[str, ...], seed: int):
-        self.source, self.seed, self.split, self.bad, self.fixed = source, seed, source.split, source.bad, source.fixed
-        self.name, self._what, self._edit, self._edits = f"{name}:{source.name}", what, edit, edits
+        super().__init__(source)
+        self.seed, self.name, self._what, self._edit, self._edits = seed, f"{name}:{source.name}", what, edit, edits
         self.classes = {"class": list(edits), edit: list(edits), what: source.classes["class"]}
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def where(self, index: int) -> str:
-        return self.source.where(index)
 
     def subset(self, indices) -> _Edited:
         """Edits of some of the clips, drawn by their places among these."""
         part = copy(self)
         part.source = self.source.subset(indices)
-        part.__dict__.pop("labels", None)
+        for name in ("labels", "avoid", "_faults"):  # those of other indices
+            part.__dict__.pop(name, None)
         return part
 
     def _rng(self, index: int) -> np.random.Generator:
@@ -118,7 +113,7 @@ class KenBurns(_Edited):
         return seen.round().clamp(0, 255).to(torch.uint8).movedim(1, 0).contiguous()
 
 
-class Frozen(Source):
+class Frozen(Derived):
     """The clips of a source stopped at one frame: all that appearance gives, and nothing moves.
 
     at: where in the clip the frame lies, from 0 (the first) to 1 (the last). The labels stay what they were.
@@ -127,24 +122,14 @@ class Frozen(Source):
     def __init__(self, source: Source, at: float = 0.5):
         if not 0 <= at <= 1:
             raise DataError(f"a clip is stopped between its first frame (at=0) and its last (at=1); got at={at}")
-        self.source, self.at, self.name, self.split = source, at, f"frozen:{source.name}", source.split
-        self.classes, self.fixed, self.bad = source.classes, source.fixed, source.bad
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def where(self, index: int) -> str:
-        return self.source.where(index)
+        super().__init__(source)
+        self.at, self.name = at, f"frozen:{source.name}"
 
     def read(self, index: int, epoch: int = 0) -> Sample:
         sample = self.source.read(index, epoch)
         frames = sample.clip.shape[1]
         frame = sample.clip[:, round(self.at * (frames - 1))]
         return replace(sample, clip=frame[:, None].expand(-1, frames, -1, -1).contiguous())
-
-    @property
-    def labels(self) -> dict[str, Tensor]:
-        return self.source.labels
 
     def __repr__(self) -> str:
         return f"{super().__repr__()}, stopped at {self.at}"

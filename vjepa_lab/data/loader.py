@@ -12,7 +12,7 @@ from .core import Batch, DataError, Mixed, Source, Uncut
 from .workers import batches
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def shuffled(length: int, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
     """The order of an epoch, a permutation of range(length)."""
     return np.random.default_rng((seed, stream, epoch, 0x5EED)).permutation(length)
@@ -59,7 +59,7 @@ def loader(
 
     `train=True`: endless, reshuffled every epoch; batch number `start` is the same batch whether reached or resumed at.
     `train=False`: one pass in order; clips that cannot be read are left out. `batch` counts clips of one rank.
-    `workers` processes read ahead; one that dies, or is silent for `patience` seconds, costs the clip that it was reading, not the run.
+    `workers` processes read ahead; one that dies, or rests on one clip for `patience` seconds, costs that clip, not the run.
     Faults are recorded in `source.faults` of the calling process; too many raise DataError.
     """
     if batch < 1:

@@ -8,21 +8,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .core import Batch, ClipError, DataError, Sample, Source
+from .core import Batch, ClipError, DataError, Derived, Sample, Source
 
 LIMIT = 8 * 2**30
 """Bytes that a memory cache may take unless told otherwise."""
 
 
-class Memory(Source):
+class Memory(Derived):
     """A fixed source (one whose clips do not depend on the epoch), read once into `clips [n c f y x]`; a batch is then one gather."""
-
-    fixed = True
 
     def __init__(self, source: Source, limit: int = LIMIT, progress: bool = True):
         if not source.fixed:
             raise DataError(f"{source.name} draws new views every epoch; a memory cache would freeze them (open it with augment=False)")
-        self.source, self.name, self.split, self.classes, self.bad = source, source.name, source.split, source.classes, source.bad
+        super().__init__(source)
         first, _ = source.read_or_replace(0, 0)
         need = first.clip.numel() * len(source)
         if need > limit:
@@ -43,17 +41,13 @@ class Memory(Source):
             raise DataError(f"{self.name} has clips of different shapes ({shapes}); a memory cache needs one (images='repeat')")
         self.clips[index], self._index[index], self._still[index] = sample.clip, sample.index, sample.still
 
-    def __len__(self) -> int:
-        return len(self.clips)
-
     @cached_property
     def labels(self) -> dict[str, Tensor]:
         return self.source.labels
 
-    def where(self, index: int) -> str:
-        return self.source.where(index)
-
     def read(self, index: int, epoch: int = 0) -> Sample:
+        if index in self.avoid:  # its place in memory is black
+            raise ClipError(self.avoid[index].path, self.avoid[index].why)
         labels = {name: values[index] for name, values in self.labels.items()}
         return Sample(self.clips[index], labels, int(self._index[index]), bool(self._still[index]))
 

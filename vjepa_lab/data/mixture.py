@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,7 +29,7 @@ class Mixture(Source):
     """
 
     def __init__(self, sources: list[Source], weights: list[float], split: str = "train"):
-        if len(sources) != len(weights) or not sources or min(weights) <= 0:
+        if len(sources) != len(weights) or not sources or not all(0 < weight < math.inf for weight in weights):
             raise DataError(f"a mixture needs one positive weight per source; got {len(sources)} sources and the weights {list(weights)}")
         self.sources, self.split = sources, split
         self.weights = tuple(weight / sum(weights) for weight in weights)

@@ -35,14 +35,16 @@ def open(
     `frames` a clip (1: images), `size` pixels square, every `stride`-th frame of a video (a synthetic clip fills its frames exactly).
     `options` go to the set's listing, to `Files` or to the synthetic world. `cache="memory"` keeps the clips of a fixed source in memory;
     `cache=FOLDER` keeps decoded videos there, at a short side of 8/7 of `size` (a `Cache` sets its own).
-    Raises DataError when there is nothing to open under that name, or an option is unknown.
+    A `Source` is given back as it is. Raises DataError when there is nothing to open under that name, or an option is unknown.
     """
     if isinstance(spec, Source):
         return spec
+    if not isinstance(spec, str | Path) or not str(spec).strip():
+        raise DataError(f"data={spec!r}: expected a name such as 'synthetic', a folder, a manifest, a mixture or a Source")
     name, _, rest = str(spec).partition(":")
     options |= {"frames": frames, "size": size, "seed": seed}
     files = {"stride": stride, **_disk(cache, size)}
-    if " + " in str(spec):
+    if " + " in str(spec) and not Path(spec).exists():
         source = _mixture(str(spec), split, **options, **files)
     elif name in ("time", "kenburns") and rest:
         source = _edited(name, rest, split, **options, **files)
@@ -118,6 +120,8 @@ def lister_of(spec: str):
     hint = (
         f"did you mean {near[0]}:{root}?"
         if near
+        else f"the parts of a mixture stand apart: {' + '.join(part.strip() for part in spec.split('+'))}"
+        if "+" in spec and "*" in spec
         else f"use synthetic, a folder, a manifest file, or NAME:ROOT with NAME one of {', '.join(SETS)}"
     )
     raise DataError(f"no data set is called {spec!r}, and no such file or folder exists; {hint}")

@@ -49,13 +49,16 @@ class _Worker:
         self.pipe.send(keys)
 
     def deliver(self, patience: float) -> Batch:
-        """The oldest batch owed. A clip that kills or stalls the process is avoided from then on."""
+        """The oldest batch owed. A clip that kills the process, or on which it rests for `patience` seconds, is avoided from then on."""
         while True:
+            before = self.at.value
             try:
                 if self.pipe.poll(patience):
                     made = self.pipe.recv()
                     self.owed.popleft()
                     return made
+                if self.at.value != before:  # a slow batch, not a stuck clip
+                    continue
                 why = f"reading it took longer than {patience:g} s"
             except (EOFError, OSError):
                 self.process.join(5)
@@ -64,7 +67,8 @@ class _Worker:
                     raise DataError(
                         "a worker process ran out of shared memory (/dev/shm); give the container more (--shm-size=8g), or use workers=0"
                     ) from None
-                why = f"reading it killed the decoder ({signal.Signals(-code).name if code and code < 0 else f'exit code {code}'})"
+                how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+                why = f"reading it killed the decoder ({how})" + ", or memory ran out" * (code == -signal.SIGKILL)
             index = self.at.value
             self.stop()
             if index < 0 or index in self.known:
