@@ -1,5 +1,6 @@
 """Video files: frame numbers are right through both backends, and whatever is wrong with a file is named."""
 
+import multiprocessing as mp
 import os
 import random
 import shutil
@@ -162,7 +163,7 @@ def tree(tmp_path_factory):
 
 
 def test_exported_world_reads_back(tree):
-    train, test = (data.open(tree, split, frames=6, size=32) for split in ("train", "test"))
+    train, test = (data.open(tree, split, frames=6, size=32, augment=False) for split in ("train", "test"))
     assert (len(train), len(test)) == (24, 8) and set(train.classes) == {"class", "shape", "hue", "texture", "tint", "motion", "speed"}
     world = data.open("synthetic", frames=12, size=64)
     order = [clip.path.rsplit("_", 1)[1] for clip in train.listing.clips]
@@ -210,7 +211,7 @@ def test_cache_gives_the_same_clips_as_decoding(tree, tmp_path):
 def test_cache_is_bounded_heals_and_fills(tree, tmp_path):
     files = [clip.path for clip in list_folder(tree).clips]
     small = Cache(tmp_path / "small", side=32, limit=200_000)  # 12 frames of 32 x 32 are 36,864 bytes
-    assert small.fill(files, progress=False) == {} and len(list((tmp_path / "small").glob("*.npy"))) == 6
+    assert small.fill(files, progress=False) == {} and len(list((tmp_path / "small").glob("*.npy"))) == 5
     with small.open(files[-1]) as video:
         assert video.read([3]).shape == (1, 3, 64, 64)  # not kept: decoded
     store = Cache(tmp_path / "store", side=32)
@@ -367,6 +368,9 @@ def test_folders_without_splits_say_how_they_were_dealt(clips):
     ("a.mp4 1\nb.mp4\n", r"line 2: expected `path label`, found 'b.mp4'"),
     ("path,label,split\na.mp4,1\n", r"line 2: 2 values for 3 columns"),
     ("path,frames\na.mp4,1\n", "names no label column"),
+    ("path,label\na.mp4,1\nb.mp4,\n", r"line 3: nothing in the column 'label'"),
+    ("a.mp4,1\n", "needs a header with a column `path`"),
+    ("path,label,start,end\na.mp4,1,x,2\n", "start of a.mp4 is 'x'; expected seconds"),
     ("path,label,split\na.mp4,1,train\n", "no split 'test'; it has train"),
 ])  # fmt: skip
 def test_bad_manifests(tmp_path, content, message):
@@ -396,3 +400,92 @@ def test_a_random_split_of_ucf101_is_refused_unless_the_leak_is_asked_for(clips)
     assert both(train) & both(test) and "LEAKS" in test.notes[0]
     fair = [both(list_folder(folder, split)) for split in ("train", "test")]
     assert not fair[0] & fair[1]
+
+
+def fill_with_others(folder, files, limit):
+    Cache(folder, side=32, limit=limit).fill(files, progress=False)
+
+
+def test_a_cache_shared_by_processes_stays_within_its_limit(tree, tmp_path):
+    files = [clip.path for clip in list_folder(tree).clips]
+    jobs = [mp.get_context("fork").Process(target=fill_with_others, args=(tmp_path, files[i::3], 200_000)) for i in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    kept = sum(path.stat().st_size for path in tmp_path.glob("*.npy"))
+    assert 100_000 < kept <= 200_000 and all(job.exitcode == 0 for job in jobs)
+
+
+def test_a_cache_outlives_what_happens_to_disks(tree, tmp_path, monkeypatch):
+    file = list_folder(tree).clips[0].path
+    with Cache(tmp_path, side=32).open(file) as video:
+        truth = video.read([0, 5])
+    kept, facts = next(tmp_path.glob("*.npy")), next(tmp_path.glob("*.json"))
+    for path, text in ((kept, ""), (facts, ""), (facts, "{}"), (facts, "[")):  # a machine that lost its power
+        path.write_text(text)
+        with Cache(tmp_path, side=32).open(file) as video:
+            assert torch.equal(video.read([0, 5]), truth)
+    left = tmp_path / ".half.123"
+    left.write_text("of a process that was killed")
+    assert Cache(tmp_path).size() > 0 and left.exists()
+    os.utime(left, (0, 0))
+    assert Cache(tmp_path).size() == kept.stat().st_size and not left.exists()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.warns(UserWarning, match="keeps no more videos.*No space left"), Cache(tmp_path, side=16).open(file) as video:
+        assert video.read([0]).shape == (1, 3, 64, 64)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(data.DataError, match=r"cache folder .* cannot be made"):
+        Cache(tmp_path / "file" / "cache")
+
+
+def test_fractional_steps_stay_inside_their_segment():
+    rng = np.random.default_rng(0)
+    for rate in (25.0, 29.97, 23.976):
+        for segment in range(3):
+            drawn = np.array([Sampling(5, fps=8, segments=3).numbers(60, rate, segment, rng) for _ in range(300)])
+            assert drawn.min() >= 20 * segment and drawn.max() <= 20 * segment + 19
+
+
+def test_check_names_files_that_may_not_be_opened(tree, monkeypatch):
+    from vjepa_lab.data import check as module
+
+    facts, victim = module._file_facts, list_folder(tree).clips[3].path
+
+    def denied(path, hashes):
+        if path == victim:
+            raise PermissionError(13, "Permission denied", path)
+        return facts(path, hashes)
+
+    monkeypatch.setattr(module, "_file_facts", denied)
+    report = check("folder", tree, progress=False, workers=0)
+    assert report.table["fault"].dropna().tolist() == ["Permission denied"] and len(report.table) == 32
+
+
+def test_check_tells_what_a_manifest_leaves_out(tree, tmp_path):
+    place = tmp_path / "thing"
+    place.mkdir()
+    for i in range(8):
+        shutil.copy(sorted(tree.rglob("*.mp4"))[i], place / f"{i}.mp4")
+    (place / "0.mp4").write_bytes(b"")
+    check("folder", tmp_path, progress=False, workers=0).write()
+    assert len(data.open(tmp_path, "all", frames=2, size=16)) == 7  # the manifest says that 0.mp4 cannot be read
+    shutil.copy(place / "1.mp4", place / "new.mp4")
+    text = str(check("folder", tmp_path, progress=False, workers=0))
+    assert "2 files are not read" in text and "thing/0.mp4; remove the manifest" in text
+
+
+@pytest.mark.parametrize("text", ["path\tlabel\na b.mp4\t1\nc.mp4\t0\n", "path label\na b.mp4 1\nc.mp4 0\n", "a b.mp4\t1\nc.mp4\t0\n"])
+def test_tabs_and_headers_of_blank_separated_lists(tmp_path, text):
+    (tmp_path / "list.txt").write_text(text)
+    listing = list_manifest(tmp_path / "list.txt")
+    assert [clip.labels["class"] for clip in listing.clips] == [1, 0] and listing.clips[0].path == str(tmp_path / "a b.mp4")
+
+
+def test_a_column_of_numbers_that_are_no_classes(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label,id\na.mp4,1,99999999999\nb.mp4,0,7\n")
+    assert list_manifest(tmp_path / "list.csv").classes == {"class": ["0", "1"], "id": ["7", "99999999999"]}

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
+import warnings
 import zlib
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
-from .core import ClipError
+from .core import ClipError, DataError
 from .video import Video, is_image, require_file
 
 VERSION = 1
@@ -27,18 +28,42 @@ WHOLE = 4 * 2**30
 """Bytes of the longest video that is decoded as a whole; longer ones are not kept."""
 
 
+STALE = 3600
+"""Seconds after which a half-written file is taken for that of a process that was killed."""
+
+
 class Cache:
     """A folder of decoded videos, at most `limit` bytes of them; what does not fit is decoded from its file every time."""
 
     def __init__(self, folder, side: int = 128, limit: int = 50 * 2**30):
         self.folder, self.side, self.limit = Path(folder), side, limit
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"the cache folder {folder} cannot be made ({error.strerror}); name another place") from error
         self._checked: set[str] = set()
+        self._bytes, self._measure_at = 0, 0.0
 
-    @cached_property
-    def _size(self) -> list[int]:
-        """Bytes in the folder, as this process knows: read once, then counted."""
-        return [sum(path.stat().st_size for path in self.folder.glob("*.npy"))]
+    def size(self) -> int:
+        """Bytes of frames in the folder. Other processes write there too: it is measured again and again, in a twentieth of the time."""
+        begun = time.monotonic()
+        if begun >= self._measure_at:
+            self._bytes = self._measured()
+            self._measure_at = 21 * time.monotonic() - 20 * begun
+        return self._bytes
+
+    def _measured(self) -> int:
+        total = 0
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                try:
+                    stat = entry.stat()
+                    if entry.name.startswith(".") and time.time() - stat.st_mtime > STALE:
+                        os.unlink(entry.path)
+                except FileNotFoundError:  # another process was first
+                    continue
+                total += stat.st_size * entry.name.endswith(".npy")
+        return total
 
     def key(self, path) -> str:
         """Changes with the file's place, size and date, and with the size of the frames kept."""
@@ -53,10 +78,16 @@ class Cache:
         if kept is not None:
             return kept
         video = Video(path, backend)
-        if self._size[0] >= self.limit or video.frames * video.stream.width * video.stream.height * 3 > WHOLE:
+        whole = video.frames * video.stream.width * video.stream.height * 3
+        shrunk = whole * min(1.0, self.side / min(video.stream.width, video.stream.height)) ** 2
+        if self.size() + shrunk > self.limit or whole > WHOLE:
             return video
         with video:
-            self._store(self.key(path), video)
+            try:
+                self._store(self.key(path), video)
+            except OSError as error:
+                warnings.warn(f"{self.folder} keeps no more videos, they are decoded every time: {error.strerror}", stacklevel=2)
+                self.limit = 0
         return self._find(path) or Video(path, backend)
 
     def _find(self, path) -> Kept | None:
@@ -64,16 +95,19 @@ class Cache:
         facts, frames = self.folder / f"{key}.json", self.folder / f"{key}.npy"
         try:
             meta = json.loads(facts.read_text())
-            array = np.load(frames, mmap_mode="r")
-        except (OSError, ValueError):
+            array, fps, crc32 = np.load(frames, mmap_mode="r"), meta["fps"], meta["crc32"]
+        except (OSError, ValueError, EOFError, KeyError):
             return None
         if key not in self._checked:
-            if zlib.crc32(array) != meta["crc32"]:  # damaged on disk: forget it, it is decoded anew
-                facts.unlink(missing_ok=True)
-                frames.unlink(missing_ok=True)
+            if zlib.crc32(array) != crc32:  # damaged on disk: forget it, it is decoded anew
+                self._forget(key)
                 return None
             self._checked.add(key)
-        return Kept(array, meta["fps"])
+        return Kept(array, fps)
+
+    def _forget(self, key: str) -> None:
+        (self.folder / f"{key}.json").unlink(missing_ok=True)
+        (self.folder / f"{key}.npy").unlink(missing_ok=True)
 
     def _store(self, key: str, video: Video) -> None:
         frames = np.ascontiguousarray(_shrink(video.read(range(video.frames)), self.side).numpy())
@@ -86,8 +120,10 @@ class Cache:
             part.replace(self.folder / f"{key}.json")
         finally:
             part.unlink(missing_ok=True)
-        self._size[0] += frames.nbytes
+        self._bytes += frames.nbytes
         self._checked.add(key)
+        if self.size() > self.limit:  # others filled it meanwhile
+            self._forget(key)
 
     def fill(self, paths, backend: str | None = None, progress: bool = True) -> dict[str, str]:
         """Decode all videos of `paths` that are not in yet, until the limit; returns what could not be read, and why."""

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from .core import ClipError, DataError, Source
 from .listing import Clip, Listing, class_file, list_folder
 from .sets import SETS
-from .video import Video, is_image, read_image
+from .video import Video, is_image, is_media, read_image
 from .workers import batches
 
 CHUNK = 8
@@ -77,6 +77,8 @@ def check(
         rows += _inspect(listing, root, hashes, workers, progress)
     report = Report(name, root, pd.DataFrame(rows), [] if listings[0].multi else listings[0].classes.get("class", []))
     report.problems += absent
+    if name == "folder":
+        _judge_manifest(report)
     for listing in listings:
         _judge_listing(report, listing, official.get(listing.split))
     _judge_files(report)
@@ -125,7 +127,13 @@ class _Inspector(Source):
                 self.watch.value = index
             return (_image_facts if is_image(path) else _video_facts)(path) | _file_facts(path, self.hashes)
         except ClipError as error:
-            return {"fault": error.fault.why} | (_file_facts(path, self.hashes) if Path(path).is_file() else {})
+            fault = {"fault": error.fault.why}
+        except OSError as error:
+            fault = {"fault": error.strerror or str(error)}
+        try:
+            return fault | _file_facts(path, self.hashes)
+        except OSError:  # missing, or not to be opened
+            return fault
 
 
 def _video_facts(path: str) -> dict:
@@ -180,6 +188,21 @@ def _row(listing: Listing, clip: Clip, root: Path) -> dict:
     return row | ({"group": clip.group} if clip.group else {})
 
 
+def _judge_manifest(report: Report) -> None:
+    """A manifest in the root decides what is read: say what it leaves out."""
+    manifest = report.root / "manifest.csv"
+    if not manifest.is_file():
+        return
+    listed = set(report.table["path"])
+    found = (path for path in report.root.rglob("*") if is_media(path) and path.name[0] != "." and path.is_file())
+    stray = sorted(str(path.relative_to(report.root)) for path in found if str(path.relative_to(report.root)) not in listed)
+    if stray:
+        report.problems.append(
+            f"{len(stray)} files are not read, because {manifest} does not list them or calls them unreadable, the first: {stray[0]}; "
+            "remove the manifest to list the folders anew"
+        )
+
+
 def _judge_listing(report: Report, listing: Listing, official: int | None) -> None:
     """Counts, classes and balance of one split."""
     listed = len(listing.clips) + listing.missing
@@ -190,10 +213,9 @@ def _judge_listing(report: Report, listing: Listing, official: int | None) -> No
     counts = Counter(listing.count())
     empty = [name for name, count in counts.items() if not count]
     largest, count = counts.most_common(1)[0]
-    total = sum(counts.values())
     classes = f"{len(counts)} classes" + (f", {len(empty)} of them without a clip" if empty else "")
     report.facts.append(
-        f"{listing.split}: {len(listing.clips)} clips, {classes}; always guessing {largest!r} is right for {count / total:.2%}"
+        f"{listing.split}: {len(listing.clips)} clips, {classes}; always guessing {largest!r} is right for {count / len(listing.clips):.2%}"
     )
     report.facts += [f"{listing.split}: {note}" for note in listing.notes]
 

@@ -69,10 +69,13 @@ def probe(path: str) -> Stream:
 def require_file(path) -> None:
     """Raise ClipError for what is plainly no media file: missing, a folder, empty."""
     path = Path(path)
-    if not path.is_file():
-        raise ClipError(path, "is not a file" if path.exists() else "no such file")
-    if path.stat().st_size == 0:
-        raise ClipError(path, "the file is empty")
+    try:
+        if not path.is_file():
+            raise ClipError(path, "is not a file" if path.exists() else "no such file")
+        if path.stat().st_size == 0:
+            raise ClipError(path, "the file is empty")
+    except OSError as error:  # a folder that may not be entered, a disk that is gone
+        raise ClipError(path, error.strerror or error) from error
 
 
 def _reason(error: Exception) -> str:
@@ -80,6 +83,8 @@ def _reason(error: Exception) -> str:
     text = str(error).split("Stack trace")[0].strip()
     if "Check failed" in text:
         text = "cannot be decoded: " + text.split("Check failed: ", 1)[1]
+    if isinstance(error, StopIteration | EOFError):
+        text = text or "the stream ends before the frame that was asked for"
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 
