@@ -15,20 +15,32 @@ DIRECTIONS = {"N": (0, -4), "NE": (3, -3), "E": (4, 0), "SE": (3, 3), "S": (0, 4
 class Dirs8(Source):
     """The synthetic task as the paper's authors released it: one disc drifting in one of eight compass directions.
 
-    160 x 160 pixels, flat colour over grey noise, label = index % 8, first 80 % of `n` clips train and the rest test (or val); the disc
-    stops at the border, so a late frame alone gives much of the answer away (the factor world has no such leak). At seed 0 the pixels equal
-    those of `scripts/generate_eval_synth_videos.py` (santoshpremi/Factorized-Latent-Dynamics-...) before its H.264 step. `window` frames
-    exist; the first `frames` are read, as the released probe does. Another `size` than 160 is resized (area).
+    160 x 160 pixels, flat colour over grey noise, label = index % 8; the first `train` (80 %) of `n` clips train, the rest test (or val).
+    The disc stops at the border, so a late frame alone gives much of the answer away (the factor world has no such leak). At seed 0 the
+    pixels equal those of `scripts/generate_eval_synth_videos.py` (santoshpremi/Factorized-Latent-Dynamics-...) before its H.264 step.
+    `window` frames exist; the first `frames` are read, as the released probe does. Another `size` than 160 is resized (area).
     """
 
     fixed, side = True, 160
 
-    def __init__(self, split: str = "train", *, frames: int = 8, size: int = 160, seed: int = 0, n: int = 200, window: int = 32):
+    def __init__(
+        self,
+        split: str = "train",
+        *,
+        frames: int = 8,
+        size: int = 160,
+        seed: int = 0,
+        n: int = 200,
+        train: int | None = None,
+        window: int = 32,
+    ):
         if not 1 <= frames <= window:
             raise DataError(f"synthetic:dirs8 has {window} frames; got frames={frames}")
         self.split, self.name = known("split", split, ("train", "val", "test")), "synthetic:dirs8"
         self.frames, self.size, self.seed, self.window = frames, size, seed, window
-        cut = n * 4 // 5
+        cut = n * 4 // 5 if train is None else train
+        if not 0 < cut < n or size < 1:
+            raise DataError(f"synthetic:dirs8 needs clips on both sides of its split, and size >= 1; got n={n}, train={cut}, size={size}")
         self.ids = range(cut) if split == "train" else range(cut, n)
         self.classes = {"class": list(DIRECTIONS), "motion": list(DIRECTIONS)}
 

@@ -48,12 +48,26 @@ def export(
         raise DataError(f"unknown export format {format!r}; one of {', '.join(WRITERS)}")
     clips = clips or {"train": 240, "test": 80}
     frames = 1 if format == "imagenet100" else frames
-    sources = {split: world(task, split, frames=frames, size=size, seed=seed, n=n) for split, n in clips.items()}
+    sources = _sources(task, clips, frames=frames, size=size, seed=seed)
+    if format == "imagenet100" and not all({"shape", "hue"} <= set(source.classes) for source in sources.values()):
+        raise DataError(f"the classes of imagenet100 are shapes in hues, which synthetic:{task} does not have; leave out task")
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=sum(map(len, sources.values())), desc=f"writing {folder.name} as {format}", disable=not progress) as bar:
         for _ in WRITERS[format](folder, sources, fps, codec):
             bar.update()
     return folder
+
+
+def _sources(task: str, clips: dict[str, int], **options) -> dict[str, Source]:
+    """So many clips of each split, no clip in two of them."""
+    if not clips or min(clips.values()) < 1:
+        raise DataError(f"clips={clips}: name at least one split, with one clip or more in each")
+    if task == "dirs8":  # one numbered series, cut where the test begins
+        if len(clips) != 2 or "train" not in clips:
+            raise DataError(f"synthetic:dirs8 has a train and one held-out split; got clips={clips}")
+        options |= {"n": sum(clips.values()), "train": clips["train"]}
+        return {split: world(task, split, **options) for split in clips}
+    return {split: world(task, split, n=n, **options) for split, n in clips.items()}
 
 
 def _folder(root: Path, sources: dict[str, Source], fps: float, codec: str | None) -> Iterator[None]:
