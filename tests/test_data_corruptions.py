@@ -43,11 +43,18 @@ def test_severity_five_is_further_from_the_original_than_one(name, clips):
     assert distance(5) > distance(1) > 0
 
 
-@pytest.mark.parametrize("name", ["gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "fog", "rain", "rotate", "translate"])
+@pytest.mark.parametrize("name", ["gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "rain", "rotate"])
 def test_one_draw_per_frame_or_one_for_the_clip(name, clips):
     still = clips[0][:, :1].expand(-1, 4, -1, -1).contiguous()
     each, one = (corrupt(still, name, 3, per_frame=per_frame) for per_frame in (True, False))
     assert not torch.equal(each[:, 0], each[:, 1]) and torch.equal(one[:, 0], one[:, 3])
+
+
+@pytest.mark.parametrize("name", ["fog", "translate"])
+def test_fog_and_shifts_stay_the_same_all_through_a_clip(name, clips):
+    still = clips[0][:, :1].expand(-1, 4, -1, -1).contiguous()
+    out = [corrupt(still, name, 3, seed=seed) for seed in range(4)]
+    assert all(torch.equal(clip[:, 0], clip[:, 3]) for clip in out) and not torch.equal(out[0], out[1])
 
 
 def test_what_each_does():

@@ -5,7 +5,7 @@ Parameters are published ones, named in each docstring:
   B  UCF101-P and its kin: Schiappa et al., CVPR 2023 (arXiv:2207.01398), Maddy12/ActionRecognitionRobustnessEval
   C  ImageNet-C: Hendrycks and Dietterich, ICLR 2019
 Lengths in pixels are meant for pictures 224 wide and scale with the width. Random draws are independent per frame, as in A, or one draw
-for the whole clip (`per_frame=False`), and depend on (name, severity, seed) alone.
+for the whole clip (`per_frame=False`; fog and translate are always so, as in A and B), and depend on (name, severity, seed) alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn import functional as N
 from torchvision.transforms.v2 import functional as F
 
 from . import codecs
-from .core import DataError, Sample, Source
+from .core import DataError, Derived, Sample, Source
 
 
 @dataclass(frozen=True)
@@ -82,29 +82,19 @@ def corrupt(clip: Tensor, name: str, severity: int, seed: int = 0, per_frame: bo
     return out if out.dtype == torch.uint8 else out.round_().clamp_(0, 255).to(torch.uint8)
 
 
-class Corrupted(Source):
+class Corrupted(Derived):
     """Every clip of a source, corrupted; the draw belongs to the clip's index, so two runs see the same corrupted clips."""
 
     def __init__(self, source: Source, name: str, severity: int, seed: int = 0, per_frame: bool = True):
         corrupt(torch.zeros(3, 2, 16, 16, dtype=torch.uint8), name, severity)  # refuse bad arguments here, not in a worker
-        self.source, self.corruption, self.severity, self.seed, self.per_frame = source, name, severity, seed, per_frame
-        self.name, self.split, self.classes = f"{source.name}/{name}-{severity}", source.split, source.classes
-        self.fixed, self.bad = source.fixed, source.bad
-
-    def __len__(self) -> int:
-        return len(self.source)
+        super().__init__(source)
+        self.name, self.corruption, self.severity, self.seed = f"{source.name}/{name}-{severity}", name, severity, seed
+        self.per_frame = per_frame
 
     def read(self, index: int, epoch: int = 0) -> Sample:
         sample = self.source.read(index, epoch).cut()
         clip = corrupt(sample.clip, self.corruption, self.severity, self.seed * len(self) + index, self.per_frame)
         return Sample(clip, sample.labels, sample.index, sample.still)
-
-    @property
-    def labels(self) -> dict[str, Tensor]:
-        return self.source.labels
-
-    def where(self, index: int) -> str:
-        return self.source.where(index)
 
 
 def _scaled(pixels: float, clip: Tensor) -> float:
@@ -194,11 +184,11 @@ def _zoomed(frames: Tensor, zoom: float) -> Tensor:
 
 @_corruption("appearance")
 def fog(draw: _Draw, clip: Tensor, severity: int) -> Tensor:
-    """A, C: a bright fractal of amplitude 1.5 2 2.5 2.5 3 whose octaves decay by 2 2 1.7 1.5 1.4, then rescaled to the old maximum."""
+    """A, C: one bright fractal for the clip, of amplitude 1.5 2 2.5 2.5 3, its octaves decaying by 2 2 1.7 1.5 1.4; the maximum stays."""
     amplitude, decay = ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))[severity - 1]
     cloud = 0
     for octave in range(1, max(2, int(math.log2(clip.shape[-1]))) + 1):
-        coarse = draw.uniform(clip, (1, clip.shape[1], 2**octave, 2**octave))
+        coarse = draw.uniform(clip, (1, 1, 2**octave, 2**octave))
         cloud = cloud + N.interpolate(coarse, size=clip.shape[-2:], mode="bilinear") * decay**-octave
     cloud = cloud - cloud.amin((-2, -1), keepdim=True)
     cloud = amplitude * cloud / cloud.amax((-2, -1), keepdim=True)
@@ -269,10 +259,10 @@ def rotate(draw: _Draw, clip: Tensor, severity: int) -> Tensor:
 
 @_corruption("camera")
 def translate(draw: _Draw, clip: Tensor, severity: int) -> Tensor:
-    """B: frames shifted by up to 8 16 24 32 40 pixels either way, wrapping around."""
+    """B: the clip shifted by up to 8 16 24 32 40 pixels. Either way and wrapping around, where B moves its crop over a larger picture."""
     reach = max(1, round(_scaled(8 * severity, clip)))
-    shifts = ((2 * draw.uniform(clip, (2, clip.shape[1])) - 1) * (reach + 0.5)).round().int().T.tolist()
-    return torch.stack([frame.roll(shift, (-2, -1)) for frame, shift in zip(clip.unbind(1), shifts, strict=True)], 1)
+    shift = ((2 * draw.uniform(clip, (2, 1))[:, 0] - 1) * (reach + 0.5)).round().int().tolist()
+    return clip.roll(shift, (-2, -1))
 
 
 # time
