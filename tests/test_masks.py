@@ -392,7 +392,9 @@ def test_reprs_are_short():
     ("make", "message"),
     [
         (lambda: MultiBlock(truncate="none"), "truncate='none', expected one of 'official'"),
-        (lambda: MultiBlock(kinds=()), "kinds is empty"),
+        (lambda: MultiBlock(kinds=()), "one or more"),
+        (lambda: MultiBlock(kinds=Blocks(2, 0.3)), "a tuple of Blocks"),
+        (lambda: MultiBlock(where="motion"), "where='motion'"),
         (lambda: MultiBlock(max_temporal_keep=0), "max_temporal_keep=0"),
         (lambda: MultiBlock(max_keep=0), "max_keep=0"),
         (lambda: MultiBlock(full_complement=True, pred_full_complement=True), "exclude each other"),

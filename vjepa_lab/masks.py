@@ -215,9 +215,12 @@ class MultiBlock(Value):
     inv_block: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "kinds", tuple(self.kinds))  # a list would not hash
-        if not self.kinds:
-            raise ValueError("MultiBlock: kinds is empty, expected at least one Blocks(count, scale)")
+        kinds = tuple(self.kinds) if isinstance(self.kinds, list | tuple) else ()  # a list would not hash
+        if not kinds or not all(isinstance(blocks, Blocks) for blocks in kinds):
+            raise ValueError(f"MultiBlock: kinds={self.kinds!r}, expected a tuple of Blocks(count, scale), one or more")
+        object.__setattr__(self, "kinds", kinds)
+        if not callable(getattr(self.where, "corners", None)):
+            raise ValueError(f"MultiBlock: where={self.where!r}, expected Uniform() or Motion(...)")
         _one_of("MultiBlock: truncate", self.truncate, ("official", "random", "padded"))
         if not 0 < self.max_temporal_keep <= 1:
             raise ValueError(f"MultiBlock: max_temporal_keep={self.max_temporal_keep}, expected a part of the clip's time in (0, 1]")

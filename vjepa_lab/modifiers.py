@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vjepa_lab.objective import ErrorMap, Reordered, Term
-from vjepa_lab.terms import check
+from vjepa_lab.terms import check, positive
 from vjepa_lab.training.processes import sum_over_processes
 
 
@@ -85,13 +85,12 @@ class Hard(Modifier):
     def __post_init__(self):
         super().__post_init__()
         check(self, scope=("clip", "mask", "batch", "global"))
+        positive(self, "tau")
 
     @torch.no_grad()
     def weights(self, error: Tensor, base: Tensor | None) -> Tensor:
         """Weights of errors [g n], one softmax per row, times the map's own weights `base` [g n]; mean 1 over what counts."""
         base = torch.ones_like(error) if base is None else base.to(error.dtype)
-        if base.device.type == "cpu" and (base < 0).any():  # elsewhere the check would wait for the device
-            raise ValueError("hard weights need an ErrorMap whose own weights are not negative")
         error = torch.where(base > 0, error, 0.0)
         total = self._sum(base).clamp_min(1e-12)
         if self.standardise:
@@ -108,11 +107,18 @@ class Hard(Modifier):
 
     def maps(self, latents, head):
         maps = self.term.maps(latents, head)
+        if self.scope == "clip":
+            for m in maps:
+                if m.value.ndim < 2 or len(m.value) != len(latents.clip):
+                    raise ValueError(
+                        f"scope='clip' weighs the errors of each clip, a map [b ...] of b = {len(latents.clip)}; "
+                        f"got {list(m.value.shape)}. A statistic over tokens has no errors of its own to weigh"
+                    )
         maps = [_joined(maps)] if self.scope in ("batch", "global") else maps
         return [m if m.value.numel() == 0 else self._reweighed(m) for m in maps]
 
     def _reweighed(self, m: ErrorMap) -> ErrorMap:
-        rows = len(m.value) if self.scope == "clip" and m.value.ndim > 1 else 1
+        rows = len(m.value) if self.scope == "clip" else 1
         base = None if m.weight is None else m.weight.expand_as(m.value).reshape(rows, -1)
         weight = self.weights(m.value.reshape(rows, -1), base).reshape(m.value.shape)
         if self.scope != "global":

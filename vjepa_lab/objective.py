@@ -12,6 +12,7 @@ heads and turns latents into numbers. A new objective is a small class and one e
     recipe = Recipe(JEPA() + 0.1 * Straight())
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import dataclass_transform
@@ -90,6 +91,10 @@ class Term(Value):
             if not isinstance(error, Tensor | ErrorMap):
                 raise TypeError(f"error() must return a tensor or an ErrorMap, got {type(error).__name__}")
             error = error if isinstance(error, ErrorMap) else ErrorMap(error, view.valid_for(error))
+            if not error.value.is_floating_point():
+                raise TypeError(f"an error map holds real numbers, got {error.value.dtype}")
+            if error.weight is not None and error.weight.device.type == "cpu" and (error.weight < 0).any():  # a GPU would be waited for
+                raise ValueError("the weights of an ErrorMap are not negative, but some are here")
             out.append(self._of_clips(error, view))
         return out
 
@@ -137,6 +142,8 @@ class Objective(Value):
         for weight, term in self.terms:
             if not isinstance(term, Term) or not isinstance(weight, int | float | Schedule):
                 raise TypeError(f"an objective sums weight * Term; got {weight!r} * {term!r}")
+            if not isinstance(weight, Schedule) and not math.isfinite(weight):
+                raise ValueError(f"the weight of {term!r} is {weight}: expected a finite number")
 
     def __add__(self, other):
         return Objective(self.terms + as_objective(other).terms)
@@ -186,7 +193,8 @@ def as_objective(value) -> Objective:
         return Objective(((1.0, value),))
     if isinstance(value, int | float) and value == 0:
         return Objective(())
-    raise TypeError(f"cannot add {value!r} to an objective: expected a Term or an Objective")
+    hint = f" (did you mean {value.__name__}()?)" if isinstance(value, type) else ""
+    raise TypeError(f"cannot add {value!r} to an objective: expected a Term or an Objective{hint}")
 
 
 class Loss(nn.Module):
@@ -200,6 +208,9 @@ class Loss(nn.Module):
         super().__init__()
         self.objective = as_objective(objective)
         heads = [term.head(dim) for _, term in self.objective]
+        for name, head in zip(self.objective.names, heads, strict=True):
+            if not isinstance(head, nn.Module | None):
+                raise TypeError(f"{name}: head(dim) must return a torch.nn.Module or None, got {type(head).__name__}")
         self.heads = nn.ModuleList(nn.Identity() if head is None else head for head in heads)
         self.weigher = None if weighting is None else Weigher(weighting, self.written())
 
@@ -241,6 +252,9 @@ class Loss(nn.Module):
             part = mean_of([m for part in latents for m in term.maps(part, head)])
         except (ValueError, TypeError, RuntimeError) as error:
             raise type(error)(f"{name}: {error}") from error
+        except Exception as error:
+            error.add_note(f"in the term {name}")
+            raise
         if torch.is_grad_enabled() and not (part.requires_grad or term.idle):
             raise ValueError(f"{name}: its error depends on nothing that trains; use view.z, view.pred or a head in it")
         return part
@@ -276,7 +290,15 @@ class Recipe(Value):
     images: str = "out"
 
     def __post_init__(self):
+        if not isinstance(self.objective, Objective | Term):
+            raise TypeError(
+                f"Recipe({self.objective!r}): expected a Term or an Objective; a name or an expression is read by vl.recipe(...)"
+            )
         object.__setattr__(self, "objective", as_objective(self.objective))
+        if not callable(getattr(self.masks, "draw", None)):
+            raise TypeError(f"Recipe(masks={self.masks!r}): expected masks such as masks.AMG or MultiBlock(...)")
+        if not isinstance(self.weighting, Weighting | None):
+            raise TypeError(f"Recipe(weighting={self.weighting!r}): expected a rule such as GradientRatio(), or None")
         for name, allowed in (
             ("teacher", ("ema", "online", "frozen")),
             ("levels", (1, 4)),
@@ -288,8 +310,10 @@ class Recipe(Value):
                 raise ValueError(f"Recipe({name}={getattr(self, name)!r}): expected one of {', '.join(map(str, allowed))}")
         if self.weighting is not None and (len(self.objective.terms) < 2 or any(t.idle for _, t in self.objective)):
             raise ValueError(f"{self.weighting!r} weighs auxiliaries by their gradients: it needs two terms or more, none of them Detached")
-        if not self.objective.terms:
-            raise ValueError("a recipe needs an objective with at least one term, such as JEPA()")
+        if all(term.idle for _, term in self.objective):
+            raise ValueError("a recipe needs an objective with at least one term that trains, such as JEPA()")
+        if not self.stop_grad and self.teacher != "online":
+            raise ValueError(f"Recipe(teacher={self.teacher!r}, stop_grad=False): only an online teacher's targets can carry gradient")
 
     def cost(self, preset="base", batch: int = 8):
         """Passes and GFLOP per clip and training step, against the baseline's (`cost.Cost`)."""
@@ -310,4 +334,4 @@ class Recipe(Value):
 
 def as_recipe(value) -> Recipe:
     """A recipe, or the recipe of a bare objective or term with the default masks and EMA teacher."""
-    return value if isinstance(value, Recipe) else Recipe(as_objective(value))
+    return value if isinstance(value, Recipe) else Recipe(value)

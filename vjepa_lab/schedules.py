@@ -13,6 +13,11 @@ class Schedule(Value):
     start: float
     end: float
 
+    def __post_init__(self):
+        for value in (self.start, self.end):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{self!r}: expected finite numbers to start and end with")
+
     def __call__(self, progress: float) -> float:
         raise NotImplementedError(f"{type(self).__name__} must say its value at a progress between 0 and 1")
 
@@ -38,6 +43,11 @@ class Ramp(Schedule):
 
     begin: float = 0.0
     until: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.begin <= self.until <= 1:
+            raise ValueError(f"{self!r}: expected shares of the training, 0 <= begin <= until <= 1")
 
     def __call__(self, progress: float) -> float:
         share = (progress - self.begin) / max(self.until - self.begin, 1e-12)

@@ -234,7 +234,7 @@ def recipe(name: str | Recipe | Objective | Term, edition: str = "sound") -> Rec
         return as_recipe(read(name))
     if name in CONTROLS:
         raise ValueError(f"{name!r} is a control of ours: it has the edition 'sound' only, not {edition!r}")
-    near = difflib.get_close_matches(name, rows, cutoff=0.4) or list(rows)
+    near = difflib.get_close_matches(name.lower(), rows, cutoff=0.4) or list(rows)
     raise ValueError(f"unknown variant {name!r}: did you mean {' or '.join(near)}? (an expression such as 'JEPA() + Dynamics()' works too)")
 
 

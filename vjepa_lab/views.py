@@ -45,6 +45,8 @@ class View:
     @cached_property
     def _tokens(self) -> Tensor:
         """Student's tokens, normalised and cut: [b t h w d], or [b k d] of the seen places."""
+        if self.name == "hidden":
+            raise ValueError("through view='hidden' there is no view.z, only view.pred, view.context and the teacher; use view='visible'")
         lat = self.latents
         z = lat.z if self.name == "full" else lat.causal if self.name == "causal" else lat.seen[self.kind]
         z = self.cut(lat.normalise(z) if self.norm == "layer" else z)
@@ -75,15 +77,15 @@ class View:
 
     @property
     def pred(self) -> Tensor:
-        return self.latents.pred[self.kind]
+        return self._of_kind("pred", self.latents.pred)
 
     @property
     def target(self) -> Tensor:
-        return self.latents.target[self.kind]
+        return self._of_kind("target", self.latents.target)
 
     @property
     def context(self) -> Tensor:
-        return self.latents.context[self.kind]
+        return self._of_kind("context", self.latents.context)
 
     @property
     def hidden(self) -> Tensor:
@@ -93,22 +95,30 @@ class View:
     def seen(self) -> Tensor:
         return self.mask.seen
 
+    def _of_kind(self, what: str, each: list[Tensor]) -> Tensor:
+        """A view of whole clips comes once, not once for each mask kind: it would show the first kind's alone."""
+        if self.name in WHOLE:
+            raise ValueError(f"through view={self.name!r} there is no view.{what}, which each mask kind has its own of; use view='hidden'")
+        return each[self.kind]
+
     def has_fewer_steps(self, error: Tensor) -> bool:
-        """Whether an error map is [b t-j h w] with j of 1 or more: what is made of several time steps is about change."""
+        """Whether an error map is [b t-j h w ...] with j of 1 or more: what is made of several time steps is about change."""
         t, *space = self.grid
-        return error.ndim == 4 and len(error) == len(self.clip) and list(error.shape[2:]) == space and error.shape[1] < t
+        return error.ndim >= 4 and len(error) == len(self.clip) and list(error.shape[2:4]) == space and error.shape[1] < t
 
     def valid_for(self, error: Tensor) -> Tensor | None:
-        """Which entries of an error map count, read off its shape: an entry [b t-j h w] made of j+1 steps needs all of them valid."""
+        """Which entries of an error map count, read off its shape: an entry [b t-j h w ...] made of j+1 steps needs all of them valid."""
         if error.numel() == 0:
             return None
         valid = self.valid
-        if valid is None or valid.shape == error.shape:
-            return valid
+        if valid is None:
+            return None
         if valid.ndim == 4 and self.has_fewer_steps(error):
-            return valid.unfold(1, valid.shape[1] - error.shape[1] + 1, 1).all(-1)
+            valid = valid.unfold(1, valid.shape[1] - error.shape[1] + 1, 1).all(-1)
+        if valid.shape == error.shape[: valid.ndim]:
+            return valid.view(*valid.shape, *[1] * (error.ndim - valid.ndim))
         raise ValueError(
-            f"through view={self.name!r} an error map has one entry per token, {list(valid.shape)} or fewer steps; got "
+            f"through view={self.name!r} an error map has one entry per token, {list(self.valid.shape)} or fewer steps; got "
             f"{list(error.shape)}. Return ErrorMap(value, weight) to say yourself which entries count."
         )
 

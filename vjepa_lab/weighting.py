@@ -97,6 +97,11 @@ class GradientRatio(Weighting):
 
     ratio: float = 0.3
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.ratio > 0:
+            raise ValueError(f"{self!r}: expected a ratio above 0")
+
     def weights(self, gram, own, solver=None):
         norms = gram.diagonal().sqrt()
         wanted = torch.where(norms > 0, self.ratio * norms[0] / norms.clamp_min(TINY), own)

@@ -5,7 +5,7 @@ map unless a term says otherwise.
 """
 
 from vjepa_lab.terms.change import Contrast, Delta, Dynamics, Kinematic, Pixels, Spectral, Straight, VelGate
-from vjepa_lab.terms.common import check, mlp, token_distance
+from vjepa_lab.terms.common import check, mlp, positive, token_distance, whole
 from vjepa_lab.terms.physics import Hamiltonian
 from vjepa_lab.terms.prediction import JEPA, Context
 from vjepa_lab.terms.statistics import SIGREG, Orthogonal, SIGReg
@@ -29,5 +29,7 @@ __all__ = [
     "check",
     "mlp",
     "over_processes",
+    "positive",
     "token_distance",
+    "whole",
 ]

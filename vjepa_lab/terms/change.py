@@ -8,7 +8,7 @@ from torch import Tensor
 from vjepa_lab.data.core import STD
 from vjepa_lab.masks import motion_score
 from vjepa_lab.objective import ErrorMap, Term, View, diff
-from vjepa_lab.terms.common import Distance, check, none_of, two_layers
+from vjepa_lab.terms.common import Distance, check, none_of, positive, two_layers, whole
 
 
 class Kinematic(Distance):
@@ -21,6 +21,12 @@ class Kinematic(Distance):
     temporal = True
     order: int = 1
     huber: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        whole(self, order=1)
+        if self.huber is not None:
+            positive(self, "huber")
 
     def error(self, view, head):  # [b t-order h w]
         change = view.z
@@ -70,6 +76,7 @@ class Dynamics(Distance):
     def __post_init__(self):
         super().__post_init__()
         check(self, foretell=("all", "own"))
+        whole(self, hidden=0)
 
     def head(self, dim):
         return two_layers(self.width(dim), self.hidden, dim if self.foretell == "all" else self.width(dim))
@@ -134,6 +141,7 @@ class Contrast(Term):
     def __post_init__(self):
         super().__post_init__()
         check(self, negatives=("next", "both", "all"))
+        positive(self, "temperature")
 
     def error(self, view, head):  # [b t-1 h w]; [b t h w] for "all"
         z, h = F.normalize(view.z, dim=-1), F.normalize(view.cut(view.h), dim=-1)
@@ -166,6 +174,7 @@ class Pixels(Distance):
     def __post_init__(self):
         super().__post_init__()
         check(self, target=("next", "within"), pixels=("normalised", "unit"))
+        whole(self, hidden=0)
 
     def head(self, dim):
         return two_layers(self.width(dim), self.hidden, 3)

@@ -45,6 +45,21 @@ def check(term: Term, **allowed: Sequence) -> None:
             raise ValueError(f"{type(term).__name__}({name}={getattr(term, name)!r}): expected one of {', '.join(map(repr, values))}")
 
 
+def positive(term: Term, *names: str) -> None:
+    """Refuse a term whose named fields are not above zero."""
+    for name in names:
+        if not getattr(term, name) > 0:
+            raise ValueError(f"{type(term).__name__}({name}={getattr(term, name)!r}): expected a number above 0")
+
+
+def whole(term: Term, **least: int) -> None:
+    """Refuse a term whose named fields are not whole numbers from `least` on."""
+    for name, lowest in least.items():
+        value = getattr(term, name)
+        if not isinstance(value, int) or value < lowest:
+            raise ValueError(f"{type(term).__name__}({name}={value!r}): expected a whole number, {lowest} or more")
+
+
 def none_of(view) -> Tensor:
     """An empty map [b 0 h w] that gradients reach: what a term about change has to say of an image."""
     return view.z[:, :0].sum(-1)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_lab.objective import View
-from vjepa_lab.terms.common import Distance, check, mlp
+from vjepa_lab.terms.common import Distance, check, mlp, positive, whole
 
 
 class Hamiltonian(Distance):
@@ -35,6 +35,8 @@ class Hamiltonian(Distance):
     def __post_init__(self):
         super().__post_init__()
         check(self, method=self.METHODS, toward=("student", "teacher"))
+        whole(self, hidden=1, layers=1)
+        positive(self, "dt")
         if self.conserve and self.method != "consistency":
             raise ValueError(f"{self!r}: conserve belongs to method='consistency'; method='energy' conserves H alone")
 

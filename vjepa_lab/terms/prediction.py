@@ -3,7 +3,7 @@
 from dataclasses import field
 
 from vjepa_lab.objective import ErrorMap
-from vjepa_lab.terms.common import Distance, check, token_distance
+from vjepa_lab.terms.common import Distance, check, positive, token_distance
 
 
 class JEPA(Distance):
@@ -22,6 +22,7 @@ class JEPA(Distance):
     def __post_init__(self):
         super().__post_init__()
         check(self, distance=(None, "seen"))
+        positive(self, "p")
 
     def error(self, view, head):  # [b m]
         gap = (view.pred - view.target).abs()
@@ -39,6 +40,10 @@ class Context(Distance):
     temporal = False
     p: float = 1.0
     view: str = field(default="hidden", kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        positive(self, "p")
 
     def error(self, view, head):  # [b k]
         target = view.h.flatten(1, 3).gather(1, view.seen.unsqueeze(-1).expand_as(view.context))

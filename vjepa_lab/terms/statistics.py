@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vjepa_lab.objective import ErrorMap, Term, View
-from vjepa_lab.terms.common import check
+from vjepa_lab.terms.common import check, positive, whole
 from vjepa_lab.training.processes import over_processes, sharers
 
 
@@ -92,6 +92,8 @@ class SIGReg(Term):
     def __post_init__(self):
         super().__post_init__()
         check(self, samples=("tokens", "clips", "steps"), kinds=("each", "together"), projector=(None, "bn_mlp"))
+        whole(self, slices=1, knots=2, most=0, hidden=1)
+        positive(self, "t_max")
         if self.kinds == "together" and self.samples != "tokens":
             raise ValueError(f"{self!r}: kinds='together' needs samples='tokens'; a clip's mean is over the tokens of one mask kind")
 
