@@ -6,6 +6,7 @@ import random
 import shutil
 from itertools import islice
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -72,6 +73,47 @@ def test_backends_give_the_same_pixels(counters, name):
         with Video(counters / name, backend) as video:
             frames.append(video.read([5, 60, 100]).float())
     assert (frames[0] - frames[1]).abs().max() <= 1
+
+
+def open_groups(folder):
+    """H.265 as x265 writes it: pictures that are shown before a key frame are stored after it."""
+    with av.open(str(folder / "open.mp4"), "w") as container:
+        stream = container.add_stream("libx265", rate=25)
+        stream.width = stream.height = 128
+        stream.pix_fmt, stream.options = "yuv420p", {"g": "25", "crf": "20", "preset": "veryfast", "x265-params": "log-level=none:pools=1"}
+        for picture in counter_clip(100, 128).permute(1, 2, 3, 0).contiguous().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return folder / "open.mp4"
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, None])
+def test_open_groups_of_pictures(tmp_path, backend):
+    path = open_groups(tmp_path)
+    assert probe(str(path)).seekable and not probe(str(path)).plain
+    for number in range(15, 55):  # decord's own seek lands four frames off before key frames
+        with Video(path, backend) as video:
+            assert numbers_shown(video.read([number])) == [number]
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, None])
+def test_frames_that_an_edit_list_hides(tmp_path, backend):
+    """A file cut at frame 40 without re-encoding begins at the key frame before, 30."""
+    whole = write_video(tmp_path / "whole.mp4", counter_clip(120), 25, g=30, **{"x264-params": "scenecut=0"})
+    with av.open(str(whole)) as reader, av.open(str(tmp_path / "cut.mp4"), "w") as writer:
+        video = reader.streams.video[0]
+        out, frame = writer.add_stream_from_template(video), round(1 / (25 * video.time_base))
+        packets = [packet for packet in reader.demux(video) if packet.dts is not None]
+        first = next(i for i, packet in enumerate(packets) if packet.is_keyframe and packet.pts == 30 * frame)
+        for packet in packets[first:]:
+            packet.pts, packet.dts, packet.stream = packet.pts - 40 * frame, packet.dts - 40 * frame, out
+            writer.mux(packet)
+    with Video(tmp_path / "cut.mp4", backend) as video:
+        assert video.frames == 80
+        assert numbers_shown(video.read(range(80))) == list(range(40, 120))
+    for number in (0, 5, 21, 79):
+        with Video(tmp_path / "cut.mp4", backend) as video:
+            assert numbers_shown(video.read([number])) == [40 + number]
 
 
 def test_what_decord_cannot_read_pyav_is_asked_for(tmp_path):

@@ -1,8 +1,9 @@
 """Frames of a video file by number, through decord or PyAV, which give the same frames.
 
-Random access is used only where it is known to be exact (H.264, H.265, VP8/9 and AV1 in MP4, MOV, MKV or WebM). Every other stream is
-decoded from its start: seeking in MPEG-4 streams with B-frames in AVI, UCF-101's kind, can land up to 58 frames off. `check_seek` tells
-for one file.
+Random access is used only where it is known to be exact (H.264, H.265, VP8/9 and AV1 in MP4, MOV, MKV or WebM; by decord only if
+the stream is plain: in open groups of pictures, x265's by default, it lands frames off). Every other stream is decoded from its start:
+seeking in MPEG-4 streams with B-frames in AVI, UCF-101's kind, can land up to 58 frames off. `check_seek` tells for one file. Frames that
+an edit list hides, as in files that were cut without being encoded anew, are not counted.
 """
 
 from __future__ import annotations
@@ -24,29 +25,40 @@ BACKENDS = ("decord", "pyav")
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp", ".ts"}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
 
+_DECORD_CODECS = {"h264", "hevc", "vp8", "vp9"}
 _SEEKABLE_CODECS = {"h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "libvpx", "libvpx-vp9"}
 _SEEKABLE_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 
 
 @dataclass(frozen=True)
 class Stream:
-    """What a file's header says about its first video stream."""
+    """What a file's header and packets say about its first video stream.
+
+    `frames`: how many are shown, 0 if unknown; `plain`: none is hidden, and none shown before the key frame that it is stored after.
+    """
 
     container: str
     codec: str
     width: int
     height: int
     fps: float
+    frames: int = 0
+    plain: bool = True
 
     @property
     def seekable(self) -> bool:
         """Whether reading a frame by its number is exact for streams of this kind."""
         return self.codec in _SEEKABLE_CODECS and bool(_SEEKABLE_CONTAINERS & set(self.container.split(",")))
 
+    @property
+    def for_decord(self) -> bool:
+        """Whether decord can read it, and by number exactly."""
+        return self.seekable and self.plain and self.codec in _DECORD_CODECS
+
 
 @lru_cache(maxsize=1 << 16)
 def probe(path: str) -> Stream:
-    """Read a file's header; raises ClipError if it has no video stream."""
+    """Read a file's header and its packets' times; raises ClipError if it has no video stream."""
     import av
 
     require_file(path)
@@ -59,11 +71,27 @@ def probe(path: str) -> Stream:
             if context is None:
                 raise ClipError(path, "its video stream is of no known codec")
             rate = float(stream.average_rate or stream.guessed_rate or 0)
-            return Stream(container.format.name, context.name, context.width, context.height, rate)
+            return Stream(container.format.name, context.name, context.width, context.height, rate, *_order(container))
     except ClipError:
         raise
     except Exception as error:  # damaged files make FFmpeg and PyAV raise almost anything
         raise ClipError(path, _reason(error)) from error
+
+
+def _order(container) -> tuple[int, bool]:
+    """`frames` and `plain` of a Stream."""
+    frames, key, plain = 0, None, True
+    try:
+        for packet in container.demux(video=0):
+            frames += packet.size > 0 and not packet.is_discard
+            plain = plain and not packet.is_discard
+            if packet.is_keyframe:
+                key = packet.pts
+            elif packet.pts is not None and key is not None and packet.pts < key:
+                plain = False
+    except Exception:  # a damaged file: its readers will say how
+        return 0, plain
+    return frames, plain
 
 
 def require_file(path) -> None:
@@ -91,13 +119,13 @@ def _reason(error: Exception) -> str:
 class Video:
     """An open video file: `frames`, `fps`, `read(indices)`. A context manager, opened for each clip: readers that are kept leak.
 
-    Without a named `backend`, decord (where it is installed) reads the streams that can be sought in, PyAV the others, at half of decord's
+    Without a named `backend`, decord (where it is installed) reads the streams that it can seek in, PyAV the others, at half of decord's
     cost; and what one fails on, the other is asked for (damaged files, but also sound ones of 16 or 48 pixels' width, with decord).
     """
 
     def __init__(self, path, backend: str | None = None):
         self.path, self.stream = str(path), probe(str(path))
-        self._left = check_backend(backend, self.stream.seekable)
+        self._left = check_backend(backend, self.stream.for_decord)
         self._advance()
         if self.frames < 1:
             raise ClipError(self.path, "has no frames")
@@ -109,6 +137,8 @@ class Video:
             try:
                 self._reader = self._left.pop(0)(self.path)
                 self.frames, self.fps = self._reader.frames, self._reader.fps
+                if self.stream.frames:  # decord counts hidden frames too
+                    self.frames = min(self.frames, self.stream.frames)
                 return
             except Exception as error:
                 reason = reason or _reason(error)
@@ -120,9 +150,9 @@ class Video:
         if indices.min() < 0 or indices.max() >= self.frames:
             raise IndexError(f"frames {indices.min()}..{indices.max()} of a video with {self.frames}: {self.path}")
         wanted, back = np.unique(indices, return_inverse=True)
-        seek = self.stream.seekable if exact is None else exact
         while True:
             try:
+                seek = self._reader.seeks(self.stream) if exact is None else exact
                 frames = self._reader.seek(wanted.tolist()) if seek else self._reader.scan(wanted.tolist())
                 break
             except Exception as error:
@@ -143,10 +173,10 @@ class Video:
         self._reader.close()
 
 
-def check_backend(name: str | None, seekable: bool = True) -> list[type]:
+def check_backend(name: str | None, for_decord: bool = True) -> list[type]:
     """The readers to try, in order; raises DataError for a name that is unknown or not installed."""
     if name is None:
-        both = [_Decord, _PyAV] if seekable else [_PyAV, _Decord]
+        both = [_Decord, _PyAV] if for_decord else [_PyAV, _Decord]
         return both if find_spec("decord") else [_PyAV]
     if name not in BACKENDS:
         raise DataError(f"unknown video backend {name!r}; one of {', '.join(BACKENDS)}")
@@ -165,6 +195,10 @@ class _Decord:
         self.path, self.at_start = path, True
         self.reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
         self.frames, self.fps = len(self.reader), float(self.reader.get_avg_fps())
+
+    @staticmethod
+    def seeks(stream: Stream) -> bool:
+        return stream.for_decord
 
     def seek(self, wanted: list[int]) -> np.ndarray:
         self.at_start = False
@@ -193,8 +227,9 @@ class _PyAV:
         self.path = path
         self._open()
         packets = [packet for packet in self.container.demux(self.video) if packet.size]
-        self.frames, self.fps = len(packets), float(self.video.average_rate or 0)
-        self.times = sorted(packet.pts for packet in packets if packet.pts is not None)
+        shown = [packet for packet in packets if not packet.is_discard]
+        self.frames, self.fps = len(shown), float(self.video.average_rate or 0)
+        self.times = sorted(packet.pts for packet in shown if packet.pts is not None)
         self.keys = sorted(packet.pts for packet in packets if packet.pts is not None and packet.is_keyframe)
 
     def _open(self) -> None:
@@ -203,6 +238,10 @@ class _PyAV:
         self.container = av.open(self.path)
         self.video = self.container.streams.video[0]
         self.video.codec_context.thread_count = 1
+
+    @staticmethod
+    def seeks(stream: Stream) -> bool:
+        return stream.seekable
 
     def seek(self, wanted: list[int]) -> np.ndarray:
         if len(self.times) != self.frames:
