@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vjepa_lab import data
+from vjepa_lab.training.allocator import keep_freed_memory
 
 Grid = tuple[int, int, int]
 
@@ -109,6 +110,8 @@ def _extract(encoder, source, tokens, batch, bf16, workers, device, encoder_name
     labels, index, done = [], [], 0
     training = encoder.training
     encoder.eval().to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     try:
         with clip_bar(source, "features", progress) as bar:
             for part in data.loader(source, batch, train=False, workers=workers, pin=device.type == "cuda"):
