@@ -292,6 +292,8 @@ def test_clear_errors():
     for weight in (float("nan"), float("inf"), 0):
         with pytest.raises(data.DataError, match="one positive weight"):
             data.Mixture([Toy()], [weight])
+    with pytest.raises(data.DataError, match="workers is -1"):
+        data.loader(Toy(), 4, workers=-1)
     with pytest.raises(data.DataError, match="batch is 0"):
         data.loader(Toy(), 0)
 

@@ -315,6 +315,10 @@ def test_prepare_transcodes_resumes_and_loads(counters, tmp_path):
             assert video.stream.seekable and video.frames == 150 and video.stream.height == 48
             assert numbers_shown(video.read([3, 77, 149])) == [3, 77, 149]
     assert len(data.open(out, frames=4, size=16)) == 2
+    with pytest.raises(data.DataError, match=r"was prepared with .*'side': 48"):
+        prepare(report, out, side=64, key_every=10, progress=False)
+    with pytest.raises(data.DataError, match="side is at least 16 pixels"):
+        prepare(report, tmp_path / "none", side=0, progress=False)
 
 
 def damage(tree, folder):

@@ -215,7 +215,7 @@ def training_source(data, size: Preset, seed: int = 0) -> video.Source:
 
     The synthetic world is one data set, the same for every seed, and is kept in memory; files are cropped and flipped anew for each.
     """
-    synthetic = str(data).startswith("synthetic")
+    synthetic = str(data).startswith("synthetic") and " + " not in str(data)  # a mixture may hold files, too
     options = {"seed": 0, "cache": "memory"} if synthetic else {"seed": seed}
     return video.open(data, "train", frames=size.frames, size=size.size, stride=size.stride, **options)
 

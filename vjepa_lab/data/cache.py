@@ -45,11 +45,12 @@ class Cache:
         self._bytes, self._measure_at = 0, 0.0
 
     def size(self) -> int:
-        """Bytes of frames in the folder. Other processes write there too: it is measured again and again, in a twentieth of the time."""
+        """Bytes of frames in the folder. Other processes write there too: it is measured each time, in large folders now and then."""
         begun = time.monotonic()
         if begun >= self._measure_at:
             self._bytes = self._measured()
-            self._measure_at = 21 * time.monotonic() - 20 * begun
+            took = time.monotonic() - begun
+            self._measure_at = begun + 20 * took * (took > 0.05)
         return self._bytes
 
     def _measured(self) -> int:

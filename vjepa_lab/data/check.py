@@ -69,6 +69,8 @@ def check(
     """
     if name != "folder" and name not in SETS:
         raise DataError(f"unknown data set {name!r}; one of folder, {', '.join(SETS)}")
+    if workers < 0:
+        raise DataError(f"workers is {workers}; it must be at least 0")
     root, lister = Path(root), list_folder if name == "folder" else SETS[name].listing
     official = {} if name == "folder" else SETS[name].OFFICIAL
     listings, absent = _listings(lister, root, splits or tuple(official) or ("train", "val", "test"))
@@ -99,7 +101,7 @@ def _listings(lister, root: Path, splits) -> tuple[list[Listing], list[str]]:
             seen.add(files)
             listings.append(listing)
     if not listings:
-        raise DataError("; ".join(absent))
+        raise DataError("; ".join(dict.fromkeys(why.partition(": ")[2] for why in absent)))
     return listings, absent
 
 

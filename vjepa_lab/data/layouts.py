@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .core import DataError, Source
-from .encode import write_video
+from .core import DataError, Source, known
+from .encode import ENCODERS, write_video
 from .synthetic import world
 
 WNID = "n9{:07d}"
@@ -44,6 +44,8 @@ def export(
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder} is not empty; export into a new folder")
+    if codec is not None:
+        known("codec", codec, ENCODERS)
     if format not in WRITERS:
         raise DataError(f"unknown export format {format!r}; one of {', '.join(WRITERS)}")
     clips = clips or {"train": 240, "test": 80}

@@ -64,6 +64,8 @@ def loader(
     """
     if batch < 1:
         raise DataError(f"batch is {batch}; it must be at least 1")
+    if workers < 0:
+        raise DataError(f"workers is {workers}; it must be at least 0")
     if len(source) == 0:
         raise DataError(f"{source.name} [{source.split}] has no clips")
     keys = source.training_keys(batch, seed, start, rank, world) if train else ordered_keys(len(source), batch, start, rank, world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +24,16 @@ def prepare(
     """Write every readable file of a checked data set to `folder`, `workers` at once, and a manifest.csv; returns the folder to open.
 
     Videos: short side at most `side`, H.264, a key frame every `key_every` frames, CRF `quality`. Images are copied. What is there
-    already is kept, so an interrupted run goes on where it stopped. Files that fail are left out and named in faults.csv.
+    already is kept, so an interrupted run goes on where it stopped; files of other settings are refused (prepared.json says which they
+    were). Files that fail are left out and named in faults.csv.
     """
     folder = Path(folder)
     if folder.resolve() == report.root.resolve():
         raise DataError(f"{folder} is the data set itself; prepare into another folder")
+    if side < 16 or key_every < 1 or not 0 <= quality <= 51 or workers < 1:
+        given = f"side={side}, key_every={key_every}, quality={quality}, workers={workers}"
+        raise DataError(f"side is at least 16 pixels, key_every and workers at least 1, quality 0 (best) to 51; got {given}")
+    _same_settings(folder, {"side": side, "key_every": key_every, "quality": quality})
     table = report.table[report.table["fault"].isna()] if "fault" in report.table else report.table
 
     def one(row: dict) -> dict:
@@ -50,6 +56,19 @@ def prepare(
     if faults:
         pd.DataFrame(faults).to_csv(folder / "faults.csv", index=False)
     return folder
+
+
+def _same_settings(folder: Path, settings: dict[str, int]) -> None:
+    """Note the settings in the folder; raises DataError where its files were made with others."""
+    file = folder / "prepared.json"
+    there = json.loads(file.read_text()) if file.is_file() else settings
+    if there != settings:
+        raise DataError(f"{folder} was prepared with {there}, not {settings}; name another folder, or remove this one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written ({error.strerror}); name another folder") from error
 
 
 def _new_facts(path: Path) -> dict:

@@ -179,7 +179,9 @@ has a larger object of one colour on a flat ground, order asks for that of two e
 
 def world(task: str = "", split: str = "train", **options) -> Source:
     """The synthetic source that `synthetic:task` names."""
-    make, preset = TASKS[known("synthetic task", task, TASKS)]
+    if task not in TASKS:
+        raise DataError(f"unknown synthetic task {task!r}; one of {', '.join(filter(None, TASKS))}, or none for the whole factor world")
+    make, preset = TASKS[task]
     check_options(make, options, f"synthetic:{task}" if task else "synthetic")
     source = make(split, **preset, **options)
     source.name = f"synthetic:{task}" if task else "synthetic"
