@@ -17,6 +17,7 @@ from vjepa_lab.data.check import check
 from vjepa_lab.data.core import ClipError
 from vjepa_lab.data.crops import random_crop, view_crop
 from vjepa_lab.data.encode import write_video
+from vjepa_lab.data.files import apart
 from vjepa_lab.data.listing import list_folder, list_manifest
 from vjepa_lab.data.prepare import prepare
 from vjepa_lab.data.sampling import Sampling
@@ -423,6 +424,15 @@ def test_bad_manifests(tmp_path, content, message):
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(data.DataError, match=message):
         data.open(tmp_path / "list.csv", "test")
+
+
+def test_a_list_without_splits_is_no_training_and_test_set(tmp_path):
+    (tmp_path / "list.txt").write_text("a.mp4 0\nb.mp4 1\n")
+    (tmp_path / "split.csv").write_text("path,label,split\na.mp4,0,train\nb.mp4,1,test\n")
+    whole, split = ([data.open(tmp_path / name, part) for part in ("train", "test")] for name in ("list.txt", "split.csv"))
+    with pytest.raises(data.DataError, match=r"splits train and test are the same 2 clips.*add a `split` column"):
+        apart(*whole)
+    apart(*split)
 
 
 def test_bad_folders(tmp_path, tree):

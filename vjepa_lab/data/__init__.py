@@ -3,6 +3,7 @@
 from .core import Batch, ClipError, DataError, Fault, Mixed, Sample, Source, Uncut, denormalize, normalize
 from .layouts import export
 from .loader import loader
+from .memory import Memory
 from .mixture import Mixture
 from .sources import open
 
@@ -11,6 +12,7 @@ __all__ = [
     "ClipError",
     "DataError",
     "Fault",
+    "Memory",
     "Mixed",
     "Mixture",
     "Sample",

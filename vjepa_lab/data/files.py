@@ -159,3 +159,15 @@ def _cut(frames: Tensor, box) -> Tensor:
     left, top = int(max(x1, 0) * width), int(max(y1, 0) * height)
     right, bottom = round(min(x2, 1) * width), round(min(y2, 1) * height)
     return frames[..., top : max(bottom, top + 1), left : max(right, left + 1)]
+
+
+def apart(train: Source, test: Source) -> None:
+    """Raise DataError if two splits are the same clips, as those of a list without splits are."""
+    if not (isinstance(train, Files) and isinstance(test, Files)) or train is test:
+        return
+    taught, asked = ({(clip.path, clip.start, clip.box) for clip in source.listing.clips} for source in (train, test))
+    if taught == asked:
+        raise DataError(
+            f"{train.name}: the splits {train.split} and {test.split} are the same {len(asked)} clips, so what was taught would be asked; "
+            "add a `split` column to the list, or give a list for each: data=(open(TRAIN), open(TEST))"
+        )

@@ -122,6 +122,8 @@ def lister_of(spec: str):
         if near
         else f"the parts of a mixture stand apart: {' + '.join(part.strip() for part in spec.split('+'))}"
         if "+" in spec and "*" in spec
+        else "a weight is for the parts of a mixture; leave it out here"
+        if "*" in spec
         else f"use synthetic, a folder, a manifest file, or NAME:ROOT with NAME one of {', '.join(SETS)}"
     )
     raise DataError(f"no data set is called {spec!r}, and no such file or folder exists; {hint}")

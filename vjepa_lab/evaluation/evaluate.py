@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from vjepa_lab import data as video
+from vjepa_lab.data.files import apart
 from vjepa_lab.evaluation import probes
 from vjepa_lab.evaluation.features import device_for, spread
 from vjepa_lab.evaluation.multiview import Merge, extract_views
@@ -73,6 +74,8 @@ def probe(
     if data is None and subject.data is None:
         raise ValueError("data=None: name the data set, this encoder was pretrained on none that is known")
     sources = data if isinstance(data, tuple | list) else [still(data or subject.data, split, subject, limit) for split in splits]
+    if sources is not data:
+        apart(*sources)
     kept = {"tokens": probe in ("attentive", "stepwise"), "bf16": subject.bf16, "cache": cache, "workers": workers, "device": device}
     kept |= {"encoder_name": subject.name, "progress": progress, "merge": merge}
     train = extract_views(subject.encoder, sources[0], segments if merge == "tokens" else 1, 1, **kept)
