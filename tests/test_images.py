@@ -5,6 +5,7 @@ import pytest
 import torch
 from laws import MODIFIED, SIZE, STATISTICS, TEMPORAL, Stub, ids, tokens
 
+import vjepa_lab as vl
 from vjepa_lab import masks, variants
 from vjepa_lab.data.core import Batch
 from vjepa_lab.model import VJEPA
@@ -216,8 +217,6 @@ def test_a_mixture_of_videos_and_images_trains(tmp_path, images):
     """Through the loader: images that fill their frames, or parts of one frame; a batch may hold no clip at all."""
     from PIL import Image
 
-    import vjepa_lab as vl
-
     rng = np.random.default_rng(0)
     for i in range(6):
         folder = tmp_path / "pictures" / f"class{i % 2}"
@@ -237,3 +236,25 @@ def test_a_mixture_of_videos_and_images_trains(tmp_path, images):
     assert any(alone) and not all(alone), "the draw has batches of images alone and others"
     assert (table["JEPA"] > 0).all() and table["loss"].notna().all()
     assert list(table["Delta"] == 0) == alone
+
+
+def test_processes_and_micro_batches_weigh_images_as_one_batch_does(tmp_path):
+    """1 x 8 clips, and 2 processes x 2 micro-batches x 2 clips, of which some hold images alone."""
+    from PIL import Image
+
+    for i in range(6):
+        folder = tmp_path / "pictures" / f"class{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    shape = {"frames": SIZE.frames, "size": SIZE.size}
+    videos, pictures = vl.data.open("synthetic", n=16, **shape), vl.data.open(tmp_path / "pictures", **shape)
+    mixed = vl.data.Mixture([videos, pictures], [0.4, 0.6])
+    how = {"preset": "smoke", "batch": 8, "steps": 3, "bf16": False, "progress": False, "log_every": 1, "lr": 1e-4}
+    one, four = (
+        vl.pretrain(JEPA() + Kinematic() + Delta(), mixed, out=tmp_path / name, **how, **more)
+        for name, more in (("one", {}), ("four", {"devices": 2, "accumulate": 2}))
+    )
+    names = ["loss", "grad_norm", "JEPA", "Kinematic", "Delta"]
+    torch.testing.assert_close(*(torch.tensor(run.metrics()[names].values) for run in (one, four)), rtol=1e-3, atol=1e-5)
+    stills = [b.still.view(4, 2).all(1).any() for _, b in zip(range(3), vl.data.loader(mixed, 8, seed=0), strict=False)]
+    assert any(stills), "the draw has a micro-batch of images alone"
