@@ -17,6 +17,9 @@ released   as the paper's published code computes it, including what it does not
 Where an edition equals another, it is the same object. The weights that the text does not give (Accel, Huber, Split) are 0.1; the controls
 kin-accel-1.0, kin-huber-1.0, kin-split-1.0 have the other one that it uses. Eq. 12 keeps the JEPA loss beside its hard-weighted copy; where
 Sec. 3.8 reads as if the copy stood in its place, the controls hw-replace and fwm-hw-ld-replace do that.
+
+Where the text leaves a choice, the choice is an argument of the term, the masks or the recipe, but for two: halves of the channels that are
+learned (random ones are `Shuffled`), and motion measured before the augmentation.
 """
 
 import difflib
