@@ -132,6 +132,19 @@ def test_a_run_of_the_trainer_is_read(tmp_path):
     assert results.select(table, encoder="random-init")["encoder"].dropna().tolist() == ["random-init"]
 
 
+def test_each_edition_keeps_the_encoder_that_it_evaluates():
+    """As coded, rows evaluate the teacher, and those without EMA an untrained copy: beside sound rows they must not vanish."""
+    what = [
+        ("a", "ld", "sound", "student"), ("a", "ld", "sound", "random-init"), ("b", "ld", "released", "teacher"),
+        ("c", "kin-l1", "released", "random-init"), ("d", "random-init", "sound", "random-init"),
+    ]  # fmt: skip
+    same = {"seed": 0, "regime": "r", "benchmark": "b", "probe": "linear", "value": 50.0, "n": 500}
+    table = results.tidy(pd.DataFrame([{"run": r, "variant": v, "edition": e, "encoder": k} | same for r, v, e, k in what]))
+    assert results.select(table)["run"].tolist() == ["a", "b", "c", "d"]
+    assert results.select(table, encoder="random-init")["run"].tolist() == ["a", "c", "d"]
+    assert results.one_edition(results.select(table))["run"].tolist() == ["a", "d"]  # where one value stands for a row's name
+
+
 def test_metrics_survive_a_kill_and_a_resume(tmp_path):
     lines = [
         {"step": 0, "loss": 1.0, "parts": {"jepa": 0.9}},

@@ -195,7 +195,8 @@ def _variants(folder: str | Path) -> dict[tuple[int | str, str], str]:
 
 
 def from_rows(df: pd.DataFrame, name: str = "runs", *, baseline_seed: int | None = None, draws: int = 1000, seed: int = 0) -> Evidence:
-    """Tidy rows as evidence: own runs where there are any, else the only source. Runs too small to be evidence are left out and counted.
+    """Tidy rows as evidence: own runs of one edition where there are any (`results.one_edition`), else the only source. Runs too small to
+    be evidence are left out and counted.
 
     baseline_seed: compare with this baseline run only (the released results hold two of the mixed baseline, seeds 42 and 239).
     Raises ValueError when nothing is left, or when printed and released rows come together.
@@ -210,7 +211,7 @@ def from_rows(df: pd.DataFrame, name: str = "runs", *, baseline_seed: int | None
     rows = rows[~small]
     if rows.empty:
         raise ValueError(f"{name}: no row that could be evidence ({int(small.sum())} rows of runs too small to be evidence were left out)")
-    rows = results.select(rows)
+    rows = results.select(results.one_edition(rows))
     if baseline_seed is not None:
         rows = rows[rows["variant"].ne("baseline") | rows["regime"].ne("mixed") | rows["seed"].eq(baseline_seed)]
     cells = _Cells(rows)

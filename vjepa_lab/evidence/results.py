@@ -272,14 +272,26 @@ def select(
 
 
 def _other_encoder(df: pd.DataFrame, wanted: str | None) -> pd.Series:
-    """True for own rows of another encoder than the wanted one (default: student, teacher, others, in this order, per benchmark)."""
+    """True for own rows of another encoder than the wanted one (default: student, teacher, others, in this order, per benchmark, edition).
+
+    A run of which nothing but the untrained encoder was measured keeps it by default: that is what its recipe evaluates.
+    """
     other = pd.Series(False, index=df.index)
     own = df[df["source"].eq("run") & df["variant"].ne("random-init")] if "encoder" in df else df[:0]
-    for _, rows in own.groupby("benchmark"):
+    for _, rows in own.groupby(["benchmark", "edition"], dropna=False):
         there = [name for name in ("student", "teacher", *sorted(rows["encoder"].dropna().unique())) if rows["encoder"].eq(name).any()]
         if there:
             other[rows.index] = rows["encoder"].notna() & rows["encoder"].ne(wanted or there[0])
+            untrained = rows["encoder"].eq("random-init").groupby(rows["run"]).transform("all") & (wanted is None)
+            other[rows.index[untrained]] = False
     return other
+
+
+def one_edition(df: pd.DataFrame) -> pd.DataFrame:
+    """The table with own runs of one edition: the sound one where there are several, else the first by name. Other sources are kept."""
+    own = df["source"].eq("run")
+    there = sorted(df.loc[own, "edition"].dropna().unique(), key=lambda name: (name != "sound", name))
+    return df[~own | df["edition"].isna() | df["edition"].eq(there[0])] if len(there) > 1 else df
 
 
 def _main_probe(benchmark: str, there: np.ndarray) -> str | None:

@@ -65,7 +65,7 @@ def _flagged(wide: dict[str, pd.DataFrame], variant: str, *benchmarks: str) -> b
 
 def _compared(df, against, regime, source, benchmarks, baseline_seed) -> tuple[pd.DataFrame, str]:
     source = source or ("run" if df["source"].eq("run").any() else "paper")
-    rows = results.select(df[df["source"].isin([source, "constant"])], regime=regime, benchmarks=benchmarks)
+    rows = results.select(results.one_edition(df[df["source"].isin([source, "constant"])]), regime=regime, benchmarks=benchmarks)
     if (several := rows.loc[rows["source"].ne("constant"), "regime"].dropna().unique()).size > 1:
         raise ValueError(f"choose one regime of {sorted(several)}: they do not share a baseline")
     return stats.compare(rows, against, baseline_seed=baseline_seed), source
@@ -193,7 +193,7 @@ def pareto(
     where there are several, else of test sampling. Returns a matplotlib Figure.
     """
     source = source or ("run" if df["source"].eq("run").any() else "paper")
-    rows = results.select(df[df["source"].isin([source, "constant"])], regime=regime, benchmarks=[x, y])
+    rows = results.select(results.one_edition(df[df["source"].isin([source, "constant"])]), regime=regime, benchmarks=[x, y])
     rows = rows.assign(flag=results.flag_constant(rows))
     rows = rows[rows["source"].eq(source)]
     if rows["regime"].nunique() > 1:
@@ -259,7 +259,7 @@ def ranks(
 
     Needs own runs with at least two seeds that ran every variant. Returns a matplotlib Figure.
     """
-    rows = results.select(df[df["source"].eq("run")], regime=regime, benchmarks=benchmarks)
+    rows = results.select(results.one_edition(df[df["source"].eq("run")]), regime=regime, benchmarks=benchmarks)
     shown, labels = benchmark_order([rows]), names_of(rows)
     tables = {name: stats.rank_stability(rows[rows["benchmark"].eq(name)]) for name in shown}
     count = max(map(len, tables.values()))
