@@ -207,6 +207,40 @@ def test_predictions_are_compared_over_seeds_and_samples():
         stats.compare_predictions(pd.concat(frames), against="other")
 
 
+def predicted(variant: str, seed: int, hits: int, n: int = 60, **columns) -> pd.DataFrame:
+    """Predictions of one run: the first `hits` of n samples right."""
+    known = {"variant": variant, "seed": seed, "benchmark": "motion", "probe": "linear", "id": range(n), "label": np.arange(n) % 4}
+    return pd.DataFrame(known | {"top1": np.where(np.arange(n) < hits, np.arange(n) % 4, 9)} | columns)
+
+
+def test_predictions_that_do_not_line_up_are_refused_and_regimes_stay_apart():
+    """Means over encoders, runs, regimes or test sets would look like any other number."""
+    arms = [predicted(v, s, h + s, regime="a", encoder="student") for v, h in (("baseline", 20), ("ld", 26)) for s in range(3)]
+    elsewhere = [predicted("ld", s, 5, regime="b", encoder="student") for s in range(3)]
+    out = stats.compare_predictions(pd.concat([*arms, *elsewhere]), draws=1)
+    assert out[["variant", "regime"]].to_numpy().tolist() == [["ld", "a"]] and out["delta"].item() == pytest.approx(10)
+    with pytest.raises(ValueError, match=r"ld on motion, seed 1: several predictions.*encoder student, teacher"):
+        stats.compare_predictions(pd.concat([*arms, predicted("ld", 1, 3, regime="a", encoder="teacher")]))
+    with pytest.raises(ValueError, match="different test sets"):
+        stats.compare_predictions(
+            pd.concat([*arms, predicted("fwm", 0, 3, regime="a").assign(label=lambda p: p["label"][::-1].to_numpy())])
+        )
+    with pytest.raises(ValueError, match="no other variant"):
+        stats.compare_predictions(pd.concat(arms[:3]))
+
+
+def test_arms_without_a_common_seed_are_compared_by_welch():
+    base, other = [50.0, 52.0, 51.0], [55.0, 58.0, 80.0]
+    rows = table({"baseline": base, "ld": other}, n=500)
+    rows.loc[rows["variant"].eq("ld"), "seed"] += 7
+    out, expected = stats.compare(rows).iloc[0], sps.ttest_ind(other, base, equal_var=False)
+    ends = expected.confidence_interval()
+    assert (out["lo"], out["hi"], out["p"]) == pytest.approx((ends.low, ends.high, expected.pvalue))
+    assert out["basis"] == "seeds, unpaired" and out["seeds"] == 3
+    one = stats.compare(rows, baseline_seed=1).iloc[0]  # one baseline run: its seed noise is not known
+    assert one["basis"] == "samples" and one["base"] == 52
+
+
 # --- factorial --------------------------------------------------------------------------------------------------------
 
 CELLS = ["baseline", "fwm", "ld", "hw", "fwm-ld", "fwm-hw", "hw-ld", "fwm-hw-ld"]
@@ -229,6 +263,13 @@ def test_factorial_recovers_planted_effects():
     out = stats.factorial(factorial_table(noise=1e-6)).set_index("term")["effect"]
     expected = {"fwm": 2.0, "ld": -3.0, "hw": 0.0, "fwm x ld": 1.5, "fwm x hw": 0.0, "ld x hw": 0.0, "fwm x ld x hw": 4.0}
     assert out.to_dict() == pytest.approx(expected, abs=1e-5)
+
+
+def test_probe_seeds_do_not_narrow_the_factorial():
+    rows = factorial_table(noise=1.0)
+    again = pd.concat([rows.assign(probe_seed=k, value=rows["value"] + k / 10) for k in range(3)])
+    once, thrice = stats.factorial(rows), stats.factorial(again)
+    assert thrice[["effect", "lo", "hi", "p"]].to_numpy() == pytest.approx(once[["effect", "lo", "hi", "p"]].to_numpy())
 
 
 def test_factorial_block_and_mixed_model_agree():

@@ -1,184 +1,43 @@
-"""What a difference between two objectives is worth: paired intervals, families of tests, factorial effects.
+"""What a difference between two objectives is worth: comparisons paired by seed, factorial effects, trade-offs over variants.
 
-Units: accuracies and differences in percentage points. Axes: s seeds, i test samples; leading axes broadcast.
-A run's seed fixes its initialisation, data order and masks, so runs are compared seed by seed.
-
-Which interval decides. Seeds and test samples are both random and crossed: every seed answers the same samples. `paired_interval`
-estimates both variances and uses Student's t with Satterthwaite's degrees of freedom; under the null it rejects 5 % of the time at 3, 5
-and 8 seeds (tests/test_stats.py). `hierarchical_bootstrap` resamples both. With few seeds its percentile interval is not calibrated: at a
-nominal 5 % it rejects 19, 14 and 12 % of null studies with 3, 5 and 8 seeds where seeds dominate the noise (it lacks the factor S/(S-1)
-and has normal tails), and under 1 % where test sampling dominates (it counts the residual up to three times). So it stands beside the
-t-interval and does not decide.
+Units: accuracies and differences in percentage points. Axes: s seeds, i test samples.
+A run's seed fixes its initialisation, data order and masks, so runs are compared seed by seed. The intervals and tests themselves, and
+which of them decides, are in `intervals`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
+from .intervals import (
+    Interval,
+    benjamini_hochberg,
+    cluster_interval,
+    from_error,
+    hierarchical_bootstrap,
+    holm,
+    mcnemar,
+    newcombe,
+    paired_interval,
+    t_interval,
+    tost,
+    unpaired_interval,
+)
 from .results import GROUP, delta, flag_constant, wilson
 
 __all__ = [
     "FAMILY", "Interval", "benjamini_hochberg", "cluster_interval", "compare", "compare_predictions", "correlation", "factorial",
-    "hierarchical_bootstrap", "holm", "mcnemar", "newcombe", "paired_interval", "pareto", "rank_stability", "t_interval", "tost", "wilson",
+    "hierarchical_bootstrap", "holm", "mcnemar", "newcombe", "paired_interval", "pareto", "rank_stability", "t_interval", "tost",
+    "unpaired_interval", "wilson",
 ]  # fmt: skip
 
 FAMILY = ("ld", "fwm", "fwm-ld", "fwm-hw-ld", "hw")
 "Pre-registered variants: each against the baseline on each benchmark, Holm-adjusted together; all others are exploratory."
-
-
-class Interval(NamedTuple):
-    """An estimate with its confidence interval and two-sided p-value against zero."""
-
-    value: np.ndarray | float
-    lo: np.ndarray | float
-    hi: np.ndarray | float
-    p: np.ndarray | float
-
-
-# --- intervals --------------------------------------------------------------------------------------------------------
-
-
-def t_interval(x, confidence: float = 0.95, axis: int = -1) -> Interval:
-    """Student's t-interval of the mean over `axis` (at least two values)."""
-    x = np.asarray(x, float)
-    count = x.shape[axis]
-    if count < 2:
-        raise ValueError("a t-interval needs at least two seeds; one run has a sampling interval only (newcombe)")
-    return _t(x.mean(axis), x.std(axis, ddof=1) / math.sqrt(count), count - 1, confidence)
-
-
-def _t(value, error, df, confidence: float) -> Interval:
-    half = sps.t.ppf(0.5 + confidence / 2, df) * error
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = np.where(error > 0, 2 * sps.t.sf(np.abs(value) / error, df), np.where(value == 0, 1.0, 0.0))
-    return Interval(value, value - half, value + half, p)
-
-
-def newcombe(value, n, base, base_n, confidence: float = 0.95) -> Interval:
-    """Difference of two independent percentages, in points (Newcombe 1998, method 10; p by the pooled two-proportion z-test). Broadcasts.
-
-    Covers the sampling of test examples only: what another seed would have changed is not in it.
-    """
-    value, n, base, base_n = (np.asarray(x, float) for x in (value, n, base, base_n))
-    (lo, hi), (base_lo, base_hi) = wilson(value, n, confidence), wilson(base, base_n, confidence)
-    d, pooled = value - base, (value * n + base * base_n) / (n + base_n)
-    error = np.sqrt(pooled * (100 - pooled) * (1 / n + 1 / base_n))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = np.where(error > 0, 2 * sps.norm.sf(np.abs(d) / error), 1.0)
-    return Interval(d, d - np.hypot(value - lo, base_hi - base), d + np.hypot(hi - value, base - base_lo), p)
-
-
-def cluster_interval(correct, cluster, confidence: float = 0.95) -> Interval:
-    """Accuracy in percent of samples that come in clusters, such as clips cut from one recording: t over clusters (Liang & Zeger 1986).
-
-    correct: `[i]` (0/1), or the difference of two arms on the same samples; cluster: `[i]`, any labels. With a cluster per sample it is the
-    t-interval; of an accuracy it may pass 0 or 100.
-    """
-    x = 100 * np.asarray(correct, float)
-    place = np.unique(np.asarray(cluster), return_inverse=True)[1]
-    count = place.max() + 1
-    if count < 2:
-        raise ValueError("an interval over clusters needs at least two of them")
-    residual = np.bincount(place, x - x.mean())
-    return _t(x.mean(), math.sqrt(count / (count - 1) * (residual**2).sum()) / len(x), count - 1, confidence)
-
-
-def _difference(a, b) -> np.ndarray:
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if a.shape != b.shape or a.ndim < 2:
-        raise ValueError(f"paired arms need equal shapes [.. s i] (seeds, test samples); got {a.shape} and {b.shape}")
-    return a - b
-
-
-def paired_interval(a, b, confidence: float = 0.95) -> Interval:
-    """Mean difference of two arms in points, with both seeds and test samples random and crossed.
-
-    a, b: correctness `[.. s i]` (0/1), row s of both arms trained from the same seed, column i the same test sample.
-    Var(mean) = (MS_seed + MS_sample - MS_residual) / (s i), df by Satterthwaite; never below MS_seed / (s i).
-    With one seed it is the paired sampling interval (seed noise unknown).
-    """
-    d = 100 * _difference(a, b)
-    s, i = d.shape[-2:]
-    mean = d.mean((-1, -2))
-    if s == 1:
-        return _t(mean, d[..., 0, :].std(-1, ddof=1) / math.sqrt(i), i - 1, confidence)
-    by_seed, by_sample = d.mean(-1), d.mean(-2)
-    ms_seed, ms_sample = i * by_seed.var(-1, ddof=1), s * by_sample.var(-1, ddof=1)
-    residual = d - by_seed[..., :, None] - by_sample[..., None, :] + mean[..., None, None]
-    ms_residual = (residual**2).sum((-1, -2)) / ((s - 1) * (i - 1))
-    shared = np.maximum(ms_sample - ms_residual, 0)
-    total = ms_seed + shared
-    spread = ms_seed**2 / (s - 1) + np.where(shared > 0, ms_sample**2 / (i - 1) + ms_residual**2 / ((s - 1) * (i - 1)), 0)
-    df = np.where(spread > 0, total**2 / np.where(spread > 0, spread, 1), s - 1)
-    return _t(mean, np.sqrt(total / (s * i)), df, confidence)
-
-
-def hierarchical_bootstrap(a, b, draws: int = 10_000, seed: int = 0, confidence: float = 0.95) -> Interval:
-    """Percentile interval of the mean difference in points: seeds resampled, then test samples, the same resample in both arms.
-
-    a, b: correctness `[s i]`. Samples with equal differences over all seeds are interchangeable, so counts of these patterns are drawn
-    (multinomial) instead of samples: the same distribution, and 25 000 samples cost what a few hundred do.
-    """
-    d = 100 * _difference(a, b)
-    rng = np.random.default_rng(seed)
-    s, i = d.shape
-    patterns, counts = np.unique(d, axis=1, return_counts=True)
-    seeds = rng.multinomial(s, np.full(s, 1 / s), draws) / s
-    samples = rng.multinomial(i, counts / i, draws) / i
-    means = np.einsum("ds,sp,dp->d", seeds, patterns, samples, optimize=True)
-    lo, hi = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    p = min(1.0, 2 * (1 + min((means <= 0).sum(), (means >= 0).sum())) / (1 + draws))
-    return Interval(d.mean(), lo, hi, p)
-
-
-# --- tests ------------------------------------------------------------------------------------------------------------
-
-
-def mcnemar(a, b) -> float:
-    """Exact two-sided McNemar p-value that two probes err equally often on the same samples; a, b: correctness `[i]` of one seed each."""
-    a, b = np.asarray(a, bool), np.asarray(b, bool)
-    gained, lost = int((a & ~b).sum()), int((~a & b).sum())
-    return float(sps.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-
-
-def tost(differences, margin: float) -> Interval:
-    """Two one-sided t-tests over seeds that the mean difference lies within +-`margin` points (Schuirmann 1987).
-
-    Returns the 90 % interval, which lies inside the margin exactly when p < 0.05.
-    """
-    if margin <= 0:
-        raise ValueError(f"the equivalence margin must be positive, got {margin}")
-    x = np.asarray(differences, float)
-    mean, lo, hi, _ = t_interval(x, 0.9)
-    error, df = x.std(ddof=1) / math.sqrt(x.size), x.size - 1
-    if error == 0:
-        return Interval(mean, lo, hi, float(abs(mean) >= margin))
-    return Interval(mean, lo, hi, float(max(sps.t.sf((mean + margin) / error, df), sps.t.cdf((mean - margin) / error, df))))
-
-
-def holm(p) -> np.ndarray:
-    """Holm-adjusted p-values (family-wise error); NaN stays NaN. Own lines: statsmodels collects garbage at every call, 50 ms each."""
-    return _adjust(p, lambda sorted_p: np.maximum.accumulate(sorted_p * np.arange(len(sorted_p), 0, -1)))
-
-
-def benjamini_hochberg(p) -> np.ndarray:
-    """Benjamini-Hochberg adjusted p-values (false discovery rate); NaN stays NaN."""
-    return _adjust(p, sps.false_discovery_control)
-
-
-def _adjust(p, method) -> np.ndarray:
-    p = np.asarray(p, float)
-    order = np.argsort(p)[: int((~np.isnan(p)).sum())]  # NaN sorts last
-    out = np.full(p.shape, np.nan)
-    out[order] = np.minimum(method(p[order]), 1) if len(order) else []
-    return out
 
 
 # --- comparing objectives ---------------------------------------------------------------------------------------------
@@ -197,7 +56,8 @@ def compare(
 
     df: tidy rows, already reduced to one probe per benchmark (`results.select`). Several rows of one seed (probe seeds) are averaged first.
     Columns added to source, edition, regime, variant, benchmark, probe, metric, printed: `value, base, delta, lo, hi, p`; `seeds` (pairs);
-    `n`; `basis` (`seeds`: t-interval over seed pairs; `samples`: one run, sampling of test examples only); `family` (`primary` is
+    `n`; `basis` (`seeds`: t-interval over seed pairs; `seeds, unpaired`: Welch's, where the arms share no seed but have
+    several; `samples`: one run, sampling of test examples only); `family` (`primary` is
     Holm-adjusted over all its variants and benchmarks, `exploratory` Benjamini-Hochberg); `p_adj`, `significant`;
     `flag`, `base_flag` (no better than a constant predictor), `smoke`, `random_init`.
     """
@@ -225,14 +85,17 @@ def _compare_one(part: pd.DataFrame, baseline: pd.DataFrame) -> dict:
     """Interval of one variant on one benchmark, from its rows with their `delta`, `base`, `base_n`."""
     paired = part["paired"].any()
     used = part[part["paired"]] if paired else part
-    seeds = used.groupby("seed", dropna=False)[["value", "base", "delta"]].mean() if paired else used[["value", "base", "delta"]]
-    n, base_n = used["n"].mean(), used["base_n"].mean()
-    if paired and len(seeds) > 1:
-        interval, basis = t_interval(seeds["delta"]), "seeds"
-    else:
-        interval, basis = newcombe(seeds["value"].mean(), n, seeds["base"].mean(), base_n), "samples"
     first = used.iloc[0]
     same = baseline[[*GROUP]].fillna("").eq(first[GROUP].fillna("")).all(axis=1)
+    seeds = used.groupby("seed", dropna=False)[["value", "base", "delta"]].mean()
+    others = baseline[same & baseline["edition"].isin([first["edition"]])].groupby("seed")["value"].mean() if not paired else ()
+    count, n, base_n = len(seeds), used["n"].mean(), used["base_n"].mean()
+    if paired and count > 1:
+        interval, basis = t_interval(seeds["delta"]), "seeds"
+    elif min(count, len(others)) > 1 and np.isclose(others.mean(), seeds["base"].iloc[0]):  # not where one baseline run was asked for
+        interval, basis, count = unpaired_interval(seeds["value"], others), "seeds, unpaired", min(count, len(others))
+    else:
+        interval, basis = newcombe(seeds["value"].mean(), n, seeds["base"].mean(), base_n), "samples"
     return {
         "printed": first.get("printed", np.nan),
         "value": seeds["value"].mean(),
@@ -241,7 +104,7 @@ def _compare_one(part: pd.DataFrame, baseline: pd.DataFrame) -> dict:
         "lo": float(interval.lo),
         "hi": float(interval.hi),
         "p": float(interval.p),
-        "seeds": len(seeds),
+        "seeds": count,
         "n": n,
         "basis": basis,
         "flag": every(used["flag"]),
@@ -262,7 +125,10 @@ def compare_predictions(
     """As `compare`, from predictions per test sample: columns `variant, seed, benchmark, probe, id, label, top1` (labels as predicted).
 
     Adds the hierarchical bootstrap (`boot_lo, boot_hi, boot_p`) beside the crossed t-interval (`lo, hi, p`), the t-interval over seed means
-    (`t_lo, t_hi`) and the smallest McNemar p-value over seeds, Holm-adjusted (`mcnemar`).
+    (`t_lo, t_hi`) and the smallest McNemar p-value over seeds, Holm-adjusted (`mcnemar`). Where the predictions say their regime and
+    edition, arms are compared within these.
+    Raises ValueError for predictions that do not line up: a sample predicted twice by one seed (two encoders or runs), or not by every
+    seed, or with two labels (two test sets).
     """
     lacking = {"variant", "seed", "benchmark", "probe", "id", "label", "top1"} - set(predictions)
     if lacking:
@@ -270,11 +136,12 @@ def compare_predictions(
     if not predictions["variant"].eq(against).any():
         raise ValueError(f"no predictions of the baseline {against!r}; there are {sorted(predictions['variant'].unique())}")
     scored = predictions.assign(correct=predictions["top1"].eq(predictions["label"]))
+    where = [column for column in ("regime", "edition") if column in predictions]
     rows = []
-    for (benchmark, probe), part in scored.groupby(["benchmark", "probe"], sort=False):
-        tables = {
-            variant: rows.pivot_table(values="correct", index="seed", columns="id") for variant, rows in part.groupby("variant", sort=False)
-        }
+    for key, part in scored.groupby([*where, "benchmark", "probe"], sort=False, dropna=False):
+        about = dict(zip([*where, "benchmark", "probe"], key, strict=True))
+        _line_up(part, about["benchmark"])
+        tables = {variant: own.pivot(values="correct", index="seed", columns="id") for variant, own in part.groupby("variant", sort=False)}
         base = tables.pop(against, None)
         if base is None:
             continue
@@ -283,16 +150,37 @@ def compare_predictions(
             if arm.empty:
                 continue
             if arm.isna().any(axis=None) or reference.isna().any(axis=None):
-                raise ValueError(f"{variant} on {benchmark}: some test samples lack a prediction for some seeds; probe them again")
-            rows.append(
-                {"variant": variant, "benchmark": benchmark, "probe": probe}
-                | _from_predictions(arm.to_numpy(), reference.to_numpy(), draws, seed)
-            )
+                raise ValueError(f"{variant} on {about['benchmark']}: some test samples lack a prediction for some seeds; probe them again")
+            arms = (each.to_numpy().astype(bool) for each in (arm, reference))
+            rows.append({"variant": variant} | about | _from_predictions(*arms, draws, seed))
+    if not rows:
+        raise ValueError(f"no predictions to compare with {against!r}: no other variant shares seeds and test samples with it")
     out = pd.DataFrame(rows)
     out["family"] = np.where(out["variant"].isin(list(family)), "primary", "exploratory")
-    primary = out["family"].eq("primary")
-    out["p_adj"] = np.where(primary, holm(out["p"].where(primary)), benjamini_hochberg(out["p"].where(~primary)))
+    out["p_adj"] = np.nan
+    for key, part in out.groupby([*where, "family"], dropna=False):
+        out.loc[part.index, "p_adj"] = (holm if key[-1] == "primary" else benjamini_hochberg)(part["p"])
     return out
+
+
+def _line_up(part: pd.DataFrame, benchmark: str) -> None:
+    """Refuse predictions of one benchmark that are not one per variant, seed and sample, of one test set."""
+    labels = part.drop_duplicates(["id", "label"])
+    if (twice := labels["id"].duplicated()).any():
+        sample = labels.loc[twice, "id"].iloc[0]
+        raise ValueError(
+            f"{benchmark}: test sample {sample} has the labels {sorted(labels.loc[labels['id'].eq(sample), 'label'])}; these predictions "
+            "are of different test sets (another limit or listing), probe all runs on one"
+        )
+    if (again := part.duplicated(["variant", "seed", "id"], keep=False)).any():
+        first = part[again].iloc[0]
+        same = part[again & part["variant"].eq(first["variant"]) & part["seed"].eq(first["seed"])]
+        differ = [f"{name} {', '.join(sorted(map(str, same[name].unique())))}" for name in ("encoder", "run") if name in same]
+        raise ValueError(
+            f"{first['variant']} on {benchmark}, seed {first['seed']}: several predictions of one test sample"
+            + f" ({'; '.join(differ)})" * bool(differ)
+            + "; keep those of one encoder and run"
+        )
 
 
 def _from_predictions(a: np.ndarray, b: np.ndarray, draws: int, seed: int) -> dict:
@@ -350,6 +238,7 @@ def factorial(
     missing = [name for level, name in every.items() if level not in levels.values()]
     order = len(factors) if not missing else len(factors) - 1
     terms = [c for k in range(1, order + 1) for c in combinations(range(len(factors)), k)]
+    rows = rows.groupby(["variant", "seed"], dropna=False, as_index=False, sort=False)[["value", "n"]].mean()  # probe seeds are no seeds
     signs = 2 * np.array([levels[v] for v in rows["variant"]], float) - 1
     design = np.stack([np.prod(signs[:, term], axis=1) for term in terms], axis=1) / 2
     names = [" x ".join(factors[f] for f in term) for term in terms]
@@ -378,7 +267,7 @@ def _full_rank(design: np.ndarray, names: str) -> np.ndarray:
 def _sampling_effects(design: np.ndarray, y: np.ndarray, n: np.ndarray, confidence: float) -> Interval:
     solve = _full_rank(np.column_stack([np.ones(len(y)), design]), "effects")[1:]
     effect, error = solve @ y, np.sqrt(solve**2 @ (y * (100 - y) / n))
-    return _t(effect, error, np.inf, confidence)
+    return from_error(effect, error, np.inf, confidence)
 
 
 def _block_effects(design: np.ndarray, y: np.ndarray, seeds: np.ndarray, confidence: float) -> Interval:
@@ -390,14 +279,14 @@ def _block_effects(design: np.ndarray, y: np.ndarray, seeds: np.ndarray, confide
         raise ValueError("no degree of freedom is left: run more seeds or more cells")
     variance = ((y - whole @ coefficients) ** 2).sum() / df
     k = blocks.shape[1]
-    return _t(coefficients[k:], np.sqrt(variance * (solve[k:] ** 2).sum(1)), df, confidence)
+    return from_error(coefficients[k:], np.sqrt(variance * (solve[k:] ** 2).sum(1)), df, confidence)
 
 
 def _mixed_effects(design: np.ndarray, y: np.ndarray, seeds: np.ndarray, confidence: float) -> Interval:
     from statsmodels.regression.mixed_linear_model import MixedLM
 
     fit = MixedLM(y, np.column_stack([np.ones(len(y)), design]), groups=seeds).fit(reml=True)
-    return _t(fit.fe_params[1:], np.sqrt(np.diag(fit.cov_params()))[1 : 1 + design.shape[1]], np.inf, confidence)
+    return from_error(fit.fe_params[1:], np.sqrt(np.diag(fit.cov_params()))[1 : 1 + design.shape[1]], np.inf, confidence)
 
 
 # --- trade-offs over variants and seeds -------------------------------------------------------------------------------

@@ -100,8 +100,9 @@ def _panels(table: pd.DataFrame, sources: Sequence[str]) -> dict[str, pd.DataFra
 
 
 def _title(about: list[str], part: pd.DataFrame) -> str:
-    seeds = part["seeds"].where(part["basis"].eq("seeds"), 1)
-    return panel_title(about[0], seeds, bool(part["smoke"].all()), about[1:], "seed pairs")
+    seeds = part["seeds"].where(part["basis"].ne("samples"), 1)
+    unit = "seeds" if part["basis"].eq("seeds, unpaired").any() else "seed pairs"
+    return panel_title(about[0], seeds, bool(part["smoke"].all()), about[1:], unit)
 
 
 def panel_title(source: str, seeds: pd.Series, smoke: bool, about: Sequence[str] = (), unit: str = "seeds") -> str:
@@ -354,7 +355,7 @@ def _hover(rows: pd.DataFrame, against: str) -> list[str]:
 
 def _about(r, against: str) -> str:
     """Everything known of one bar, in lines."""
-    basis = {"seeds": "over seed pairs", "samples": "test sampling only"}[r.basis]
+    basis = {"seeds": "over seed pairs", "seeds, unpaired": "over seeds that do not pair up", "samples": "test sampling only"}[r.basis]
     lines = [
         f"<b>{r.name}</b>, {r.benchmark} ({r.probe})",
         f"{r.value:.2f} % against {r.base:.2f} % of {against}: <b>{r.delta:+.2f} pp</b>",

@@ -35,7 +35,7 @@ def scatter(
     wide = {name: table.pivot(index="variant", columns="benchmark", values=name) for name in ("delta", "lo", "hi", "flag")}
     front = stats.pareto(wide["delta"][shown].dropna())
     labels, pairs = names_of(table), list(combinations(shown, 2))
-    title = panel_title(source, table["seeds"].where(table["basis"].eq("seeds"), 1), bool(table["smoke"].all()), unit="seed pairs")
+    title = panel_title(source, table["seeds"].where(table["basis"].ne("samples"), 1), bool(table["smoke"].all()), unit="seed pairs")
     if interactive and not paper:
         return _plotly_scatter(wide, front, labels, pairs, title, against)
     with look(paper):

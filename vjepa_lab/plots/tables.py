@@ -221,7 +221,7 @@ def _cell(value: float, against: pd.Series | None, flagged: bool, seeds: pd.Seri
         over = stats.t_interval(seeds) if len(seeds) > 1 else None
         return f"{value:.2f}{mark}" + (f" [{over.lo:.1f}, {over.hi:.1f}]" if over else "")
     signed = lambda x, digits: f"{x:+.{digits}f}".replace("-", "−")
-    interval = f" [{signed(against['lo'], 1)}, {signed(against['hi'], 1)}]" if against["basis"] == "seeds" else ""
+    interval = f" [{signed(against['lo'], 1)}, {signed(against['hi'], 1)}]" if against["basis"] != "samples" else ""
     return f"{value:.2f}{mark} ({signed(against['delta'], 2)}{interval})"
 
 
