@@ -302,11 +302,14 @@ def _over_time(part: pd.DataFrame) -> float:
     return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else float(y.mean())
 
 
-def predictions(averaged: pd.DataFrame, rows: pd.DataFrame, against: str = "baseline", draws: int = 2_000, seed: int = 0) -> pd.DataFrame:
+def predictions(
+    averaged: pd.DataFrame, rows: pd.DataFrame, against: str = "baseline", draws: int = 2_000, seed: int = 0,
+    names: Sequence[str] = PREDICTORS,
+) -> pd.DataFrame:  # fmt: skip
     """How well each predictor foretells the benefit of the auxiliaries: rank correlation over variants x seeds, per benchmark.
 
-    averaged: of `averages`;  rows: probe results (`results.load`), whose benchmarks end in /LABEL. A variant's seeds are no independent
-    evidence, so intervals resample variants, then seeds, and p-values permute whole variants.
+    averaged: of `averages`, or any table of its columns with metrics `names`;  rows: probe results (`results.load`), benchmarks ending in
+    /LABEL. A variant's seeds are no independent evidence, so intervals resample variants, then seeds, and p-values permute whole variants.
     Columns benchmark, predictor, rho, lo, hi, p, partial (with the norm ratio held fixed), variants, seeds, points; the predictor
     "neutral utility - cosine" is the pre-registered comparison. Benchmarks with fewer than 4 variants are left out; if none is left,
     ValueError.
@@ -317,8 +320,8 @@ def predictions(averaged: pd.DataFrame, rows: pd.DataFrame, against: str = "base
     for benchmark, part in deltas[deltas["paired"]].groupby("benchmark", sort=False):
         label = benchmark.rsplit("/")[-1]
         gain = part.groupby(["variant", "seed"])["delta"].mean()
-        names = {p: f"{p}/{label}" if p.endswith("utility") else p for p in PREDICTORS}
-        points = wide.reindex(columns=list(names.values())).set_axis(list(names), axis=1).join(gain, how="inner")
+        metrics = [f"{p}/{label}" if p.endswith("utility") else p for p in names]
+        points = wide.reindex(columns=metrics).set_axis(list(names), axis=1).join(gain, how="inner")
         points = points.dropna(axis=1, how="all").dropna()
         if "delta" in points and points.index.get_level_values("variant").nunique() >= 4:
             out += [{"benchmark": benchmark} | row for row in _correlations(points, draws, seed)]

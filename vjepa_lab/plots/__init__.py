@@ -6,6 +6,7 @@ from .audit import audit
 from .bars import tradeoffs
 from .clips import Player, Players, curves, error_maps, masked, strips
 from .diagram import diagram
+from .forest import forest
 from .fronts import correlations, pareto, ranks, scatter
 from .motion import motion
 from .representation import halves, likeness, representation
@@ -30,6 +31,7 @@ __all__ = [
     "elsewhere",
     "energy",
     "error_maps",
+    "forest",
     "foretold",
     "halves",
     "interaction",

@@ -185,8 +185,9 @@ def foretold(found: pd.DataFrame, *, smoke: bool = False, paper: bool = False, c
         axes.flat[-1].set_xlabel("rank correlation with the gain")
         first = found.iloc[0]
         count = f"{first['variants']} variants x {first['seeds']} seed{'s' * int(first['seeds'] != 1)}"
-        note = f"Spearman, gain over the baseline; {count}, intervals resample variants, then seeds. Orange: the pre-registered"
-        footnote(fig, [note + " comparison, expected above 0.", *([SMOKE] if smoke else [])])
+        note = f"Spearman, gain over the baseline; {count}, intervals resample variants, then seeds."
+        orange = " Orange: the pre-registered comparison, expected above 0." * any(" - " in name for name in names)
+        footnote(fig, [note + orange, *([SMOKE] if smoke else [])])
     return fig
 
 

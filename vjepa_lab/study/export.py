@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from . import cell as cells
 from .grid import Cell, Study
 
 ROWS, RUNS, PREDICTIONS, CURVES = "rows.csv", "provenance/runs.csv", "predictions.parquet", "curves.parquet"
+CELLS, ALIGNMENT, STUDY = "provenance/cells.csv", "alignment.parquet", "provenance/study.txt"
 
 
 def rows(study: Study, runs: str | Path, only: str | None = None) -> pd.DataFrame:
@@ -49,41 +51,65 @@ def provenance(cell: Cell, runs: str | Path) -> dict:
     }  # fmt: skip
 
 
-def finished(study: Study, runs: str | Path, only: str | None = None) -> list[Cell]:
-    return [each for each in study.chosen(only) if cells.state(each, Path(runs)).state == "done"]
-
-
 def collect(study: Study, runs: str | Path, to: str | Path, only: str | None = None) -> list[Path]:
     """Write the finished runs of a study as tables into a folder that `results.load` reads; returns the files.
 
-    rows.csv             every measurement
-    predictions.parquet  what each probe said of each test clip, for paired statistics
-    curves.parquet       the logged steps of each pretraining
-    provenance/runs.csv  a row per run: where it comes from
-    Raises FileNotFoundError if no cell is finished.
+    rows.csv              every measurement
+    predictions.parquet   what each probe said of each test clip, for paired statistics
+    curves.parquet        the logged steps of each pretraining
+    alignment.parquet     gradients measured while training (`alignment.Watch`), where runs were watched
+    provenance/runs.csv   a row per run: where it comes from
+    provenance/cells.csv  every cell that is planned, and where it stands
+    provenance/study.txt  the study
+    Each file is replaced whole, and one that has nothing to hold any more is deleted. Raises FileNotFoundError if no cell is finished.
     """
-    runs, to, done = Path(runs), Path(to), finished(study, runs, only)
+    from ..analysis.alignment import FILE
+
+    runs, to = Path(runs), Path(to)
+    standing = {each: cells.state(each, runs).state for each in study.chosen(only)}
+    done = [each for each, state in standing.items() if state == "done"]
     if not done:
         raise FileNotFoundError(f"{runs}: no cell of {study.name} is finished yet")
-    names = {each.name for each in done}
     table = rows(study, runs, only)
-    table = table[table["run"].isin(names)].round({"value": 4, "lo": 4, "hi": 4})
+    table = table[table["run"].isin({each.name for each in done})].round({"value": 4, "lo": 4, "hi": 4})
+    about = lambda each: {"run": each.name, "variant": each.variant, "edition": each.edition, "regime": each.regime.name, "seed": each.seed}
+    tables = {
+        ROWS: table.dropna(axis=1, how="all"),
+        PREDICTIONS: _predictions(done, runs),
+        CURVES: _joined(results.metrics(runs / each.name).assign(run=each.name) for each in done if each.size.steps),
+        ALIGNMENT: _joined(pd.read_csv(file).assign(**about(each)) for each in done if (file := runs / each.name / FILE).is_file()),
+        RUNS: pd.DataFrame([provenance(each, runs) for each in done]),
+        CELLS: pd.DataFrame([about(each) | {"state": state} for each, state in standing.items()]),
+    }
     (to / "provenance").mkdir(parents=True, exist_ok=True)
-    table.dropna(axis=1, how="all").to_csv(to / ROWS, index=False)
-    pd.DataFrame([provenance(each, runs) for each in done]).to_csv(to / RUNS, index=False)
-    _predictions(done, runs).to_parquet(to / PREDICTIONS, compression="zstd", index=False)
-    curves = [results.metrics(runs / each.name).assign(run=each.name) for each in done if each.size.steps]
-    if curves:
-        _small(pd.concat(curves, ignore_index=True)).to_parquet(to / CURVES, compression="zstd", index=False)
-    (to / "provenance" / "study.txt").write_text(f"{study!r}\n")
-    return [path for path in (to / ROWS, to / PREDICTIONS, to / CURVES, to / RUNS, to / "provenance" / "study.txt") if path.exists()]
+    for name, kept in tables.items():
+        _replace(kept, to / name)
+    (to / STUDY).write_text(f"{study!r}\n")
+    return [path for path in (to / name for name in (*tables, STUDY)) if path.exists()]
+
+
+def _replace(table: pd.DataFrame, path: Path) -> None:
+    from ..training.checkpoint import replacing
+
+    if table.empty:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as part:
+        if path.suffix == ".csv":
+            table.to_csv(part, index=False)
+        else:
+            _small(table).to_parquet(part, compression="zstd", index=False)
+
+
+def _joined(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    kept = [table for table in tables if len(table)]
+    return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
 
 
 def _predictions(done: list[Cell], runs: Path) -> pd.DataFrame:
     """Predictions of every run, as `results.predictions` gives them, with the edition and without the margins."""
-    parts = [results.predictions(runs / each.name).assign(run=each.name, edition=each.edition) for each in done]
-    table = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    return _small(table.drop(columns="margin", errors="ignore"))
+    parts = _joined(results.predictions(runs / each.name).assign(run=each.name, edition=each.edition) for each in done)
+    return parts.drop(columns="margin", errors="ignore")
 
 
 def _small(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,84 @@
+"""Every row of a study against the baseline: one dot and interval per benchmark, the untrained encoder beside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from .style import INK, PALETTE, RULE, WIDTH, footnote, look, new_figure
+
+UNTRAINED = "random-init"
+SURE, OPEN = PALETTE[1], "#8a929b"
+WIDE = 10.0
+"Inches of a page on its side, where a study has more than four benchmarks."
+
+
+def forest(found: pd.DataFrame, against: str = "baseline", *, title: str = "", order: Sequence[str] | None = None, paper: bool = False):
+    """Differences from the baseline in points with 95 % intervals: a line per row of the study, a panel per benchmark.
+
+    found: of `collected.differences`.  Orange: stands after correction in its family; the names of the pre-registered rows are bold.  The
+    untrained encoder is the lowest line; where it lies beyond the panel, its value stands at the edge.  order: rows from above; by default
+    by their mean difference.  Returns a matplotlib Figure.
+    """
+    own = found[found["variant"].ne(UNTRAINED)]
+    names = list(order or own.groupby("variant")["delta"].mean().sort_values(ascending=False).index)
+    lines = [*names, *([UNTRAINED] if found["variant"].eq(UNTRAINED).any() else [])]
+    benchmarks = list(dict.fromkeys(found["benchmark"]))
+    primary = set(found.loc[found["family"].eq("primary"), "variant"])
+    with look(paper):
+        width = WIDTH["double"] if len(benchmarks) <= 4 else WIDE
+        fig, axes = new_figure(width, 0.155 * len(lines) + 1.25, 1, len(benchmarks), sharey=True)
+        for ax, benchmark in zip(axes[0], benchmarks, strict=True):
+            rows = found[found["benchmark"].eq(benchmark)].set_index("variant").reindex(lines)
+            _panel(ax, rows, f"{benchmark}\n{against} {rows['base'].mean():.1f} %")
+        axes[0][0].set_yticks(range(len(lines)), lines)
+        axes[0][0].set_ylim(len(lines) - 0.4, -0.6)
+        for label in axes[0][0].get_yticklabels():
+            label.set_fontweight("bold" if label.get_text() in primary else "normal")
+        axes[0][len(benchmarks) // 2].set_xlabel(f"difference from {against} (points)")
+        if title:
+            fig.suptitle(title, fontsize=9)
+        footnote(fig, _notes(found, against, bool(primary)))
+    return fig
+
+
+def _panel(ax, rows: pd.DataFrame, title: str) -> None:
+    trained = rows.drop(index=UNTRAINED, errors="ignore")
+    reach = 1.08 * max(1.0, np.nanmax(np.abs(trained[["lo", "hi"]].to_numpy(float)), initial=0))
+    ax.set_xlim(-reach, reach)
+    for y, row in enumerate(rows.itertuples()):
+        if np.isnan(row.delta):
+            continue
+        colour = SURE if row.significant is True or row.significant == 1 else OPEN
+        if abs(row.delta) > reach:
+            right = row.delta > 0
+            said = f"{row.delta:+.0f} ▸" if right else f"◂ {row.delta:+.0f}"
+            ax.text(
+                np.sign(row.delta) * reach, y, said.replace("-", "−"), ha="right" if right else "left", va="center", fontsize=6, color=INK
+            )
+            continue
+        ax.hlines(y, max(row.lo, -reach), min(row.hi, reach), color=colour, linewidth=1.1)
+        ax.plot(row.delta, y, marker="o", markersize=3, color=colour)
+    if UNTRAINED in rows.index:
+        ax.axhline(len(rows) - 1.5, color=RULE, linewidth=0.8)
+    ax.axvline(0, color=INK, linewidth=0.7)
+    ax.set_title(title, fontsize=7)
+    ax.xaxis.grid(True)
+    ax.set_axisbelow(True)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+
+
+def _notes(found: pd.DataFrame, against: str, primary: bool) -> list[str]:
+    low, high = found["seeds"].min(), found["seeds"].max()
+    seeds = f"{low}" if low == high else f"{low} to {high}"
+    covers = "seeds and test clips, both random" if found["basis"].eq("seeds and samples").all() else "seeds"
+    notes = [
+        f"Paired by seed with {against}: {seeds} pairs, {found['n'].max():,.0f} test clips; 95 % intervals over {covers}, each by itself."
+        " Orange: differs after correction (pre-registered rows, in bold: Holm, 5 %; others: Benjamini-Hochberg, 10 %)."
+    ]
+    if not primary:
+        notes[0] = notes[0].replace("pre-registered rows, in bold: Holm, 5 %; others: ", "")
+    return notes + ["Demonstration size: not evidence."] * bool(found["smoke"].any())
