@@ -36,7 +36,8 @@ def case(name: str):
     n = 12
     x = torch.randn(2, n, DIM, requires_grad=True)
     places = torch.stack([torch.randperm(32)[:n] for _ in range(2)])
-    rope = None if name == "no rope" else rotary(GRID, DIM // HEADS, "vjepa2" if name == "vjepa2" else "interleaved").to(x).at(places)
+    style = "vjepa2" if name == "vjepa2" else "interleaved"
+    rope = None if name == "no rope" else rotary(GRID, DIM // HEADS, style).to(x.device, x.dtype).at(places)
     some = torch.rand(2, n) > 0.4
     some[:, [0, 5]] = True
     causal = (torch.arange(n)[:, None] >= torch.arange(n))[None]
@@ -68,7 +69,7 @@ def test_pairs_turn_as_channels_do():
     """A complex factor for each pair gives what cos and sin of each channel give, and the input stays as it was."""
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 2e-2)):
         x = torch.randn(2, 32, 3, 16).to(dtype)
-        before, rope = x.clone(), rotary(GRID, 16).to(x)
+        before, rope = x.clone(), rotary(GRID, 16).to(x.device, x.dtype)
         torch.testing.assert_close(rotate(x, rope), rotate(x, rope._replace(turn=None)), atol=tolerance, rtol=tolerance)
         assert torch.equal(x, before) and rotate(x, rope).dtype == dtype
     assert rotary(GRID, 16, "vjepa2").turn is None

@@ -136,6 +136,19 @@ def test_rope_interpolation_stretches_space_only():
     torch.testing.assert_close(fine.cos.unflatten(0, (2, 31, 31))[:, ::2, ::2], coarse.cos.unflatten(0, (2, 16, 16)), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("position", ["interleaved", "vjepa2", "sincos"])
+def test_a_clip_looked_at_in_inference_mode_or_under_a_default_device_leaves_nothing_behind(position):
+    """Tables are kept from call to call; one made for the first caller's mode would stop all training on that grid."""
+    how = {"position": "sincos"} if position == "sincos" else {"rope": position}
+    encoder, clip = Encoder(60, 1, 1, 8, **how), torch.randn(1, 3, 6, 24, 40)  # a grid that nothing else asks for
+    with torch.device("meta"):
+        Encoder(60, 1, 1, 8, **how)(torch.empty_like(clip, device="meta"))
+    with torch.inference_mode():
+        seen = encoder(clip)
+    encoder(clip).sum().backward()
+    assert torch.allclose(seen, encoder(clip), atol=1e-5) and encoder.patch_embed.weight.grad.isfinite().all()
+
+
 def test_kept_tokens_see_each_other_only():
     """Encoding a subset does not depend on the rest of the clip."""
     encoder, x = Encoder(48, 2, 2, patch=8), clip()

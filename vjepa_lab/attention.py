@@ -108,8 +108,8 @@ class Attention(nn.Module):
 
 def attend(qkv: Tensor, rope: Rotary | None, valid: Tensor | None, heads: int, lengths: Sequence[int]) -> Tensor:
     """qkv [b n 3*heads*d] -> softmax(q k' / sqrt d) v of rotated q and k, [b n heads*d], the fastest way; arguments as in `Products`."""
-    short = max(lengths) <= LONGEST.get(qkv.dtype, 0)
-    if short and qkv.device.type == "cpu" and qkv.requires_grad and (rope is None or rope.turn is not None):
+    trained_here = qkv.device.type == "cpu" and qkv.requires_grad  # asked first: on a GPU a compiler would guard the lengths
+    if trained_here and max(lengths) <= LONGEST.get(qkv.dtype, 0) and (rope is None or rope.turn is not None):
         return Products.apply(qkv, None if rope is None else rope.turn, valid, heads, lengths)
     qkv = rearrange(qkv, "b n (g d) -> b n g d", g=3 * heads)  # q, k and v heads side by side
     qk, v = qkv.split((2 * heads, heads), dim=2)

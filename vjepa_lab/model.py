@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vjepa_lab.blocks import Block, How, initialise, run_blocks, why_not_compiled
 from vjepa_lab.masks import Mask
 from vjepa_lab.presets import Preset
-from vjepa_lab.rope import positions, rotary
+from vjepa_lab.rope import STYLES, brought, positions, rotary
 
 Grid = tuple[int, int, int]
 TEACHERS = ("ema", "online", "frozen")
@@ -34,7 +34,7 @@ def gather(tokens: Tensor, index: Tensor) -> Tensor:
 
 def placed(x: Tensor, grid: Grid, index: Tensor | None = None, base: Grid | None = None) -> Tensor:
     """Tokens [b k d] at places `index` [b k] of a grid (None: all of them), with V-JEPA 1's fixed table added."""
-    table = positions(grid, x.shape[-1], base).to(x)
+    table = brought(x.device, x.dtype, positions, grid, x.shape[-1], base)
     return x + (table if index is None else table[index])
 
 
@@ -78,6 +78,8 @@ class Encoder(nn.Module):
         super().__init__()
         if position not in POSITIONS:
             raise ValueError(f"position {position!r}: expected one of {', '.join(POSITIONS)}")
+        if rope not in STYLES:
+            raise ValueError(f"rope style {rope!r}: expected one of {', '.join(STYLES)}")
         if levels not in (1, 4):
             raise ValueError(f"levels={levels}: expected 1 (last block) or 4 (every quarter of the depth, V-JEPA 2.1)")
         if depth < levels:
@@ -150,7 +152,7 @@ class Encoder(nn.Module):
         if self.position == "sincos":
             x = placed(x, grid, keep, self.sincos_grid)
         else:
-            rope = rotary(grid, self.dim // self.heads, self.rope, self.rope_base_grid).to(x).at(keep)
+            rope = brought(x.device, x.dtype, rotary, grid, self.dim // self.heads, self.rope, self.rope_base_grid).at(keep)
         return run_blocks(self.blocks, x, rope, valid, lengths, after=after, how=self.how)
 
     def forward(self, clip: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -212,7 +214,7 @@ class Predictor(nn.Module):
         if self.position == "sincos":
             x = placed(x, grid, places, self.sincos_grid)
         else:
-            rope = rotary(grid, self.dim // self.heads, self.rope, self.rope_base_grid).to(x).at(places)
+            rope = brought(x.device, x.dtype, rotary, grid, self.dim // self.heads, self.rope, self.rope_base_grid).at(places)
         (x,) = run_blocks(self.blocks, x, rope, valid, [a + b for a, b in zip(lengths[::2], lengths[1::2], strict=True)], how=self.how)
         parts = self.norm(x).split(lengths, dim=1)
         guesses = self.proj(torch.cat(parts[1::2], dim=1)).split(lengths[1::2], dim=1)

@@ -5,6 +5,8 @@ rest does not rotate (V-JEPA 2, vjepa2:src/models/utils/modules.py RoPEAttention
 """
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -29,11 +31,26 @@ class Rotary(NamedTuple):
         """The rows of the tokens in `index` [b k]; all tokens where it is None."""
         return self if index is None else Rotary(*(None if table is None else table[index] for table in self))
 
-    def to(self, like: Tensor) -> "Rotary":
-        return Rotary(self.cos.to(like), self.sin.to(like), self.turn if like.device.type == "cpu" else None)
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Rotary":
+        return Rotary(self.cos.to(device, dtype), self.sin.to(device, dtype), self.turn if device.type == "cpu" else None)
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Tensors made within can be kept for all who ask later: neither inference mode nor a default device of the first one marks them."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        yield
+
+
+@lru_cache(maxsize=64)
+def brought(device: torch.device, dtype: torch.dtype, make: Callable, *how):
+    """The table `make(*how)` (`rotary`, `positions`) on a device, brought there once: a copy in every pass would make the host wait."""
+    with lasting():
+        return make(*how).to(device, dtype)
 
 
 @lru_cache(maxsize=32)
+@lasting()
 def rotary(grid: tuple[int, int, int], head_dim: int, style: str = "interleaved", base_grid: int | None = None) -> Rotary:
     """Tables for all tokens of a `grid` (t, h, w), fp32 on the CPU.
 
@@ -78,6 +95,7 @@ def turned(x: Tensor, turn: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=32)
+@lasting()
 def positions(grid: tuple[int, int, int], dim: int, base: tuple[int, int, int] | None = None) -> Tensor:
     """V-JEPA 1's fixed 3-D sine-cosine embedding [t*h*w d]: 2*ceil(d/6) channels for each of t, h, w, cut to d (its `uniform_power`).
 
