@@ -98,6 +98,15 @@ def test_a_port_that_is_taken_is_named(monkeypatch):
             Team.of_environment().meet(torch.device("cpu"))
 
 
+def test_one_gpu_is_used_without_its_number(monkeypatch):
+    """device="auto" says "cuda"; torch.cuda.set_device takes numbers only."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(torch.cuda._utils._get_device_index(device)))
+    Team().meet(torch.device("cuda"))
+    Team().meet(torch.device("cuda", 1))
+    assert chosen == [1]
+
+
 def test_an_environment_that_makes_no_sense_is_named(monkeypatch):
     monkeypatch.setenv("RANK", "first")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -236,7 +236,7 @@ def gramian(parts: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:
     """<g_k, g_l> of the losses' gradients on the parameters, averaged over processes first: float64 [k l] on the CPU. Keeps the graph."""
     rows = torch.stack([flat_gradient(part, parameters) for part in parts])
     rows = over_processes(rows)
-    return (rows @ rows.T).double().cpu()
+    return (rows @ rows.T).cpu().double()
 
 
 def flat_gradient(part: Tensor, parameters: list[nn.Parameter]) -> Tensor:

@@ -39,7 +39,7 @@ class Gradients:
         rows = self.values[..., part].flatten(0, 1)
         scaled = rows if metric is None else rows * metric[part]
         k, m = self.values.shape[:2]
-        return (scaled @ rows.T).double().cpu().numpy().reshape(k, m, k, m)
+        return (scaled @ rows.T).cpu().double().numpy().reshape(k, m, k, m)
 
 
 def weight_groups(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:

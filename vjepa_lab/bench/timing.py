@@ -9,7 +9,7 @@ import torch
 
 def interleaved(contenders: dict[str, Callable[[], None]], repeats: int, device: torch.device, warmup: int = 2) -> dict[str, list[float]]:
     """Milliseconds of each contender, in turn, so that a noisy machine disturbs all alike."""
-    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    sync = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for round_ in range(warmup + repeats):
         for name, run in contenders.items():

@@ -65,7 +65,7 @@ class Team:
 
     def meet(self, device: torch.device, store: dist.Store | None = None) -> None:
         """Join the others, through `store` or the address in the environment. Raises ConnectionError if they cannot be met there."""
-        if device.type == "cuda":
+        if device.index is not None and device.type == "cuda":  # plain "cuda" is the one that is current
             torch.cuda.set_device(device)
         if self.world == 1 or dist.is_initialized():
             return
