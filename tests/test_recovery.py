@@ -268,6 +268,21 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     assert checkpoint.load(path)["step"] == 2
 
 
+def test_a_disk_that_is_full_only_when_it_is_flushed_moves_nothing(tmp_path, monkeypatch):
+    """As network disks and delayed allocation have it: the bytes go to memory first, the error comes with fsync."""
+    path = tmp_path / "last.pt"
+    for step in (1, 2):
+        checkpoint.save({"step": step}, path, keep=2)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match="the one before is intact"):
+        checkpoint.save({"step": 3}, path, keep=2)
+    assert [checkpoint.load(name)["step"] for name in checkpoint.kept(path, 2)] == [2, 1]
+
+
 # --------------------------------------------------------------------------------------------------------------- numbers that break
 
 
@@ -287,6 +302,31 @@ def test_a_loss_that_breaks_names_its_term_and_keeps_its_batch(world, tmp_path, 
     (batch,) = (b for step, b in zip(range(3), vl.data.loader(world, 4, seed=0), strict=False) if step == 2)
     assert torch.equal(kept["clips"][0], batch.clip) and kept["seed"] == 0 and kept["recipe"] == "Recipe(JEPA() + Broken())"
     assert "Broken" in kept["terms"] and all(x.isfinite().all() for x in kept["model"].values())
+
+
+class Cusp(Term):
+    """A finite loss whose gradient is not, at step 2."""
+
+    def error(self, view, head):
+        return (view.z[..., 0] * (0.0 if view.step == 2 else 1.0)).abs().sqrt()
+
+
+def test_an_interruption_does_not_save_weights_that_broke(world, tmp_path):
+    """After a step that nobody logged, whose loss was finite and whose gradient was not."""
+
+    def stop(run, trainer, step):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    def go(**how):
+        return vl.pretrain(JEPA() + Cusp(), world, out=tmp_path / "a", **QUICK | {"log_every": 100, "save_every": 2, "steps": 8} | how)
+
+    with pytest.raises(KeyboardInterrupt, match="not saved after step 3, its weights are not finite"):
+        go(probe=stop)
+    assert checkpoint.load(tmp_path / "a" / "last.pt")["step"] == 2
+    with pytest.raises(NotFinite, match="at step 3"):
+        go()
+    assert checkpoint.load(tmp_path / "a" / "last.pt")["step"] == 2
 
 
 def test_a_gradient_that_breaks_is_named():

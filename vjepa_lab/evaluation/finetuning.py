@@ -27,7 +27,7 @@ from vjepa_lab.evaluation.scoring import ProbeResult, named, scored
 from vjepa_lab.evidence import results
 from vjepa_lab.model import Encoder
 from vjepa_lab.training import checkpoint, locks, provenance
-from vjepa_lab.training.health import FiniteWatch, NotFinite
+from vjepa_lab.training.health import FiniteWatch, NotFinite, all_finite
 from vjepa_lab.training.logbook import Log
 from vjepa_lab.training.processes import Interrupted, Stop, device_of
 from vjepa_lab.training.runs import Run, load_run, write_json
@@ -305,20 +305,22 @@ def _train(
                 bar.update()
                 saving = step % save_every == 0 or step == steps
                 if saving or (step - 1) % log_every == 0:
-                    top1 = 100 * (logits.argmax(1) == y).double().mean().item()
+                    top1 = 100 * (logits.argmax(1) == y).float().mean().item()
                     record = {"step": step - 1, "epoch": round(step * plan.batch / len(source), 3), "loss": loss.item(), "top1": top1}
                     record |= {"lr": max(group["lr"] for group in optimizer.param_groups)}
                     log(record | {"clips_per_s": round((step - start) * plan.batch / (time.perf_counter() - began), 2)})
                     bar.set_postfix_str(f"loss {record['loss']:.3f}")
                 if saving:
                     watch.receive(wait=True)
+                    if not all_finite(list(model.parameters())):  # a loss that was finite may have a gradient that is not
+                        raise NotFinite(f"the weights are no longer finite after step {step - 1}; try a smaller lr", step - 1, {}, batch)
                     save()
                 if (number := stop.asked()) and step < steps:
                     raise Interrupted("", number)
         except NotFinite as error:
             raise NotFinite(f"{error}", error.step, error.terms, None) from None
         except KeyboardInterrupt as error:
-            if whole:
+            if whole and all_finite(list(model.parameters())):
                 save()
             said = f"interrupted after step {step}; the same call goes on from the last checkpoint in {run.path}"
             raise Interrupted(said, getattr(error, "signal", 2)) from None

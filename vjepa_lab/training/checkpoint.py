@@ -50,6 +50,8 @@ def save(state: dict, path: Path, keep: int = 1) -> None:
         with replacing(path) as part:
             with part.open("wb") as file:
                 torch.save(state | {"checksum": checksum(state)}, file)
+                file.flush()
+                os.fsync(file.fileno())  # a disk may say only now that it is full, and nothing is to be moved before that
             _rotate(kept(path, keep))
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__

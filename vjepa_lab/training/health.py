@@ -35,6 +35,12 @@ def check_finite(step: int, values: dict[str, float], batch: Any = None) -> None
         )
 
 
+@torch.no_grad()
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether no entry of any tensor is NaN or infinite."""
+    return bool(torch.stack(torch._foreach_norm(tensors, torch.inf)).isfinite().all())
+
+
 @dataclass
 class FiniteWatch:
     """Checks every step's losses: on the CPU before the update; on a GPU, which is not waited for, a step or two later."""
@@ -70,8 +76,9 @@ def spread(h: Tensor, team: Team) -> tuple[float, float]:
     std   mean over channels of their standard deviation; tokens are normalised, so 1 is the most a channel can have on average
     rank  effective number of dimensions, (sum of the covariance's eigenvalues)^2 / sum of their squares (participation ratio), 1 to d
     """
-    x = h.flatten(0, 3).double()
+    x = h.flatten(0, 3)
     x = x[:: -(-len(x) // TOKENS)]
+    x = (x.cpu() if x.device.type == "mps" else x).double()  # MPS has no float64
     mean, second = team.mean(x.mean(0)), team.mean(x.T @ x / len(x))
     cov = second - mean.outer(mean)
     variance = cov.diagonal().clamp_min(0)

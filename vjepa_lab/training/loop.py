@@ -51,7 +51,7 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
     batches = video.loader(source, share, seed=trainer.seed, start=start, workers=habits.workers, pin=device.type == "cuda", **place)
 
     def save() -> None:
-        if team.first and trainer.whole:
+        if team.first:
             trainer.save(run.path / "last.pt", habits.keep, spent=asdict(so_far(before, meter, energy)))
 
     with own_randomness(device), Stop(team) as stop:
@@ -86,10 +86,11 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
         except NotFinite as error:
             raise kept_for_inspection(run, trainer, error) from None
         except KeyboardInterrupt as error:
-            save()
+            if sound := trainer.sound:
+                save()
             if stop.agreed:
                 team.wait()  # a launcher ends all when one ends, and the first may still be saving
-            raise stopped(run, trainer, getattr(error, "signal", 2)) from None
+            raise stopped(run, trainer, sound, getattr(error, "signal", 2)) from None
         finally:
             batches.close()
             if log:
@@ -118,9 +119,10 @@ def so_far(before: Spent, meter: Meter, energy: provenance.Energy) -> Spent:
     )
 
 
-def stopped(run: Run, trainer: Trainer, number: int) -> Interrupted:
+def stopped(run: Run, trainer: Trainer, sound: bool, number: int) -> Interrupted:
     """What to say after an interruption."""
-    saved = f"saved after step {trainer.done}" if trainer.whole else "in the middle of an update: the last checkpoint stands"
+    why = "its weights are not finite" if trainer.whole else "in the middle of an update"
+    saved = f"saved after step {trainer.done}" if sound else f"not saved after step {trainer.done}, {why}"
     return Interrupted(f"interrupted, {saved}; the same call goes on from the last checkpoint in {run.path}", number)
 
 

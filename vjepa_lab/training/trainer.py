@@ -197,6 +197,12 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.done = state["step"]
 
+    @property
+    def sound(self) -> bool:
+        """Whether the weights of now may be saved: no update is half done, and all are finite, which a step that nobody looked at may have
+        ended (a gradient that broke; on a GPU also a loss that is not read yet)."""
+        return self.whole and health.all_finite(self.parameters)
+
     def save(self, path: Path, keep: int = 1, **more) -> None:
         """Checkpoint, put in place at once; `keep` - 1 older ones stay."""
         checkpoint.save(self.state() | more, path, keep)
