@@ -142,6 +142,19 @@ def test_interrupt_saves_and_says_how_to_go_on(world, tmp_path, monkeypatch):
         ({"device": "cuda:7"}, "not available"),
         ({"accumulate": 3}, "4 clips does not divide over 1 processes x 3"),
         ({"devices": 3}, "4 clips does not divide over 3 processes"),
+        ({"devices": 0}, "devices=0: expected a whole number, 1 or more"),
+        ({"log_every": 0}, "log_every=0: expected a whole number, 1 or more"),
+        ({"save_every": 0.5}, "save_every=0.5: expected a whole number"),
+        ({"keep": 0}, "keep=0: expected"),
+        ({"seed": -1}, "seed=-1: expected a whole number, 0 or more"),
+        ({"clip": 0}, "clip=0: expected a number"),
+        ({"steps": "3"}, "steps='3': expected a whole number, 0 or more"),
+        ({"batch": 2.0}, "batch=2.0: expected a whole number, 1 or more"),
+        ({"stride": 0}, "stride=0: expected"),
+        ({"heads": 0}, "heads=0: expected"),
+        ({"ema": 1.5}, "ema=1.5: expected a number, 0 or more, 1 at most"),
+        ({"lr": float("nan")}, "lr=nan: expected a number, 0 or more"),
+        ({"preset": 3}, "unknown preset 3: did you mean"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(world, tmp_path, arguments, message):
@@ -155,6 +168,20 @@ def test_a_folder_with_another_run_is_refused(world, tmp_path):
     vl.pretrain("baseline", world, out=tmp_path / "a", **QUICK)
     with pytest.raises(ValueError, match=r"holds another run .*seed: 0 there, 1 asked"):
         vl.pretrain("baseline", world, seed=1, out=tmp_path / "a", **QUICK)
+
+
+def test_another_bound_of_the_gradient_is_another_run(world, tmp_path):
+    """Even of a run that is finished: else a run without it would be taken for one with it."""
+    vl.pretrain("baseline", world, out=tmp_path / "a", **QUICK)
+    with pytest.raises(ValueError, match=r"holds another run .*clip: None there, 0\.5 asked"):
+        vl.pretrain("baseline", world, clip=0.5, out=tmp_path / "a", **QUICK)
+
+
+def test_an_out_that_can_be_no_folder_is_named(world, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in ("file", "file/below"):
+        with pytest.raises(OSError, match=rf"{out}: no folder that can be written \(.*\); choose another with out="):
+            vl.pretrain("baseline", world, out=tmp_path / out, **QUICK)
 
 
 def apart(a, b) -> float:

@@ -95,8 +95,11 @@ def constraints() -> dict[str, str]:
 def processor() -> Iterator[Finding]:
     import torch
 
+    from vjepa_lab.training import provenance
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("processor", "CPU", "ok", f"{_cpu_name()}, {cores} cores for this process, torch uses {torch.get_num_threads()} threads")
+    name, threads = provenance.processor(), torch.get_num_threads()
+    yield Finding("processor", "CPU", "ok", f"{name}, {cores} cores for this process, torch uses {threads} threads")
     if os.environ.get("OMP_NUM_THREADS") == "1" and cores > 1:
         yield Finding("processor", "OMP_NUM_THREADS", "note", "1: training uses one core", "unset it, except under torchrun")
     tiles = torch.cpu._is_amx_tile_supported()
@@ -108,14 +111,6 @@ def processor() -> Iterator[Finding]:
     compiler = next(filter(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")), None)
     advice = "torch.compile on the CPU will not work; install g++, or leave compile off, as it is by default"
     yield Finding("processor", "C++ compiler", "ok" if compiler else "note", compiler or "none", "" if compiler else advice)
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def accelerators() -> Iterator[Finding]:

@@ -1,10 +1,26 @@
 """Sizes of model, clip and training, as values. `PRESETS["base"]` is the paper's Table 1."""
 
 import difflib
+import math
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 
 from vjepa_lab.masks import MULTIBLOCK, Blocks, MultiBlock
 from vjepa_lab.values import read
+
+
+def whole(least: int, **values) -> None:
+    """Refuse, by name, what is no whole number from `least` on."""
+    for name, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value!r}: expected a whole number, {least} or more")
+
+
+def number(low: float, high: float, **values) -> None:
+    """Refuse, by name, what is no finite number from `low` to `high`."""
+    for name, value in values.items():
+        if not isinstance(value, Real) or isinstance(value, bool) or not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"{name}={value!r}: expected a number, {low:g} or more" + (f", {high:g} at most" if high < math.inf else ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +51,14 @@ class Preset:
     weight_decay: float = 0.04
     ema: float = 0.99925
     masks: MultiBlock | None = None  # stands in for V-JEPA's multiblock in recipes that use it; None: they keep it
+
+    def __post_init__(self):
+        lengths = {f.name: getattr(self, f.name) for f in fields(self) if f.type is int}
+        for name, value in lengths.items():
+            whole(0 if name in ("steps", "warmup") else 1, **{name: value})
+            object.__setattr__(self, name, int(value))  # one of numpy's would be text in config.json
+        number(0, math.inf, lr=self.lr, start_lr=self.start_lr, final_lr=self.final_lr, weight_decay=self.weight_decay)
+        number(0, 1, ema=self.ema)
 
     def masks_of(self, wanted: MultiBlock) -> MultiBlock:
         """The masks to train with at this size where a recipe wants `wanted`: only V-JEPA's default ones are replaced."""
@@ -80,6 +104,6 @@ def preset(name: "str | Preset") -> Preset:
     if isinstance(name, Preset):
         return name
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS) or list(PRESETS)
+        near = difflib.get_close_matches(str(name), PRESETS) or list(PRESETS)
         raise ValueError(f"unknown preset {name!r}: did you mean {' or '.join(near)}?")
     return PRESETS[name]

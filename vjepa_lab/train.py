@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import math
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from vjepa_lab import data as video
 from vjepa_lab import variants
 from vjepa_lab.objective import Loss, Recipe
-from vjepa_lab.presets import Preset, preset
+from vjepa_lab.presets import Preset, number, preset, whole
 from vjepa_lab.training import launch, locks, provenance
 from vjepa_lab.training.checkpoint import replacing
 from vjepa_lab.training.logbook import Bar
@@ -106,6 +107,11 @@ def pretrain(
     writes; NotFinite (a FloatingPointError) naming the terms that became NaN or infinite, with their batch in failed-step-N.pt.
     """
     given = {name: value for name, value in locals().items() if name != "overrides"} | overrides
+    whole(0, seed=seed, workers=workers)
+    whole(1, log_every=log_every, save_every=save_every, keep=keep, accumulate=accumulate, devices=1 if devices is None else devices)
+    if clip is not None:
+        number(1e-12, math.inf, clip=clip)
+    seed = int(seed)
     team = Team.of_environment()
     plan = variants.recipe(recipe, edition)
     size = overridden(preset, ({"steps": 0} if plan.probe == "initial" else {}) | overrides)
@@ -121,16 +127,16 @@ def pretrain(
     plan = replace(plan, masks=size.masks_of(plan.masks))
     if variant is None:
         variant, edition = named or (f"custom-{hashlib.sha1(repr(plan).encode()).hexdigest()[:6]}", "sound")
+    device = team.device(device)
     source = training_source(data, size, seed)
     spoken = Path(source.name).name + (f"-from-{begun.release.name}" if begun else "") + (f"-{rope}" if rope else "")
     folder = Path(out) if out else Path(runs) / run_name(variant, edition, spoken, size, seed)
-    device = team.device(device)
     bf16 = fast_bf16(device) if bf16 is None else bf16
     config = {
         "variant": variant, "edition": edition, "data": Path(source.name).name, "clips": len(source), "seed": seed, "preset": size.plain(),
-        "spec": str(data) if isinstance(data, str | Path) else getattr(source, "spec", source.name),
+        "spec": str(data) if isinstance(data, str | Path) else source.spec or source.name,
         "teacher": plan.teacher, "stop_grad": plan.stop_grad, "levels": plan.levels, "probe": plan.probe,
-        "bf16": bf16, "own_terms": own_terms(plan.objective),
+        "bf16": bf16, "clip": clip, "own_terms": own_terms(plan.objective),
     } | ({"regime": regime} if regime else {}) | ({"encoder": places} if places else {})  # fmt: skip
     if begun:
         with torch.device("meta"):
@@ -138,7 +144,7 @@ def pretrain(
         config |= {"init": begun.about | {"predictor": fate}, "regime": regime or f"{config['data']} from {begun.release.name}"}
     known = {"manifest": provenance.fingerprint(source)}
     session = provenance.session(device, team.world)
-    session |= {"accumulate": accumulate, "clip": clip, "compile": compile, "checkpoint": checkpoint, "workers": workers}
+    session |= {"accumulate": accumulate, "compile": compile, "checkpoint": checkpoint, "workers": workers}
     with ExitStack() as held:
         team.meet(device, launch.store())
 
@@ -184,7 +190,7 @@ def resume(folder: str | Path, *, device: str = "auto", devices: int | None = No
     return pretrain(
         run.recipe, config["spec"], run.preset, config["seed"], edition=config["edition"], variant=config["variant"],
         regime=config.get("regime"), out=folder, device=device, devices=devices, bf16=config["bf16"], workers=workers, progress=progress,
-        accumulate=session.get("accumulate", 1), clip=session.get("clip"), rope=config.get("encoder", {}).get("rope"),
+        accumulate=session.get("accumulate", 1), clip=config.get("clip"), rope=config.get("encoder", {}).get("rope"),
         compile=session.get("compile", False), checkpoint=session.get("checkpoint", False),
     )  # fmt: skip
 

@@ -65,12 +65,17 @@ def hold(
     Raises Locked, with the holder's name and what to do.
     """
     path, me = Path(folder) / name, Owner.me()
-    path.parent.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + patience_s
-    while not _take(path, me, void_after_s):
-        if time.monotonic() > until:
-            raise Locked(refusal(path))
-        time.sleep(0.1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while not _take(path, me, void_after_s):
+            if time.monotonic() > until:
+                raise Locked(refusal(path))
+            time.sleep(0.1)
+    except OSError as error:
+        if isinstance(error, Locked):
+            raise
+        raise OSError(f"{path.parent}: no folder that can be written ({error.strerror}); choose another with out=") from error
     over = threading.Event()
     beating = threading.Thread(target=_beat, args=(path, beat_s, over), daemon=True)
     beating.start()

@@ -232,6 +232,8 @@ def again(about: dict) -> Weights:
 
 def parse(spec: str | Path, path: str | Path | None = None) -> tuple[Release | None, str | Path]:
     """The release that `spec` names, if it names one, and the path or URL."""
+    if not isinstance(spec, str | Path):
+        raise WeightsError(f"{spec!r}: expected a released model's name, NAME:PATH, a path or a URL")
     name, colon, rest = str(spec).partition(":")
     if name in RELEASES and (not colon or rest):
         release = RELEASES[name]
