@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import vjepa_lab as vl
 from vjepa_lab import data
 from vjepa_lab.data.cache import Cache
 from vjepa_lab.data.check import check
@@ -217,6 +218,15 @@ def test_exported_world_reads_back(tree):
         assert (shown.float() - truth.clip.float()).abs().mean() < 6
         labels = {key: train.classes[key][value] for key, value in train[place].labels.items()}
         assert labels == {key: world.classes[key][value] for key, value in truth.labels.items()}
+
+
+def test_a_run_remembers_where_an_opened_source_came_from(tree, tmp_path):
+    """Its folder alone is enough to probe it, whatever the working directory was called."""
+    source = data.open(tree, frames=8, size=32)
+    run = vl.pretrain("baseline", source, "smoke", out=tmp_path / "run", steps=2, warmup=0, batch=4, progress=False)
+    assert run.config["spec"] == str(tree) and run.config["data"] == "folder"
+    (found,) = vl.probe(tmp_path / "run", labels=["motion"], probe="knn")
+    assert len(found.predictions) == 8
 
 
 def test_augmented_clips_depend_on_seed_index_epoch_only(tree):

@@ -233,10 +233,12 @@ class Source(Dataset):
     """Clips by index: a map-style data set, deterministic per (seed, index, epoch).
 
     `source[index]` or `source[(index, epoch)]` -> `Sample`. `classes` maps each label's name to its class names;
-    `fixed` says that the epoch makes no difference, so clips can be kept. Subclasses write `read` and `__len__`.
+    `fixed` says that the epoch makes no difference, so clips can be kept; `spec` is what `open` was given, so that a run can be probed and
+    resumed from its folder. Subclasses write `read` and `__len__`.
     """
 
     name: str = ""
+    spec: str = ""
     split: str = "train"
     classes: dict[str, list[str]]
     fixed: bool = False

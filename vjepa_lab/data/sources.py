@@ -54,11 +54,12 @@ def open(
         source = world(rest, split, **options)
     else:
         source = _files(str(spec), split, {**options, **files})
-    if cache != "memory":
-        return source
-    from .memory import Memory
+    if cache == "memory":
+        from .memory import Memory
 
-    return Memory(source)
+        source = Memory(source)
+    source.spec = str(spec)
+    return source
 
 
 def _disk(cache, size: int) -> dict:
