@@ -67,6 +67,18 @@ def test_another_edition_or_regime_is_no_evidence_for_a_table(tmp_path):
     assert not paper.own(tmp_path, mixed="elsewhere").has(4) and paper.own(tmp_path, mixed="elsewhere", edition="released").has(4)
 
 
+def test_runs_of_several_sizes_are_chosen_by_name(tmp_path):
+    make_runs(tmp_path, ["baseline", "ld"], seeds=2)
+    for run in tmp_path.iterdir():
+        about = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(
+            json.dumps(about | {"preset": {"name": "base" if run.name[-1] == "0" else "micro", "steps": 5000}})
+        )
+    with pytest.raises(ValueError, match="'mixed, base', 'mixed, micro'"):
+        paper.own(tmp_path)
+    assert paper.own(tmp_path, mixed="mixed, base").has(4)
+
+
 def test_runs_of_smoke_size_are_no_evidence(tmp_path):
     make_runs(tmp_path, ["baseline", "ld"], seeds=2, steps=4)
     own = paper.own(tmp_path)

@@ -187,7 +187,7 @@ def test_a_complete_factorial_has_its_eighth_cell_and_seed_intervals(tmp_path):
     assert "Our runs, 3 seeds; 95 % interval over 3 seeds" in texts(figure)
     assert "FWM × LD × HW" in texts(plots.effects(own, paper=True))
     with pytest.raises(ValueError, match="no variant of the factorial"):
-        plots.ablation(own.assign(variant="delta"), paper=True)
+        plots.ablation(own.assign(variant="other-" + own["variant"]), paper=True)
 
 
 # --- trade-off views --------------------------------------------------------------------------------------------------

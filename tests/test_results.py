@@ -145,6 +145,49 @@ def test_each_edition_keeps_the_encoder_that_it_evaluates():
     assert results.one_edition(results.select(table))["run"].tolist() == ["a", "d"]  # where one value stands for a row's name
 
 
+def own_run(folder, variant="ld", seed=0, size="micro", value=40.0, n=1970, **row):
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"variant": variant, "edition": "sound", "seed": seed, "data": "mixed", "preset": {"name": size, "steps": 5000}}
+    (folder / "config.json").write_text(json.dumps(about))
+    results.append_rows(folder, [{"benchmark": "D-48", "probe": "attentive", "encoder": "student", "value": value, "n": n} | row])
+    return folder
+
+
+def test_a_measurement_on_more_clips_replaces_the_one_of_smoke_size(tmp_path):
+    for n, value in ((50, 40.0), (1970, 20.0)):
+        folder = own_run(tmp_path / "a", value=value, n=n)
+    row = results.load(folder)
+    assert row[["value", "n", "smoke"]].to_numpy().tolist() == [[20.0, 1970, False]]
+
+
+def test_two_runs_of_one_seed_are_not_averaged(tmp_path):
+    for name in ("a", "copy-of-a"):
+        own_run(tmp_path / name)
+    with pytest.raises(ValueError, match="a, copy-of-a measured the same: ld, seed 0"):
+        results.select(results.load(tmp_path))
+    assert len(results.select(results.load(tmp_path / "a"))) == 1
+
+
+def test_runs_of_different_sizes_share_no_baseline(tmp_path):
+    for size, value in (("micro", 20.0), ("base", 60.0)):
+        own_run(tmp_path / f"baseline-{size}", "baseline", size=size, value=value)
+    own_run(tmp_path / "ld-base", "ld", size="base", value=61.0)
+    table = results.load(tmp_path)
+    assert sorted(table["regime"].unique()) == ["mixed, base", "mixed, micro"]
+    assert results.delta(table)["delta"].tolist() == [1.0]
+    assert results.load(tmp_path / "ld-base", tmp_path / "baseline-base")["regime"].eq("mixed").all()
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [("ld,D-48,30,many,0,top1", "n 'many'"), ("ld,D-48,30,9,zero,top1", "seed 'zero'"), ("ld,D-48,130,9,0,top1", "percent")],
+)
+def test_a_row_that_cannot_be_is_named_with_its_file_and_line(tmp_path, row, says):
+    (file := tmp_path / "odd.csv").write_text(f"variant,benchmark,value,n,seed,metric\nld,D-48,3,500,0,top1\n{row}\n")
+    with pytest.raises(ValueError, match=rf"odd.csv: line 3: .*{says}"):
+        results.load(file)
+
+
 def test_metrics_survive_a_kill_and_a_resume(tmp_path):
     lines = [
         {"step": 0, "loss": 1.0, "parts": {"jepa": 0.9}},

@@ -70,6 +70,10 @@ def own(runs: str | Path | None = "runs", *, edition: str = "sound", mixed: str 
         return Own(results.load(FOLDER).iloc[:0], edition=edition)
     folders = [folder] if results.is_run(folder) else [path for path in sorted(folder.iterdir()) if path.is_dir() and results.is_run(path)]
     rows = results.load(folder)
+    for regime in (mixed, ucf101):
+        sized = sorted(rows.loc[rows["regime"].astype(str).str.startswith(f"{regime}, "), "regime"].unique())
+        if sized and not rows["regime"].eq(regime).any():
+            raise ValueError(f"{folder} holds runs of several sizes on {regime}; choose one of the regimes {', '.join(map(repr, sized))}")
     rows = rows[rows["edition"].eq(edition) | rows["edition"].isna() | rows["source"].eq("constant")]
     rows = rows.assign(regime=rows["regime"].replace({mixed: "mixed", ucf101: "ucf101"}))
     about = [_about(path) for path in folders]

@@ -14,9 +14,8 @@ Columns (missing = NaN):
 | n | test samples behind the number |
 | source | `paper` printed, `released` with the paper's code, `run` measured here, `constant` a predictor that ignores its input |
 
-Further columns are kept: `encoder` (`student`, `teacher`, `random-init`), `printed` (the paper's name of the variant), `note`, `smoke`
-(too small to be
-evidence).
+Further columns are kept: `encoder` (`student`, `teacher`, `random-init`), `preset` (the size of a run's model and training), `printed` (the
+paper's name of the variant), `note`, `smoke` (too small to be evidence).
 """
 
 from __future__ import annotations
@@ -31,7 +30,8 @@ import pandas as pd
 
 COLUMNS = ["run", "variant", "edition", "seed", "regime", "pretrain", "benchmark", "probe", "metric", "value", "n", "lo", "hi", "source"]
 REQUIRED = ("variant", "benchmark", "value")
-MEASURED = ("value", "n", "lo", "hi", "note")
+NUMBERS = ("seed", "value", "n", "lo", "hi")
+MEASURED = ("value", "n", "lo", "hi", "note", "smoke")
 "Columns that say what came out; all the others say what was measured."
 
 PROBES = {"D-48": "attentive", "IN-100": "linear", "SSv2": "attentive"}
@@ -48,13 +48,22 @@ SMOKE_N, SMOKE_STEPS = 100, 200
 def load(*paths: str | Path) -> pd.DataFrame:
     """One tidy table from run folders, folders of run folders, csv files and folders of csv files, in any mixture.
 
-    A measurement that occurs twice (printed in two tables, or probed again) is kept once, the last one read.
+    A measurement that occurs twice (printed in two tables, or probed again) is kept once, the last one read. Where own runs of one
+    pretraining setting differ in size, each size is a regime of its own ("synthetic, micro"): they share no baseline.
     Raises FileNotFoundError for a path that does not exist, ValueError naming the file and column of a csv that is no such table.
     """
     if not paths:
         raise ValueError('load() needs at least one path, for example results.load("runs", "data/paper")')
     tables = [table for path in paths for table in _tables(Path(path))]
-    return tidy(pd.concat(tables, ignore_index=True)) if tables else tidy(pd.DataFrame(columns=COLUMNS))
+    return _sizes_apart(tidy(pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)))
+
+
+def _sizes_apart(table: pd.DataFrame) -> pd.DataFrame:
+    if "preset" not in table:
+        return table
+    sizes = table.groupby("regime")["preset"].transform("nunique")
+    apart = sizes.gt(1) & table["preset"].notna()
+    return table.assign(regime=table["regime"].where(~apart, table["regime"] + ", " + table["preset"]))
 
 
 def _tables(path: Path) -> list[pd.DataFrame]:
@@ -77,9 +86,14 @@ def _read_csv(path: Path) -> pd.DataFrame:
     lacking = [column for column in REQUIRED if column not in table]
     if lacking:
         raise ValueError(f"{path}: lacks the column {', '.join(lacking)}; a results table has {', '.join(COLUMNS)}")
-    bad = pd.to_numeric(table["value"], errors="coerce").isna() & table["value"].notna()
+    for column in (name for name in NUMBERS if name in table):
+        bad = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
+        if bad.any():
+            raise ValueError(f"{path}: line {bad.idxmax() + 2}: {column} {table[column][bad.idxmax()]!r} is not a number")
+    accuracy = table["metric"].isin(["top1", "top5"]) if "metric" in table else pd.Series(False, index=table.index)
+    bad = accuracy & ~pd.to_numeric(table["value"]).between(0, 100) & table["value"].notna()
     if bad.any():
-        raise ValueError(f"{path}: line {bad.idxmax() + 2}: value {table['value'][bad.idxmax()]!r} is not a number")
+        raise ValueError(f"{path}: line {bad.idxmax() + 2}: an accuracy of {table['value'][bad.idxmax()]}; expected percent, 0 to 100")
     return table
 
 
@@ -112,7 +126,10 @@ def read_run(run: str | Path) -> pd.DataFrame:
     run = Path(run)
     if not (run / "rows.csv").is_file():
         return pd.DataFrame(columns=COLUMNS)
-    return _fill(_read_csv(run / "rows.csv"), _about(run)).assign(smoke=_steps(config(run)) < SMOKE_STEPS)
+    known = config(run)
+    size = known["preset"].get("name") if isinstance(known.get("preset"), dict) else None
+    table = _fill(_read_csv(run / "rows.csv"), _about(run) | ({"preset": size} if size else {}))
+    return table.assign(smoke=_steps(known) < SMOKE_STEPS)
 
 
 def _fill(table: pd.DataFrame, facts: Mapping) -> pd.DataFrame:
@@ -173,10 +190,9 @@ def predictions(*runs: str | Path) -> pd.DataFrame:
 def tidy(table: pd.DataFrame) -> pd.DataFrame:
     """Columns in order, numbers as numbers, intervals filled in where n is known, each measurement once."""
     table = table.reindex(columns=[*COLUMNS, *(column for column in table if column not in COLUMNS)])
-    numbers = ("seed", "value", "n", "lo", "hi")
     for column in set(COLUMNS).union(("encoder", "printed", "note")) & set(table):
         table[column] = (
-            pd.to_numeric(table[column]) if column in numbers else table[column].astype(object)
+            pd.to_numeric(table[column]) if column in NUMBERS else table[column].astype(object)
         )  # an empty text column reads as float
     table["source"] = table["source"].fillna("run")
     table["metric"] = table["metric"].fillna("top1")
@@ -251,7 +267,8 @@ def select(
 
     probe: by default the paper's probe of that benchmark, else the first of attentive, linear, knn, others that is there.
     encoder: by default the student where own runs measured several; a random-init encoder probed beside a trained one is left out.
-    Constant predictors are kept. Raises ValueError when nothing is left, naming what there is.
+    Constant predictors are kept. Raises ValueError when nothing is left, naming what there is, and when two own runs measured the same:
+    one variant, edition and seed of one regime, such as a copy of a run folder or a run made again.
     """
     chosen = df[df["metric"].eq(metric)].reset_index(drop=True)
     if regime is not None:
@@ -268,7 +285,22 @@ def select(
     for benchmark, rows in chosen[~constant].groupby("benchmark"):
         wanted = probe or _main_probe(benchmark, rows["probe"].dropna().unique())
         kept[rows.index] = rows["probe"].eq(wanted) if wanted else True
-    return chosen[kept & ~_other_encoder(chosen, encoder)]
+    chosen = chosen[kept & ~_other_encoder(chosen, encoder)]
+    _refuse_twins(chosen[chosen["source"].eq("run") & chosen["run"].notna()])
+    return chosen
+
+
+def _refuse_twins(own: pd.DataFrame) -> None:
+    """A mean over two runs of one seed would look like one run."""
+    key = ["variant", "edition", "seed", "regime", "benchmark", "probe"]
+    runs = own[[*key, "run"]].drop_duplicates()
+    if (twins := runs.duplicated(key, keep=False)).any():
+        first = runs[twins].iloc[0]
+        same = runs[twins & runs[key].fillna("").eq(first[key].fillna("")).all(axis=1)]
+        raise ValueError(
+            f"the runs {', '.join(sorted(same['run']))} measured the same: {first['variant']}, seed {first['seed']:.0f}, pretrained on "
+            f"{first['regime']}, {first['probe']} probe on {first['benchmark']}; load only one of them"
+        )
 
 
 def _other_encoder(df: pd.DataFrame, wanted: str | None) -> pd.Series:
