@@ -182,7 +182,7 @@ def foretold(found: pd.DataFrame, *, smoke: bool = False, paper: bool = False, c
             ax.xaxis.grid(True)
             ax.set_axisbelow(True)
             ax.tick_params(axis="y", length=0)
-        axes.flat[-1].set_xlabel("rank correlation with the gain")
+        axes.flat[len(marks) // 2 if side else -1].set_xlabel("rank correlation with the gain")
         first = found.iloc[0]
         count = f"{first['variants']} variants x {first['seeds']} seed{'s' * int(first['seeds'] != 1)}"
         note = f"Spearman, gain over the baseline; {count}, intervals resample variants, then seeds."

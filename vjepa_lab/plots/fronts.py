@@ -14,6 +14,7 @@ from .bars import DAGGER, SOURCES, benchmark_order, constant_note, names_of, pan
 from .style import INK, PALETTE, RULE, WIDTH, colours, footnote, look, new_figure
 
 FRONT, REST = PALETTE[1], "#aeb4bb"
+SHOWN = ("delta", "lo", "hi", "flag", "significant")
 
 
 def scatter(
@@ -25,14 +26,14 @@ def scatter(
 
     Filled orange: variants that no other beats on all benchmarks (Pareto). A trade-off is a cloud that falls to the right; a general
     quality
-    axis rises. Deltas share the baseline's noise, which alone tilts a cloud upwards. Returns a plotly Figure, or a matplotlib one for
-    print.
+    axis rises. Deltas share the baseline's noise, which alone tilts a cloud upwards. In print, of more than 20 variants only those in
+    front and those that differ significantly on an axis are named. Returns a plotly Figure, or a matplotlib one for print.
     """
     table, source = _compared(df, against, regime, source, benchmarks, baseline_seed)
     shown = benchmark_order([table])
     if len(shown) < 2:
         raise ValueError(f"a trade-off needs two benchmarks, the table has {shown}")
-    wide = {name: table.pivot(index="variant", columns="benchmark", values=name) for name in ("delta", "lo", "hi", "flag")}
+    wide = {name: table.pivot(index="variant", columns="benchmark", values=name) for name in SHOWN}
     front = stats.pareto(wide["delta"][shown].dropna())
     labels, pairs = names_of(table), list(combinations(shown, 2))
     title = panel_title(source, table["seeds"].where(table["basis"].ne("samples"), 1), bool(table["smoke"].all()), unit="seed pairs")
@@ -48,12 +49,16 @@ def scatter(
             ax.set_xlabel(f"{x} difference (pp)")
             ax.set_ylabel(f"{y} difference (pp)")
         fig.suptitle(title.replace("\n", "; "), fontsize=8)
+        crowded = len(wide["delta"]) > 20
         notes = ["Orange: no other variant is as good on every benchmark and better on one."]
+        notes += ["Named: these, and variants that differ from the baseline on an axis after correction."] * crowded
         flagged = table[table["flag"].ne("")]
         notes += [constant_note(flagged["metric"], sorted(set(flagged["benchmark"])))] if len(flagged) else []
         footnote(fig, notes)
         for ax, (x, y) in zip(axes.flat, pairs, strict=True):
             d = wide["delta"][[x, y]].dropna()
+            if crowded:
+                d = d[front.reindex(d.index, fill_value=False) | wide["significant"].loc[d.index, [x, y]].eq(True).any(axis=1)]
             place_names(ax, d.to_numpy(), [labels[v].removesuffix("-JEPA") + DAGGER * _flagged(wide, v, x, y) for v in d.index])
     return fig
 
