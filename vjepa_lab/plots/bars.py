@@ -252,6 +252,7 @@ def _handles(benchmarks: Sequence[str]) -> list:
 
 
 def _plotly(panels: dict[str, pd.DataFrame], against: str, notes: list[str], sort: str = "mean"):
+    """The figure is built as plain dicts and handed over once: each later update would cost plotly a walk through the whole of it."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -262,64 +263,63 @@ def _plotly(panels: dict[str, pd.DataFrame], against: str, notes: list[str], sor
     shape = {"rows": 1, "cols": len(panels), "horizontal_spacing": 0.03} if shared else {"rows": len(panels), "cols": 1}
     if not shared:
         shape |= {"row_heights": pixels, "vertical_spacing": 110 / (sum(pixels) + 110 * len(panels))}
-    fig = make_subplots(**shape, shared_yaxes=shared, subplot_titles=[title.replace("\n", "<br>") for title in panels])
-    fig.update_annotations(font_size=13)
-    legend: set[str] = set()
-    for k, (order, part) in enumerate(zip(orders, panels.values(), strict=True), 1):
-        at = {"row": 1, "col": k} if shared else {"row": k, "col": 1}
+    titles = [title.replace("\n", "<br>") for title in panels]
+    layout = make_subplots(**shape, shared_yaxes=shared, subplot_titles=titles).layout.to_plotly_json()
+    same = shared and len({frozenset(part["benchmark"]) for part in panels.values()}) == 1
+    bars, lines, legend = [], [], set()
+    ends = ["", *range(2, len(panels) + 1)]  # plotly's own numbers of axes
+    for order, part, end in zip(orders, panels.values(), ends, strict=True):
+        on = {"xaxis": f"x{end}", "yaxis": f"y{end}"}
         for benchmark in benchmark_order([part]):
             rows = part[part["benchmark"].eq(benchmark)].assign(name=lambda r: r["variant"].map(labels))
-            fig.add_trace(_bars(go, rows, colour[benchmark], against, benchmark not in legend), **at)
-            fig.add_trace(_daggers(go, rows[rows["flag"].ne("")]), **at)
+            bars += [on | _bars(rows, colour[benchmark], against, benchmark not in legend), on | _daggers(rows[rows["flag"].ne("")])]
             legend.add(benchmark)
-        fig.add_vline(0, line_width=1, line_color=INK, **at)
+        line = {"color": INK, "width": 1}
+        lines.append({"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "xref": f"x{end}", "yref": f"y{end} domain", "line": line})
         names = [labels[name] for name in order]
-        fig.update_yaxes(categoryorder="array", categoryarray=names, range=[len(names) - 0.5, -0.5], showgrid=False, ticks="", **at)
-        fig.update_xaxes(title_text=f"difference from {against} (pp)", **at)
-    if shared and len({frozenset(part["benchmark"]) for part in panels.values()}) == 1:
-        fig.update_xaxes(matches="x")
-    written = "<br>".join(line for note in notes for line in textwrap.wrap(note, 100))
-    fig.add_annotation(
-        text=written,
-        xref="paper",
-        yref="paper",
-        x=0,
-        y=0,
-        yshift=-62,
-        xanchor="left",
-        yanchor="top",
-        showarrow=False,
-        align="left",
-        font_size=11,
-    )
-    fig.update_layout(
-        template="simple_white",
-        barmode="group",
-        scattermode="group",
-        bargap=0.25,
-        height=(max(pixels) if shared else sum(pixels) + 110 * (len(panels) - 1)) + 250,
-        margin={"l": 10, "r": 10, "t": 120 if shared else 90, "b": 135},
-        legend={"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "top", "yref": "container", "itemsizing": "constant"},
-        font={"family": "Helvetica, Arial, sans-serif", "size": 12, "color": INK},
-    )
+        y = {"categoryorder": "array", "categoryarray": names, "range": [len(names) - 0.5, -0.5], "showgrid": False, "ticks": ""}
+        x = {"title": {"text": f"difference from {against} (pp)"}, "showgrid": True, "gridcolor": RULE, "zeroline": False}
+        layout[f"yaxis{end}"] |= y
+        layout[f"xaxis{end}"] |= x | ({"matches": "x"} if same else {})
+    layout |= {
+        "template": "simple_white",
+        "annotations": [note | {"font": {"size": 13}} for note in layout["annotations"]] + [_written(notes)],
+        "shapes": lines,
+        "barmode": "group",
+        "scattermode": "group",
+        "bargap": 0.25,
+        "height": (max(pixels) if shared else sum(pixels) + 110 * (len(panels) - 1)) + 250,
+        "margin": {"l": 10, "r": 10, "t": 120 if shared else 90, "b": 135},
+        "legend": {
+            "orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "top", "yref": "container", "itemsizing": "constant",
+        },
+        "font": {"family": "Helvetica, Arial, sans-serif", "size": 12, "color": INK},
+    }  # fmt: skip
     if shared and sort == "mean":
-        fig.update_layout(updatemenus=[_sort_menu(panels, benchmarks, labels, [labels[name] for name in orders[0]])])
-    fig.update_xaxes(showgrid=True, gridcolor=RULE, zeroline=False)
-    return fig
+        layout["updatemenus"] = [_sort_menu(panels, benchmarks, labels, [labels[name] for name in orders[0]])]
+    return go.Figure(bars, layout)
 
 
-def _bars(go, rows: pd.DataFrame, colour: str, against: str, showlegend: bool):
+def _written(notes: list[str]) -> dict:
+    """The notes below the figure."""
+    text = "<br>".join(line for note in notes for line in textwrap.wrap(note, 100))
+    place = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -62, "xanchor": "left", "yanchor": "top"}
+    return place | {"text": text, "showarrow": False, "align": "left", "font": {"size": 11}}
+
+
+def _bars(rows: pd.DataFrame, colour: str, against: str, showlegend: bool) -> dict:
     benchmark = rows["benchmark"].iloc[0]
-    return go.Bar(
-        x=rows["delta"],
-        y=rows["name"],
-        orientation="h",
-        name=benchmark,
-        legendgroup=benchmark,
-        offsetgroup=benchmark,
-        showlegend=showlegend,
-        marker={"color": colour, "line": {"color": INK, "width": 0.5}, "opacity": np.where(rows["smoke"], 0.35, 1)},
-        error_x={
+    return {
+        "type": "bar",
+        "x": rows["delta"],
+        "y": rows["name"],
+        "orientation": "h",
+        "name": benchmark,
+        "legendgroup": benchmark,
+        "offsetgroup": benchmark,
+        "showlegend": showlegend,
+        "marker": {"color": colour, "line": {"color": INK, "width": 0.5}, "opacity": np.where(rows["smoke"], 0.35, 1)},
+        "error_x": {
             "symmetric": False,
             "array": rows["hi"] - rows["delta"],
             "arrayminus": rows["delta"] - rows["lo"],
@@ -327,26 +327,27 @@ def _bars(go, rows: pd.DataFrame, colour: str, against: str, showlegend: bool):
             "width": 0,
             "color": "#7d828a",  # mid grey shows on the dark bars and on white
         },
-        customdata=_hover(rows, against),
-        hovertemplate="%{customdata}<extra></extra>",
-    )
+        "customdata": _hover(rows, against),
+        "hovertemplate": "%{customdata}<extra></extra>",
+    }
 
 
-def _daggers(go, rows: pd.DataFrame):
+def _daggers(rows: pd.DataFrame) -> dict:
     benchmark = rows["benchmark"].iloc[0] if len(rows) else ""
-    return go.Scatter(
-        x=rows["hi"].clip(lower=0),
-        y=rows["name"],
-        mode="text",
-        text=DAGGER,
-        textposition="middle right",
-        textfont={"size": 9},
-        legendgroup=benchmark,
-        offsetgroup=benchmark,
-        orientation="h",
-        showlegend=False,
-        hoverinfo="skip",
-    )
+    return {
+        "type": "scatter",
+        "x": rows["hi"].clip(lower=0),
+        "y": rows["name"],
+        "mode": "text",
+        "text": DAGGER,
+        "textposition": "middle right",
+        "textfont": {"size": 9},
+        "legendgroup": benchmark,
+        "offsetgroup": benchmark,
+        "orientation": "h",
+        "showlegend": False,
+        "hoverinfo": "skip",
+    }
 
 
 def _hover(rows: pd.DataFrame, against: str) -> list[str]:
