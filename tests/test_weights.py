@@ -290,6 +290,92 @@ def test_a_video_classifiers_folder_gives_its_encoder(hf, tmp_path):
     torch.testing.assert_close(vl.encoder(tmp_path)(x), theirs(model.vjepa2, x).last_hidden_state, **CLOSE)
 
 
+# --------------------------------------------------------------------------------------------------- released attentive classifiers
+
+
+def upstream_classifier(model) -> dict:
+    """The pooler and the classifier of a VJEPA2ForVideoClassification under the names that facebookresearch/vjepa2 saves."""
+    state, found = model.state_dict(), {}
+
+    def put(theirs: str, upstream: str, parts: tuple[str, ...]) -> None:
+        for kind in ("weight", "bias"):
+            names = [".".join(filter(None, ("pooler", theirs, part, kind))) for part in parts]
+            found[f"module.pooler.{upstream}.{kind}"] = torch.cat([state[name] for name in names])
+
+    for i in range(len(model.pooler.self_attention_layers)):
+        layer, block = f"self_attention_layers.{i}", f"blocks.{i}"
+        put(f"{layer}.self_attn", f"{block}.attn.qkv", ("q_proj", "k_proj", "v_proj"))
+        put(f"{layer}.self_attn.out_proj", f"{block}.attn.proj", ("",))
+        for theirs, upstream in (("layer_norm1", "norm1"), ("layer_norm2", "norm2"), ("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2")):
+            put(f"{layer}.{theirs}", f"{block}.{upstream}", ("",))
+    layer, block = "cross_attention_layer", "cross_attention_block"
+    put(f"{layer}.cross_attn.q_proj", f"{block}.xattn.q", ("",))
+    put(f"{layer}.cross_attn", f"{block}.xattn.kv", ("k_proj", "v_proj"))
+    for theirs, upstream in (("layer_norm1", "norm1"), ("layer_norm2", "norm2"), ("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2")):
+        put(f"{layer}.{theirs}", f"{block}.{upstream}", ("",))
+    found["module.pooler.query_tokens"] = state["pooler.query_tokens"]
+    return found | {f"module.linear.{kind}": state[f"classifier.{kind}"] for kind in ("weight", "bias")}
+
+
+@pytest.fixture(scope="module")
+def judge(hf):
+    """A small, randomly initialised VJEPA2ForVideoClassification whose pooler has upstream's epsilon (LayerNorm's own)."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.VJEPA2Config(**hf.config.to_dict() | {"num_pooler_layers": 3, "num_labels": 7, "mlp_ratio": 4.0})
+    torch.manual_seed(1)
+    model = jolted(transformers.VJEPA2ForVideoClassification(config))
+    for part in model.pooler.modules():
+        if isinstance(part, nn.LayerNorm):
+            part.eps = 1e-5
+    return model
+
+
+@torch.no_grad()
+def test_a_released_classifier_says_what_upstreams_says(judge, tmp_path):
+    judge.vjepa2.save_pretrained(tmp_path / "encoder")
+    state = upstream_classifier(judge)
+    other = {name: value + 1 for name, value in state.items()}
+    torch.save({"classifiers": [other, state], "opt": [{"lr": 1.0}], "epoch": 20, "batch_size": 4}, tmp_path / "ssv2.pt")
+    ours = weights.classifier(tmp_path / "ssv2.pt", vl.encoder(tmp_path / "encoder"), heads=HEADS, which=1)
+    x = clip()
+    expected = judge(rearrange(x, "b c f y x -> b f c y x")).logits
+    assert expected.std() > 0.05 and not ours.training and not any(p.requires_grad for p in ours.parameters())
+    torch.testing.assert_close(ours(x), expected, **CLOSE)
+    tokens = torch.randn(2, 50, DIM)  # of several segments, one after another
+    torch.testing.assert_close(ours.head(tokens)[0], judge.classifier(judge.pooler(tokens)), **CLOSE)
+
+
+@torch.no_grad()
+def test_a_probe_of_v_jepa_has_a_projection_that_nothing_reads(judge, tmp_path):
+    state = {name: value for name, value in upstream_classifier(judge).items() if ".blocks." not in name}
+    stale = {f"module.pooler.cross_attention_block.xattn.proj.{kind}": torch.randn(DIM) for kind in ("weight", "bias")}
+    torch.save({"classifier": state | stale, "epoch": 20}, tmp_path / "k400-probe.pth.tar")
+    ours = weights.classifier(tmp_path / "k400-probe.pth.tar", Encoder(DIM, 2, HEADS, PATCH), heads=HEADS)
+    tokens = torch.randn(2, 20, DIM)
+    query = judge.pooler.query_tokens.repeat(2, 1, 1)
+    expected = judge.classifier(judge.pooler.cross_attention_layer(query, tokens)[0].squeeze(1))
+    torch.testing.assert_close(ours.head(tokens)[0], expected, **CLOSE)
+
+
+def test_what_is_no_released_classifier_says_why(judge, tmp_path):
+    encoder, state, path = Encoder(DIM, 2, HEADS, PATCH), upstream_classifier(judge), tmp_path / "probe.pt"
+
+    def said(value, why: str, **how) -> None:
+        torch.save(value, path)
+        with pytest.raises(WeightsError, match=why):
+            weights.classifier(path, how.pop("encoder", encoder), **{"heads": HEADS} | how)
+
+    lacking = {name: value for name, value in state.items() if "xattn.kv.weight" not in name}
+    said({"classifiers": [lacking]}, r"2 missing \(cross.value.weight, cross.key\)|2 missing \(cross.key, cross.value.weight\)")
+    said({"classifiers": [state | {"module.verb_classifier.weight": torch.ones(3, DIM)}]}, r"1 foreign \(verb_classifier.weight\)")
+    said({"classifiers": [state]}, "which=2 is none of 0 to 0", which=2)
+    said({"classifiers": [state]}, "48 channels do not divide into heads=5", heads=5)
+    said({"classifiers": [state]}, "trained on tokens of 48 channels; this encoder gives 96", encoder=Encoder(96, 2, HEADS, PATCH))
+    said({"encoder": state}, "holds encoder; expected classifiers")
+    with pytest.raises(WeightsError, match="no such file"):
+        weights.classifier(tmp_path / "none.pt", encoder)
+
+
 def jolted(module: nn.Module):
     for parameter in module.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)

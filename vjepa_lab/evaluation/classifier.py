@@ -20,16 +20,19 @@ HEADS = ("attentive", "linear")
 class Classifier(nn.Module):
     """An encoder and a head over its tokens: clip [b c f y x], normalised -> logits [b k], fp32.
 
-    head  "attentive": V-JEPA's cross-attention of a learned query; "linear": on the mean of the tokens.
+    head  "attentive": V-JEPA's cross-attention of a learned query; "linear": on the mean of the tokens; or an attentive head as it is.
     """
 
     def __init__(
-        self, encoder: Encoder, classes: int, head: str = "attentive", *, drop_path: float = 0.0, seed: int = 0, bf16: bool = False
-    ):
+        self, encoder: Encoder, classes: int, head: str | AttentiveHead = "attentive", *, drop_path: float = 0.0, seed: int = 0,
+        bf16: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.encoder, self.pooled, self.bf16 = encoder, head == "linear", bf16
         generator = torch.Generator().manual_seed(seed)
-        if self.pooled:
+        if isinstance(head, AttentiveHead):
+            self.head = head
+        elif self.pooled:
             self.head = LinearHead(1, encoder.dim, classes, generator)
         else:
             self.head = AttentiveHead(1, encoder.dim, classes, generator, heads=divisor(encoder.dim, max(1, encoder.dim // 64)))
