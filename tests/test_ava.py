@@ -288,6 +288,13 @@ def test_what_persons_do_is_read_off_their_boxes(copy, tmp_path):
     assert [r.rows[0]["value"] for r in again] == [100.0, 100.0] and sorted((tmp_path / "cache").iterdir()) == kept and len(kept) == 3
 
 
+def test_persons_of_a_film_without_detections_were_missed(copy, tmp_path):
+    lines = [line for line in (copy / "detections.csv").read_text().splitlines() if not line.startswith("y")]
+    (tmp_path / "two-films.csv").write_text("\n".join(lines) + "\n")
+    _, detected = ava.probe(Colours(), copy, detections=tmp_path / "two-films.csv", save=False, **HOW)
+    assert detected.per_class["n"].sum() == 46 and detected.rows[0]["value"] == pytest.approx(100 * 2 / 3, abs=8)
+
+
 def test_an_encoder_that_sees_nothing_is_at_chance(copy):
     blind = Colours()
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Probes find what is there, do not find what is not, and never look at test labels before the final count."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -215,6 +216,18 @@ def test_knn_chooses_k_by_leaving_one_out():
         votes = [float(((closeness[near] / 0.07).exp() * (y[near] == k)).sum()) for k in range(3)]
         right += int(np.argmax(votes) == y[i])
     assert knn(train, train, ks=(5,)).search["val_top1"].item() == pytest.approx(100 * right / 90)
+
+
+def test_knn_in_parts_is_knn_at_once():
+    """More clips than one part holds, two clips of each file: every clip's neighbours are of other files."""
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(2400) // 2 % 3
+    tokens = torch.randn(2400, 2, DIM, generator=g) + 0.5 * F.one_hot(y, DIM)[:, None]
+    train = replace(features(tokens, y, 3), index=torch.arange(2400) // 2)
+    x = F.normalize((train.pooled - train.pooled.mean(0)) / train.pooled.std(0, correction=0))
+    near = (x @ x.T).masked_fill(train.index[:, None] == train.index, -9).topk(5)
+    votes = torch.zeros(2400, 3).scatter_add_(1, y[near.indices], (near.values / 0.07).exp())
+    assert knn(train, train, ks=(5,)).search["val_top1"].item() == pytest.approx(100 * float((votes.argmax(1) == y).float().mean()))
 
 
 def test_ridge_finds_a_planted_value_and_none_in_noise():

@@ -217,7 +217,8 @@ def probe(
     for name, people in tested.items():
         guessed = seen("test", people)
         probability = _sigmoid(head, (guessed.features - mean) * scale, fit["device"])[0]
-        here = truth["test"][truth["test"]["film"].isin(set(guessed.table["film"]))]
+        unread = set(people["film"]) - set(guessed.table["film"])  # a film in which nobody was detected counts: its persons were missed
+        here = truth["test"][~truth["test"]["film"].isin(unread)]
         measured = frame_map(here, scored_boxes(guessed, probability, actions), parts["test"].actions, seed=seed)
         results.append(_result(measured, name, guessed, probability, here, actions, subject, selected, search, seed))
     if save and subject.folder:
