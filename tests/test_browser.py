@@ -88,6 +88,12 @@ def test_explorers_follow_their_controls(address, shots):
             before = shown.evaluate(BARS)
             sort.select_option(label=label)
             trades.append(changed(shown, BARS, before))
+        bar = shown.locator(".js-plotly-plot .bars .point path").first
+        bar.scroll_into_view_if_needed()
+        bar.hover(force=True)
+        bar.click(force=True)
+        shown.wait_for_selector(".js-plotly-plot .annotation-text:has-text('Recipe(')", state="attached")
+        shown.screenshot(path=shots / "clicked.png")
         print(f"\nmedian reaction: mask explorer {statistics.median(masks):.0f} ms, trade-off explorer {statistics.median(trades):.0f} ms")
         assert not errors, errors
 

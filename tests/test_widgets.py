@@ -6,7 +6,7 @@ import pytest
 import vjepa_lab as vl
 from vjepa_lab import data
 from vjepa_lab.evidence import results
-from vjepa_lab.masks import MultiBlock
+from vjepa_lab.masks import Motion, MultiBlock
 from vjepa_lab.plots.sheet import sheet, tiles
 from vjepa_lab.widgets import masks, monitor, recipes, tradeoffs
 
@@ -46,6 +46,17 @@ def test_hidden_shares_are_those_of_the_masks():
         masks.hidden_share(MultiBlock(max_temporal_keep=0.5, full_complement=True), (4, 4, 4), 4, 4)[0][k].mean() for k in (3, 0)
     )
     assert late == 1.0 > early
+
+
+def test_the_mask_explorer_draws_where_the_clip_moves():
+    clip, guided = data.open("synthetic:plain", "train", frames=8, size=32, n=1)[0].clip, MultiBlock(where=Motion(strength=8.0))
+    score = guided.where.score(clip[None], (4, 4, 4)).expand(2, -1, -1, -1)
+    drawn = [guided.draw(2, (4, 4, 4), seed=1, step=step, clip=clip.expand(2, *clip.shape))[0].maps((4, 4, 4))[1] for step in range(3)]
+    assert np.allclose(masks.hidden_share(guided, (4, 4, 4), 3, 2, score)[0], np.mean([m.float().mean(0) for m in drawn], axis=0))
+    explorer = masks.mask_explorer(size="smoke", clips=1)
+    before = pixels(explorer.figure())
+    explorer.controls["strength"].value, explorer.controls["motion"].value = 10, "power"
+    assert not np.array_equal(before, pixels(explorer.figure()))
 
 
 def test_the_recipe_builder_writes_what_it_shows():
@@ -107,6 +118,25 @@ def test_the_tradeoff_explorer_draws_what_its_code_draws(known, tmp_path, monkey
     explorer = tradeoffs.tradeoff_explorer("data/paper", out=tmp_path)
     explorer.widget.children[-1].children[0].click()
     assert {path.suffix for path in tmp_path.iterdir()} == {".pdf", ".png", ".csv", ".py"}
+
+
+def test_a_click_on_a_bar_shows_the_objective(known):
+    explorer = tradeoffs.tradeoff_explorer("data/paper")
+    figure = explorer.figure()
+    notes = {(note.xclick, note.yclick): note for note in figure.layout.annotations if note.clicktoshow}
+    bars = {(x, y) for trace in figure.data if trace.type == "bar" for x, y in zip(trace.x, trace.y, strict=True)}
+    assert notes.keys() == bars and not figure.layout.updatemenus
+    assert not any(note.visible for note in notes.values())
+    shown = {label: note.text.replace("<br>", " ").replace("&#x27;", "'") for (_, label), note in notes.items()}
+    assert shown["FWM-HW-LD"] == repr(vl.recipe("fwm-hw-ld"))
+
+
+def test_controls_that_do_not_go_together_say_so(monkeypatch):
+    explorer = masks.mask_explorer(size="smoke", clips=1)
+    said, crowded = [], explorer.values | {"masking": "V-JEPA multiblock", "scale": 0.9, "batch": 32}
+    monkeypatch.setattr("IPython.display.display", said.append)
+    explorer._show(**crowded)
+    assert len(said) == 1 and "fewer or smaller blocks" in said[0].data
 
 
 def test_another_baseline_is_another_difference(known):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 WIDE = {"width": "auto", "min_width": "0"}
+MOST = "1120px"
+"""Width of a grid of controls, at most: on a wide screen they stay together, over the picture."""
 
 
 class Explorer:
@@ -16,8 +19,8 @@ class Explorer:
     below     further widgets under the picture, such as buttons
     static    the same picture without scripts, for headless runs and PDFs; by default `view`
     columns   of the grid of controls
-    draws     `view` displays its picture itself
 
+    Controls that do not go together (`view` raises ValueError) show what it says in the picture's place.
     `values` are the controls' values, `figure()` the present picture: what is seen can be kept and made again.
     """
 
@@ -29,17 +32,27 @@ class Explorer:
         below: Sequence = (),
         static: Callable | None = None,
         columns: int = 3,
-        draws: bool = False,
     ):
-        from IPython.display import display
         from ipywidgets import GridBox, Layout, VBox, interactive_output
 
         self.view, self.controls, self.static = view, dict(controls), static or view
-        for control in self.controls.values():
-            control.style, control.layout = {"description_width": f"{26 / columns:.1f}em"}, Layout(**WIDE)
-        grid = GridBox(list(self.controls.values()), layout=Layout(grid_template_columns=f"repeat({columns}, 1fr)", grid_gap="4px 18px"))
-        self.output = interactive_output(view if draws else lambda **values: display(view(**values)), self.controls)
+        everyone = list(self.controls.values())
+        for column in range(columns):
+            longest = max((len(control.description) for control in everyone[column::columns]), default=0)
+            for control in everyone[column::columns]:
+                control.style, control.layout = {"description_width": f"{0.58 * longest:.1f}em"}, Layout(**WIDE)
+        shape = Layout(grid_template_columns=f"repeat({columns}, minmax(0, 1fr))", grid_gap="4px 18px", max_width=MOST)
+        grid = GridBox(everyone, layout=shape)
+        self.output = interactive_output(self._show, self.controls)
         self.widget = VBox([grid, self.output, *below])
+
+    def _show(self, **values) -> None:
+        from IPython.display import HTML, display
+
+        try:
+            display(self.view(**values))
+        except ValueError as error:
+            display(HTML(f"<p>{html.escape(str(error))}</p>"))
 
     @property
     def values(self) -> dict:
@@ -67,6 +80,13 @@ def number(low: float, high: float, value: float, label: str, step: float | None
 
     how = {"min": low, "max": high, "value": value, "description": label, "continuous_update": not lazy}
     return IntSlider(**how) if step is None else FloatSlider(**how, step=step, readout_format=".3g")
+
+
+def steps(values, label: str):
+    """A slider over some numbers, and at its left end "own": 0, which leaves what is there."""
+    from ipywidgets import SelectionSlider
+
+    return SelectionSlider(options=[("own", 0), *((f"{value:g}", value) for value in values)], value=0, description=label)
 
 
 def switch(label: str, value: bool = False):

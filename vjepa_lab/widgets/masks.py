@@ -11,7 +11,7 @@ from ..masks import Motion, MultiBlock, Uniform, motion_score
 from ..plots.clips import frames_of, veil
 from ..plots.sheet import Sheet, shades, sheet, spread
 from ..presets import Preset, preset
-from .base import Explorer, choice, number
+from .base import Explorer, choice, number, steps
 
 HIDDEN = (232, 205, 176)
 """Colour of what need not be predicted, as in `plots.masked`."""
@@ -25,23 +25,24 @@ def mask_view(clip: Tensor, masks: MultiBlock, size: Preset | str, *, seed: int 
     draws  batches over which "hidden in ... of the draws" is counted, always on this clip
     """
     grid, frames = preset(size).grid, frames_of(clip)
-    many = clip[None].expand(batch, *clip.shape)
-    score = motion_score(clip[None], grid)[0].numpy()
-    rows = {"clip": spread(frames, grid[0]), "motion": _tokens(shades(score, colormap="inferno"), frames)}
-    for kind, mask in enumerate(masks.draw(batch, grid, seed=seed, step=0, clip=many)):
+    guide = masks.where.score(clip[None], grid)  # once for all draws: it costs far more than a draw
+    guide = None if guide is None else guide.expand(batch, -1, -1, -1)
+    moving = shades(motion_score(clip[None], grid)[0].numpy(), colormap="inferno")
+    rows = {"clip": spread(frames, grid[0]), "motion": _tokens(moving, frames)}
+    for kind, mask in enumerate(masks.draw(batch, grid, seed=seed, step=0, score=guide)):
         seen, hidden = (part[0].numpy() for part in mask.maps(grid))
         name = f"kind {kind + 1}\n" if len(masks.kinds) > 1 else ""
         rows[f"{name}seen {seen.mean():.0%}"] = spread(veil(frames, seen), grid[0])
         rows[f"{name}predict {hidden.mean():.0%}"] = spread(veil(frames, hidden, HIDDEN), grid[0])
-    for kind, share in enumerate(hidden_share(masks, grid, draws, batch, many)):
+    for kind, share in enumerate(hidden_share(masks, grid, draws, batch, guide)):
         name = f"kind {kind + 1}\n" if len(masks.kinds) > 1 else ""
         rows[f"{name}hidden in\n{share.min():.0%} to {share.max():.0%}"] = _tokens(shades(share, 0, 1), frames)
     return sheet(rows, width=width, most=112)
 
 
-def hidden_share(masks: MultiBlock, grid, draws: int, batch: int, clips: Tensor | None = None) -> list[np.ndarray]:
-    """Share of `draws` x `batch` samples in which each token is hidden: one map [t h w] per mask kind."""
-    found = [masks.draw(batch, grid, seed=1, step=step, clip=clips) for step in range(draws)]
+def hidden_share(masks: MultiBlock, grid, draws: int, batch: int, score: Tensor | None = None) -> list[np.ndarray]:
+    """Share of `draws` x `batch` samples in which each token is hidden, per mask kind a map [t h w]; `score`: see `MultiBlock.draw`."""
+    found = [masks.draw(batch, grid, seed=1, step=step, score=score) for step in range(draws)]
     return [np.mean([kinds[k].maps(grid)[1].float().mean(0).numpy() for kinds in found], axis=0) for k in range(len(masks.kinds))]
 
 
@@ -63,7 +64,6 @@ def strategies(size: Preset) -> dict[str, MultiBlock]:
 def mask_explorer(data="synthetic", size: str | Preset = "micro", clips: int = 12) -> Explorer:
     """Choose a clip, a masking and its dials; see what is seen, what is hidden, and how often.
 
-    Blocks and their scale at 0, and the time seen at 1, leave the masking's own.
     data  what `data.open` takes, or a Source of clips of the preset's shape
     """
     from .. import data as video
@@ -76,8 +76,8 @@ def mask_explorer(data="synthetic", size: str | Preset = "micro", clips: int = 1
     def view(clip, masking, blocks, scale, keep, truncate, motion, strength, batch, seed) -> Sheet:
         kinds = known[masking].kinds
         kinds = (replace(kinds[0], count=blocks or kinds[0].count, scale=scale or kinds[0].scale), *kinds[1:])
-        where = {"as the masking": known[masking].where, "uniform": Uniform()}.get(motion) or Motion(strength=strength, sampling=motion)
-        keep = known[masking].max_temporal_keep if keep >= 1 else keep
+        where = {"its own": known[masking].where, "uniform": Uniform()}.get(motion) or Motion(strength=strength, sampling=motion)
+        keep = keep or known[masking].max_temporal_keep
         masks = replace(known[masking], kinds=kinds, truncate=truncate, where=where, max_temporal_keep=keep)
         return mask_view(source[clip].clip, masks, size, seed=seed, batch=batch, draws=16)
 
@@ -85,10 +85,10 @@ def mask_explorer(data="synthetic", size: str | Preset = "micro", clips: int = 1
         "clip": number(0, min(clips, len(source)) - 1, 0, "clip"),
         "masking": choice(list(known), next(reversed(known)), "masking"),
         "truncate": choice(["official", "random", "padded"], label="truncate"),
-        "blocks": number(0, 12, 0, "blocks"),
-        "scale": number(0, 0.9, 0, "block scale", step=0.05),
-        "keep": number(0.1, 1, 1, "time seen", step=0.1),
-        "motion": choice(["as the masking", "uniform", "softmax", "linear", "power"], label="blocks fall"),
+        "blocks": steps(range(1, 13), "blocks"),
+        "scale": steps([n / 20 for n in range(1, 19)], "block scale"),
+        "keep": steps([n / 10 for n in range(1, 11)], "time seen"),
+        "motion": choice(["its own", "uniform", "softmax", "linear", "power"], label="blocks fall"),
         "strength": number(0, 10, 2, "motion strength", step=0.5),
         "batch": number(1, 32, 8, "clips a batch"),
         "seed": number(0, 50, 0, "draw"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import pandas as pd
 
 from .. import plots, variants
 from ..evidence import results, stats
+from ..plots.bars import DOUBLE_DAGGER, names_of
+from ..plots.style import INK
 from .base import Explorer, choice, several, switch
 
 SOURCES = {"paper": "the paper, printed", "released": "released results", "run": "our runs"}
+MARKS = f" {DOUBLE_DAGGER}"
 
 
 def parts_of(variant: str) -> tuple[str, ...]:
@@ -41,6 +45,7 @@ class Tradeoffs:
         self.regimes = list(dict.fromkeys(rows.loc[rows["source"].isin(self.sources), "regime"].dropna()))
         self.benchmarks = list(dict.fromkeys(rows.loc[rows["source"].isin(self.sources), "benchmark"]))
         self.parts = sorted({part for name in self.variants for part in parts_of(name)})
+        self.names = {label: variant for variant, label in names_of(rows).items()}
         self.compared = lru_cache(maxsize=16)(self._compared)
 
     @property
@@ -96,12 +101,13 @@ class Tradeoffs:
 
 
 def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out: str | Path = "figures") -> Explorer:
-    """Choose regime, sources, benchmarks, baseline, what the objectives are made of, order and intervals.
+    """Choose regime, sources, benchmarks, baseline, what the objectives are made of (nothing chosen: whatever), order and intervals.
+
+    A click on a bar shows the objective's expression, another one hides it; from the keyboard, the list below the figure does.
 
     paths  what `results.load` takes; by default runs and data/paper, where they are there.  rows: a table instead.
     out    the folder that the buttons write to: the present view as PDF, PNG and CSV, and the code that draws it again
     """
-    from IPython.display import display
     from ipywidgets import HTML, Button, HBox
 
     paths = paths or tuple(path for path in ("runs", "data/paper") if Path(path).is_dir())
@@ -115,17 +121,16 @@ def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out:
             [(SOURCES[name], name) for name in known.sources], [n for n in known.sources if n != "released"], "numbers of", 3
         ),
         "benchmarks": several(known.benchmarks, label="benchmarks", rows=5),
-        "parts": several(known.parts, [], "made with (none: all)", rows=5),
+        "parts": several(known.parts, [], "made with", rows=5),
         "intervals": switch("95 % intervals", True),
     }
 
     def view(**chosen):
-        try:
-            display(known.view(**chosen))
-        except ValueError as error:  # a choice that leaves nothing to draw
-            display(HTML(html.escape(str(error))))
+        figure = known.view(**chosen)
+        figure.layout.updatemenus = ()  # the control above sorts
+        return clickable(figure, known.names)
 
-    made = Explorer(view, controls, static=lambda **chosen: known.view(paper=True, **chosen), draws=True)
+    made = Explorer(view, controls, static=lambda **chosen: known.view(paper=True, **chosen))
 
     def keep(_):
         stem = Path(out) / f"tradeoffs-{made.values['regime']}"
@@ -148,6 +153,21 @@ def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out:
     return made
 
 
+def clickable(figure, names: dict[str, str]):
+    """The figure with a note on every bar, hidden until the bar is clicked: its objective as an expression. `names`: {label: variant}."""
+    card = {"showarrow": False, "visible": False, "clicktoshow": "onoff", "bgcolor": "white", "bordercolor": INK, "borderpad": 6}
+    card |= {"x": 0, "yanchor": "bottom", "yshift": 12, "align": "left", "font": {"family": "monospace", "size": 12}}
+    notes = []
+    for trace in figure.data:
+        for label, delta in zip(trace.y, trace.x, strict=True) if trace.type == "bar" else ():
+            lines = textwrap.wrap(_expression(names.get(label.rstrip(MARKS), label)), 56, break_on_hyphens=False)
+            text = "<br>".join(map(html.escape, lines))
+            notes.append(card | {"text": text, "xref": trace.xaxis, "yref": trace.yaxis, "y": label, "xclick": delta, "yclick": label})
+    figure.layout.annotations = [*figure.layout.annotations, *notes]
+    return figure
+
+
+@lru_cache(maxsize=256)
 def _expression(variant: str) -> str:
     try:
         return repr(variants.recipe(variant))
