@@ -114,11 +114,9 @@ def attend(qkv: Tensor, rope: Rotary | None, valid: Tensor | None, heads: int, l
     qkv = rearrange(qkv, "b n (g d) -> b n g d", g=3 * heads)  # q, k and v heads side by side
     qk, v = qkv.split((2 * heads, heads), dim=2)
     q, k = (qk if rope is None else rotate(qk, rope)).chunk(2, dim=2)
-    q, k, v = (u.transpose(1, 2) for u in (q, k, v))
-    out = [
-        F.scaled_dot_product_attention(q[:, :, at], k[:, :, at], v[:, :, at], attn_mask=None if seen is None else over_queries(seen))
-        for at, seen in spans(lengths, valid)
-    ]
+    # Split, not sliced: the gradient of slices is as many zero-filled wholes, added up.
+    each = zip(*(u.transpose(1, 2).split(list(lengths), dim=2) for u in (q, k, v)), spans(lengths, valid), strict=True)
+    out = [F.scaled_dot_product_attention(q, k, v, attn_mask=None if seen is None else over_queries(seen)) for q, k, v, (_, seen) in each]
     return rearrange(torch.cat(out, dim=2) if len(out) > 1 else out[0], "b g n d -> b n (g d)")
 
 
