@@ -81,6 +81,9 @@ def test_with_several_seeds_the_difference_is_paired_by_seed():
     rows = [row(v, x, 40, benchmark="x", seed=s) for s in range(3) for v, x in (("baseline", 20 + 9 * s), ("kin", 25 + 9 * s + s))]
     table = changes(pd.DataFrame(rows))
     assert tuple(table.loc[0, ["delta", "lo", "hi"]]) == pytest.approx(tuple(map(float, stats.t_interval([5, 6, 7])[:3])))
+    agreed = [row(v, x, 40, benchmark="x", seed=s) for s in range(2) for v, x in (("baseline", 20.0), ("kin", 22.5))]
+    lone = changes(pd.DataFrame(agreed))  # two seeds that happen to agree are not certain: what one seed with these clips would say
+    assert not lone.loc[0, "significant"] and lone.loc[0, "lo"] < 0 < lone.loc[0, "hi"]
     with pytest.raises(ValueError, match="no 'base' to compare with"):
         changes(pd.DataFrame(rows), "base")
 

@@ -226,6 +226,17 @@ def test_the_gap_is_half_the_dissociation_when_both_count_alike():
     assert halves.dissociation(a, a, c, c).p == 1
 
 
+def test_a_dissociation_on_shared_clips_pairs_them():
+    """The halves trade: a clip that one half gets right of appearance it gets wrong of dynamics. Then errors add up, not cancel."""
+    covered = {True: 0, False: 0}
+    for seed in range(200):
+        first = np.random.default_rng(seed).random(150) < 0.5
+        for same in covered:
+            found = halves.dissociation(first, ~first, ~first, first, draws=400, seed=seed, same_clips=same)
+            covered[same] += found.lo <= 0 <= found.hi
+    assert covered[True] >= 180 > covered[False]
+
+
 def test_chance_correction_of_a_gap_is_by_hand():
     hit, miss = np.ones(4, bool), np.array([True, False, False, False])
     split = halves.Split({"hue": hit, "motion": miss}, {"hue": miss, "motion": hit})

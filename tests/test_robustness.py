@@ -341,6 +341,18 @@ def test_leaving_the_line_by_chance_is_rare():
     assert 0.03 < (p < 0.05).mean() < 0.075
 
 
+def test_seeds_make_no_objective_a_stranger_to_the_line():
+    """Objectives that scatter about the line, whose seeds agree: none is further off than its like, however many seeds there are."""
+    p = []
+    for seed in range(150):
+        points = accuracies(noise=0.0, seeds=5)
+        shift = dict(zip(points["variant"].unique(), np.random.default_rng(seed).normal(0, 3, 6), strict=True))
+        found = shifts.line(points.assign(shifted=points["shifted"] + points["variant"].map(shift)))
+        assert (found.residuals["seeds"] == 5).all()
+        p.extend(found.residuals["p"])
+    assert 0.025 < (np.array(p) < 0.05).mean() < 0.08
+
+
 def test_untrained_encoders_are_shown_but_not_fitted():
     points = accuracies()
     strange = pd.DataFrame([{"variant": "random-init", "seed": 0, "clean": 30.0, "shifted": 90.0, "n": 10**6}])

@@ -389,13 +389,15 @@ def verdict(found: pd.DataFrame, smoke: bool = False) -> str:
     signs = {name: _signs(part) for name, part in found.groupby("predictor")}
     count, total = f"{found['variants'].min()} variants x {found['seeds'].min()} seeds", found["benchmark"].nunique()
     above = signs.get(DIFFERENCE, (0, 0))
-    silent = all(signs.get(name, (0, 0)) == (0, 0) for name in ("utility", "neutral utility"))
+    silent = all(signs.get(name) == (0, 0) for name in ("utility", "neutral utility"))  # measured, and telling nothing
     if silent and sum(signs.get("norm ratio", (0, 0))):
         head = "the theory fails by its own rule: the norm ratio foretells the benefit, utility and neutral utility do not"
     elif above[0] and not above[1]:
         head = f"as pre-registered, the neutral utility foretells the benefit better than the cosine on {above[0]} of {total} benchmarks"
     elif above[1] and not above[0]:
         head = f"against the pre-registered sign, the cosine foretells the benefit better than the neutral utility on {above[1]} of {total}"
+    elif DIFFERENCE not in signs:
+        head = "undecided: the neutral utility was not measured beside the cosine"
     else:
         head = "undecided: no interval separates the neutral utility from the cosine"
     said = "; ".join(f"{name} {up} positive, {down} negative" for name, (up, down) in signs.items() if name != DIFFERENCE and up + down)

@@ -34,8 +34,8 @@ def changes(df: pd.DataFrame, against: str = "baseline", by: Sequence[str] = ("b
 
     Runs are paired by seed. With several common seeds the interval is Student's over the pairs; with one it combines the two rows' own
     intervals (square-and-add: Newcombe 1998, Zou and Donner 2008), which leaves the pairing of test clips out and errs on the safe side;
-    rows without an interval give none. p_adj: Benjamini-Hochberg over the whole table, significant: below 0.05, and the difference is not
-    smaller than `margin`.
+    rows without an interval give none. So it is, too, where all pairs differ by the same: that seeds happen to agree is no certainty.
+    p_adj: Benjamini-Hochberg over the whole table, significant: below 0.05, and the difference is not smaller than `margin`.
     Raises ValueError if there is no `against`.
     """
     by = list(by)
@@ -46,8 +46,9 @@ def changes(df: pd.DataFrame, against: str = "baseline", by: Sequence[str] = ("b
     pairs = table[table["variant"].ne(against)].merge(base, on=["seed", *by], suffixes=("", "_base"))
     rows = []
     for key, part in pairs.groupby(["variant", *by], sort=False, dropna=False):
-        several = len(part) > 1
-        interval = t_interval(part["value"] - part["value_base"]) if several else _square_and_add(part.iloc[0])
+        apart = part["value"] - part["value_base"]
+        several = len(part) > 1 and np.ptp(apart) > 1e-9
+        interval = t_interval(apart) if several else _square_and_add(part.select_dtypes("number").mean())
         measured = {"value": part["value"].mean(), "base": part["value_base"].mean(), "delta": interval.value}
         measured |= {"lo": interval.lo, "hi": interval.hi, "p": interval.p}
         facts = {"seeds": len(part), "basis": "seeds" if several else "samples"}

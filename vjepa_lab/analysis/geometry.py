@@ -85,8 +85,8 @@ def cka(x: Tensor, y: Tensor, unbiased: bool = True) -> float:
         raise ValueError(f"CKA compares features of the same 4 or more clips; got {len(x)} and {len(y)}")
     x, y = _centred(x), _centred(y)
     hsic = _hsic if unbiased else lambda a, b: (a.T @ b).square().sum()
-    scale = hsic(x, x) * hsic(y, y)
-    return float(hsic(x, y) / scale.sqrt()) if scale > 0 else math.nan
+    own, other = hsic(x, x), hsic(y, y)
+    return float(hsic(x, y) / (own * other).sqrt()) if own > 0 and other > 0 else math.nan
 
 
 def _hsic(x: Tensor, y: Tensor) -> Tensor:

@@ -51,11 +51,12 @@ class Split:
         return t_interval(0.5 * (self.lead(appearance, classes) - self.lead(dynamics, classes)))
 
 
-def dissociation(app_a, dyn_a, app_d, dyn_d, draws: int = 10_000, seed: int = 0) -> Interval:
+def dissociation(app_a, dyn_a, app_d, dyn_d, draws: int = 10_000, seed: int = 0, *, same_clips: bool = False) -> Interval:
     """Double dissociation in points: (A_app - A_dyn) on an appearance benchmark minus the same on a dynamics benchmark.
 
     app_a, dyn_a: correctness [n] of the two halves on the appearance benchmark's test clips; app_d, dyn_d [m] on the dynamics benchmark's,
-    which may be other clips. Percentile interval of a paired bootstrap over the clips of each; p against zero from the same draws.
+    which may be other clips. Percentile interval of a paired bootstrap over the clips of each, with `same_clips` over the clips that both
+    benchmarks share; p against zero from the same draws.
     """
     a, d = (100 * (np.asarray(x, float) - np.asarray(y, float)) for x, y in ((app_a, dyn_a), (app_d, dyn_d)))
     rng = np.random.default_rng(seed)
@@ -64,7 +65,7 @@ def dissociation(app_a, dyn_a, app_d, dyn_d, draws: int = 10_000, seed: int = 0)
         values, counts = np.unique(x, return_counts=True)
         return rng.multinomial(len(x), counts / len(x), draws) @ values / len(x)
 
-    means = resampled(a) - resampled(d)
+    means = resampled(a - d) if same_clips else resampled(a) - resampled(d)
     lo, hi = np.quantile(means, [0.025, 0.975])
     p = min(1.0, 2 * (1 + min((means <= 0).sum(), (means >= 0).sum())) / (1 + draws))
     return Interval(a.mean() - d.mean(), lo, hi, p)
@@ -175,7 +176,7 @@ def split_rows(reader: Reader, appearance: Sequence[str], dynamics: Sequence[str
     rows.append(_row("gap", "pca", *components.gap(appearance, dynamics, classes)[:3]))
     pooled = lambda correct, names: np.mean([correct[name] for name in names], axis=0)
     sides = [pooled(side, names) for names in (appearance, dynamics) for side in (channels.first, channels.second)]
-    rows.append(_row("dissociation", "app", *dissociation(*sides)[:3]))
+    rows.append(_row("dissociation", "app", *dissociation(*sides, same_clips=True)[:3]))
     whole = reader.correct(np.arange(reader.train.shape[1]))
     for kind, names in groups.items():
         parts = {"all": whole, "app": channels.first, "dyn": channels.second}

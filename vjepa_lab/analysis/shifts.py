@@ -175,7 +175,8 @@ class Line:
 
     error: standard deviation of the residuals, in logits.  mean, spread: of the fitted encoders' logit(clean), spread their summed squares.
     residuals: a row per variant: effective robustness, its difference in points from what the line of the *other* variants foretells, with
-    a 95 % interval, p and p_adj (Benjamini-Hochberg). points: the encoders, with `fitted`.
+    a 95 % interval, p and p_adj (Benjamini-Hochberg). It is held against how variants scatter, a mean over seeds each: seeds of one variant
+    share its offset, and more of them make a variant no stranger to the line. points: the encoders, with `fitted`.
     """
 
     slope: Interval
@@ -216,8 +217,10 @@ def line(points: pd.DataFrame, fitted: Sequence[bool] | None = None) -> Line:
 
     scale = error / np.sqrt(spread)
     half, p = t.ppf(0.975, len(x) - 2) * scale, 2 * t.sf(abs(slope) / scale, len(x) - 2) if scale > 0 else 0.0
-    found = {name: _residual(own["variant"].eq(name).to_numpy(), x, y) for name in own["variant"].unique()}
-    rows = [{"variant": name} | row for name, row in found.items() if row]
+    means = pd.DataFrame({"variant": own["variant"], "x": x, "y": y}).groupby("variant", sort=False).mean()
+    seeds = own["variant"].value_counts()
+    found = {name: _residual(means.index == name, *means.to_numpy().T) for name in means.index}
+    rows = [{"variant": name, "seeds": int(seeds[name])} | row for name, row in found.items() if row]
     table = pd.DataFrame(rows, columns=["variant", "seeds", "value", "lo", "hi", "p"])
     table["p_adj"] = benjamini_hochberg(table["p"])
     return Line(Interval(slope, slope - half, slope + half, p), intercept, error, mean, spread, table, points)
@@ -238,7 +241,10 @@ def _least_squares(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float, f
 
 
 def _residual(own: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict | None:
-    """How far a variant's mean lies off the others' line, in points, with its prediction interval; None if they give no line."""
+    """How far one variant (`own`) lies off the others' line, in points, with its prediction interval; None if they give no line.
+
+    x, y: a point per variant.
+    """
     from scipy.special import expit
     from scipy.stats import t
 
@@ -246,10 +252,10 @@ def _residual(own: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict | None:
     if others.sum() < 3 or np.ptp(x[others]) == 0:
         return None
     slope, intercept, error, mean, spread = _least_squares(x[others], y[others])
-    foretold = intercept + slope * x[own].mean()
-    off = y[own].mean() - foretold
-    width = error * np.sqrt(1 / own.sum() + 1 / others.sum() + (x[own].mean() - mean) ** 2 / spread)
+    foretold = intercept + slope * x[own].item()
+    off = y[own].item() - foretold
+    width = error * np.sqrt(1 + 1 / others.sum() + (x[own].item() - mean) ** 2 / spread)
     df = others.sum() - 2
     ends = [100 * (expit(foretold + z) - expit(foretold)) for z in (off, off - t.ppf(0.975, df) * width, off + t.ppf(0.975, df) * width)]
     p = 2 * t.sf(abs(off) / width, df) if width > 0 else float(off == 0)
-    return {"seeds": int(own.sum()), "value": ends[0], "lo": ends[1], "hi": ends[2], "p": float(p)}
+    return {"value": ends[0], "lo": ends[1], "hi": ends[2], "p": float(p)}
