@@ -131,6 +131,25 @@ def test_runs_without_a_baseline_are_named_not_dropped_in_silence(paper, tmp_pat
         assert "Not drawn: runs pretrained on synthetic" in texts(figure)
 
 
+def test_what_is_not_shown_is_said(paper, tmp_path):
+    """Own runs under another probe than the paper's, and a benchmark that the chosen baseline lacks, do not vanish in silence."""
+    own = make_runs(tmp_path, ["baseline", "ld"], seeds=2, benchmarks=["D-48"]).assign(probe="knn")
+    both = pd.concat([paper[paper["regime"].eq("mixed")], own])
+    says = "measured with another probe: our runs on D-48 (knn)"
+    assert says in texts(plots.tradeoffs(both, regime="mixed", paper=True))
+    assert any(says in note for note in plots.result_table(both, regime="mixed").notes)
+    released = texts(plots.tradeoffs(paper, regime="mixed", sources=["released"], baseline_seed=239, paper=True))
+    assert "Not drawn: D-48 of released results, where this baseline was not measured" in released
+
+
+def test_print_figures_say_how_many_clips_were_tested(paper):
+    own = paper[paper["regime"].eq("mixed") | paper["source"].eq("constant")]
+    pair = lambda df, **how: plots.pareto(df, "IN-100", "SSv2", source="paper", **how)
+    for draw in (plots.tradeoffs, plots.scatter, plots.ablation, plots.interaction, plots.effects, pair):
+        assert "IN-100 5,000" in texts(draw(own, regime="mixed", paper=True))
+    assert "†" in [t.get_text() for t in plots.interaction(own, paper=True).axes[0].texts]
+
+
 def test_constant_predictors_and_untrained_encoders_are_marked(paper):
     for figure in (
         plots.tradeoffs(paper, regime="ucf101", benchmarks=BENCHMARKS),
@@ -266,7 +285,7 @@ def test_own_runs_stand_beside_with_intervals_and_seeds(paper, tmp_path):
     assert table.cells.columns.get_level_values(0).unique().tolist() == ["Paper, printed, one seed", "Our runs, 3 seeds"]
     assert re.fullmatch(r"\d+\.\d\d \([+−]\d+\.\d\d \[[+−]\d+\.\d, [+−]\d+\.\d\]\)", table.cells.loc["mine"].iloc[-1])
     assert table.cells.loc["FWM-JEPA"].iloc[-1] == "" and "3 measurements of runs too small" in " ".join(table.notes)
-    assert "Our runs: D-48 2,000" in table.notes[-1]
+    assert "our runs D-48 2,000" in table.notes[-1]
 
 
 def test_tables_are_saved_in_three_forms(paper, tmp_path):

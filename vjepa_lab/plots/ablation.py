@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..evidence import results, stats
-from .bars import DAGGER, benchmark_order, constant_note, panel_title
+from .bars import DAGGER, benchmark_order, clips_note, constant_note, panel_title
 from .style import INK, PALE, PALETTE, RULE, WIDTH, colours, footnote, hatches, look, new_figure
 
 FACTORS = ("fwm", "ld", "hw")
@@ -47,9 +47,7 @@ def ablation(
                 ax.vlines(x, cells["lo"], cells["hi"], color=tone, linewidth=width)
             for missing in x[cells["value"].isna()]:
                 _not_run(ax, missing)
-            for at, high in zip(x, cells["hi"].where(cells["flag"].fillna("").ne("")), strict=True):
-                if np.isfinite(high):
-                    ax.annotate(DAGGER, (at, high), xytext=(0, 1), textcoords="offset points", fontsize=6, ha="center", va="bottom")
+            _daggers(ax, x, cells)
             ax.axhline(cells["value"].get(against, np.nan), color=INK, linewidth=0.6, linestyle=(0, (4, 2)), zorder=0.5)
             ax.set_title(benchmark)
             ax.yaxis.grid(True, zorder=0)
@@ -96,6 +94,13 @@ def _plotly_cells(rows: pd.DataFrame, table: pd.DataFrame, shown: Sequence[str],
     return fig
 
 
+def _daggers(ax, x: np.ndarray, cells: pd.DataFrame) -> None:
+    """A dagger above the interval of every cell that is no better than a constant predictor."""
+    for at, high in zip(x, cells["hi"].where(cells["flag"].fillna("").ne("")), strict=True):
+        if np.isfinite(high):
+            ax.annotate(DAGGER, (at, high), xytext=(0, 1), textcoords="offset points", fontsize=6, ha="center", va="bottom")
+
+
 def _not_run(ax, x: float) -> None:
     from matplotlib.transforms import blended_transform_factory
 
@@ -134,6 +139,7 @@ def interaction(
                 colour, marker, dash = looks[a, c]
                 x = np.array([0, 1]) + 0.02 * (shift - 1.5)
                 ax.vlines(x, cells["lo"], cells["hi"], color=colour, linewidth=0.8)
+                _daggers(ax, x, cells)
                 ax.plot(
                     x,
                     cells["value"],
@@ -216,9 +222,7 @@ def effects(
         ax.set_xlabel("effect (percentage points)")
         ax.set_title(panel_title(source, means(rows)["seeds"], bool(rows["smoke"].all())), fontsize=7.5)
         fig.legend(loc="outside upper center", ncols=len(shown))
-        missing = next(iter(fits.values())).attrs["missing"]
-        if missing:
-            footnote(fig, [f"Not run: {', '.join(missing)}; the three-way interaction cannot be told apart and is taken as zero."])
+        footnote(fig, _notes(rows, _all_cells(factors, against), "; the three-way interaction cannot be told apart and is taken as zero"))
     return fig
 
 
@@ -267,9 +271,10 @@ def means(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.groupby(["benchmark", "variant"], sort=False)[["seed", "value", "lo", "hi", "flag"]].apply(summary)
 
 
-def _notes(rows: pd.DataFrame, order: Sequence[str]) -> list[str]:
+def _notes(rows: pd.DataFrame, order: Sequence[str], consequence: str = "") -> list[str]:
     missing = [name for name in order if name not in set(rows["variant"])]
-    notes = [f"Not run: {', '.join(name.upper() for name in missing)}."] if missing else []
+    notes = [f"Not run: {', '.join(name.upper() for name in missing)}{consequence}."] if missing else []
+    notes += filter(None, [clips_note(rows)])
     if rows["source"].isin(["paper", "released"]).any() and "hw" in set(rows["variant"]):
         notes.append("HW alone has weight 0.3, in the other cells 1.0: not the same treatment.")
     flagged = rows[rows["flag"].ne("")]

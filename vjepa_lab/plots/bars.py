@@ -58,7 +58,7 @@ def tradeoffs(
     if compared is None:
         compared = _comparisons(df, against, regime, benchmarks, variants, sources, baseline_seed)
     panels = _panels(_chosen(compared, regime, benchmarks, variants, sources), sources)
-    notes = _notes(panels, against) + _left_out(df, panels, against, regime, sources)
+    notes = _notes(panels, against) + _left_out(df, panels, against, regime, sources, benchmarks)
     if not intervals:
         panels = {title: part.assign(lo=part["delta"], hi=part["delta"]) for title, part in panels.items()}
     if interactive and not paper:
@@ -166,6 +166,7 @@ def _notes(panels: dict[str, pd.DataFrame], against: str) -> list[str]:
         for title, part in panels.items()
     ]
     notes = [f"Accuracy of {against}: " + "; ".join(dict.fromkeys(bases)) + "."]
+    notes += filter(None, [clips_note(table)])
     flagged = table[table["flag"].ne("") | table["base_flag"].ne("")]
     if len(flagged):
         notes.append(constant_note(flagged["metric"], sorted(set(flagged["benchmark"]))))
@@ -174,12 +175,55 @@ def _notes(panels: dict[str, pd.DataFrame], against: str) -> list[str]:
     return notes
 
 
-def _left_out(df: pd.DataFrame, panels: dict[str, pd.DataFrame], against: str, regime: str | None, sources: Sequence[str]) -> list[str]:
-    """Says so when own runs are not drawn because their regime has no run of the baseline."""
-    own = df[df["source"].eq("run") & (df["regime"].eq(regime) if regime else True)] if "run" in sources else df[:0]
-    drawn = {where for part in panels.values() for where in part.loc[part["source"].eq("run"), "regime"]}
-    lost = sorted({str(where) for where in own["regime"].unique() if where not in drawn})
-    return [f"Not drawn: runs pretrained on {', '.join(lost)}, for want of a run of {against} there."] if lost else []
+def _left_out(
+    df: pd.DataFrame, panels: dict[str, pd.DataFrame], against: str, regime: str | None, sources: Sequence[str],
+    benchmarks: Sequence[str] | None,
+) -> list[str]:  # fmt: skip
+    """Says what was measured and is not drawn, and why: no baseline to compare with, or another probe than the one shown."""
+    rows = df[df["source"].isin(list(sources)) & df["metric"].eq("top1")]
+    rows = rows if regime is None else rows[rows["regime"].eq(regime)]
+    rows = rows if benchmarks is None else rows[rows["benchmark"].isin(list(benchmarks))]
+    table = pd.concat(panels.values())
+    drawn = set(zip(table["source"], table["regime"], table["benchmark"], strict=True))
+    otherwise = _otherwise(rows, table)
+    bare, unbased = [], []
+    for (source, where), part in rows.groupby(["source", "regime"], sort=False):
+        if not part["variant"].eq(against).any():
+            bare += [str(where)] * (source == "run")
+            continue
+        lost = [b for b in part.loc[part["variant"].ne(against), "benchmark"].unique() if (source, where, b) not in drawn]
+        unbased += [f"{b} of {SOURCES.get(source, source).lower()}" for b in lost if (source, b) not in otherwise]
+    says = [f"Not drawn: runs pretrained on {', '.join(sorted(set(bare)))}, for want of a run of {against} there."] if bare else []
+    if unbased:
+        says.append(f"Not drawn: {', '.join(dict.fromkeys(unbased))}, where this {against} was not measured.")
+    return says + probes_note(rows, table)
+
+
+def _otherwise(rows: pd.DataFrame, shown: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """(source, benchmark) -> the probes of a source that has rows, but none with the probe that is shown of this benchmark."""
+    probe = shown[shown["source"].ne("constant")].groupby("benchmark")["probe"].first()
+    found = {}
+    for (source, benchmark), part in rows[rows["source"].ne("constant")].groupby(["source", "benchmark"], sort=False):
+        there = sorted(part["probe"].dropna().unique())
+        if there and benchmark in probe and probe[benchmark] not in there:
+            found[source, benchmark] = ", ".join(there)
+    return found
+
+
+def probes_note(rows: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
+    """Says which of the rows are not shown because another probe measured the benchmark: numbers of two probes are not comparable."""
+    lost = [f"{SOURCES.get(source, source).lower()} on {b} ({probes})" for (source, b), probes in _otherwise(rows, shown).items()]
+    return [f"Not shown, measured with another probe: {', '.join(lost)}."] if lost else []
+
+
+def clips_note(table: pd.DataFrame) -> str:
+    """How many test clips each source measured on; table: rows or comparisons with source, benchmark, n."""
+    says = []
+    for source, rows in table[table["n"].notna() & table["source"].ne("constant")].groupby("source", sort=False):
+        sizes = rows.groupby("benchmark", sort=False)["n"].agg(["min", "max"])
+        spans = [f"{b} {low:,.0f}" + f" to {high:,.0f}" * (high > low) for b, (low, high) in sizes.iterrows()]
+        says.append(f"{SOURCES.get(source, source).lower()} {', '.join(spans)}")
+    return f"Test clips: {'; '.join(says)}." if says else ""
 
 
 # --- print ------------------------------------------------------------------------------------------------------------

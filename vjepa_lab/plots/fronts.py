@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..evidence import results, stats
 from .ablation import means
-from .bars import DAGGER, SOURCES, benchmark_order, constant_note, names_of, panel_title
+from .bars import DAGGER, SOURCES, benchmark_order, clips_note, constant_note, names_of, panel_title
 from .style import INK, PALETTE, RULE, WIDTH, colours, footnote, look, new_figure
 
 FRONT, REST = PALETTE[1], "#aeb4bb"
@@ -50,7 +50,7 @@ def scatter(
             ax.set_ylabel(f"{y} difference (pp)")
         fig.suptitle(title.replace("\n", "; "), fontsize=8)
         crowded = len(wide["delta"]) > 20
-        notes = ["Orange: no other variant is as good on every benchmark and better on one."]
+        notes = ["Orange: no other variant is as good on every benchmark and better on one.", clips_note(table)]
         notes += ["Named: these, and variants that differ from the baseline on an axis after correction."] * crowded
         flagged = table[table["flag"].ne("")]
         notes += [constant_note(flagged["metric"], sorted(set(flagged["benchmark"])))] if len(flagged) else []
@@ -241,8 +241,8 @@ def pareto(
         counts = rows.groupby("variant")["seed"].nunique().clip(lower=1)
         head = panel_title(source, counts, bool(rows["smoke"].all())).splitlines()
         ax.set_title("\n".join(head), fontsize=7.5)
-        if flagged.any():
-            footnote(fig, [constant_note(rows.loc[rows["flag"].ne(""), "metric"])])
+        notes = ["Orange: the front that no variant is right of and above.", clips_note(rows)]
+        footnote(fig, notes + [constant_note(rows.loc[rows["flag"].ne(""), "metric"])] * bool(flagged.any()))
         place_names(ax, mean.to_numpy(), [labels[name].removesuffix("-JEPA") for name in mean.index])
     return fig
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..evidence import results, stats
-from .bars import DAGGER, DOUBLE_DAGGER, SOURCES, UNTRAINED, benchmark_order, constant_note, names_of, panel_title
+from .bars import DAGGER, DOUBLE_DAGGER, UNTRAINED, benchmark_order, clips_note, constant_note, names_of, panel_title, probes_note
 
 Header = tuple[str, str]
 
@@ -185,18 +185,10 @@ def result_table(
     untrained = set(results.random_init(known)["variant"])
     frame = pd.DataFrame(cells, index=[labels[v] + (f" {DOUBLE_DAGGER}" if v in untrained else "") for v in order]).fillna("")
     frame.index.name = "method"
-    notes = [*_notes(frame, untrained & set(order), small, metric), _sizes(known[known["variant"].isin(order)])]
+    notes = [*_notes(frame, untrained & set(order), small, metric), clips_note(known[known["variant"].isin(order)])]
+    asked = df[df["source"].isin(list(sources)) & df["metric"].eq(metric)]
+    notes += probes_note(asked[asked["regime"].eq(regime)] if regime else asked, rows)
     return Table(frame, caption, tuple(filter(None, notes)), pd.DataFrame(bold, index=frame.index))
-
-
-def _sizes(known: pd.DataFrame) -> str:
-    """How many test clips each source measured on."""
-    says = []
-    for source, rows in known[known["n"].notna() & known["source"].ne("constant")].groupby("source", sort=False):
-        sizes = rows.groupby("benchmark", sort=False)["n"].agg(["min", "max"])
-        spans = [f"{b} {low:,.0f}" + f" to {high:,.0f}" * (high > low) for b, (low, high) in sizes.iterrows()]
-        says.append(f"{SOURCES.get(source, source)}: {', '.join(spans)}")
-    return f"Test clips: {'; '.join(says)}." if says else ""
 
 
 def _seeds(own: pd.DataFrame) -> pd.Series:
