@@ -1,6 +1,7 @@
 """Throughput: exact operations, honest clocks and meters, the cost model and the equivalence test on planted data."""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -97,17 +98,45 @@ def test_peak_memory_of_a_backward_pass_grows_with_depth():
     assert run(8) > 1.7 * run(4)
 
 
-def test_energy_counters_are_summed_and_unwrapped(tmp_path):
+def test_energy_counters_are_summed_and_unwrapped(tmp_path, monkeypatch):
     def write(zone, value):
         (tmp_path / zone).mkdir(exist_ok=True)
         (tmp_path / zone / "energy_uj").write_text(str(value))
         (tmp_path / zone / "max_energy_range_uj").write_text("999999")
 
     write("intel-rapl:0", 900_000), write("intel-rapl:1", 0), write("intel-rapl:0:0", 5)
-    read = meters._rapl(tmp_path)
+    read = meters.rapl(tmp_path)
+    monkeypatch.setattr(meters, "RAPL", tmp_path)
+    energy = meters.Energy(torch.device("cpu"))
     write("intel-rapl:0", 100_000), write("intel-rapl:1", 300_000), write("intel-rapl:0:0", 999)
     assert read() == pytest.approx(0.5)
-    assert meters._rapl(tmp_path / "nothing") is None
+    assert energy.add() == {"processors": pytest.approx(0.5)} == energy.add()
+    assert meters.rapl(tmp_path / "nothing") is None
+    assert meters.Energy(torch.device("cpu"), packages=False).add() == {}
+
+
+def test_a_gpus_energy_needs_its_driver_alone(monkeypatch):
+    """The driver's own library is asked, so that no Python package must be there."""
+
+    class Driver:
+        millijoules = 5_000
+
+        def nvmlInit_v2(self):
+            return 0
+
+        def nvmlDeviceGetHandleByUUID(self, uuid, handle):
+            return uuid != b"GPU-of-this-run"
+
+        def nvmlDeviceGetTotalEnergyConsumption(self, handle, spent):
+            spent._obj.value = self.millijoules
+            return 0
+
+    driver = Driver()
+    monkeypatch.setattr(meters.ctypes, "CDLL", lambda name: driver)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="of-this-run"))
+    energy = meters.Energy(torch.device("cuda"), packages=False)
+    driver.millijoules = 7_500
+    assert energy.add() == {"gpu": 2.5}
 
 
 def test_the_clock_tells_phases_apart():

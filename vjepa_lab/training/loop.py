@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from vjepa_lab import data as video
-from vjepa_lab.training import checkpoint, provenance
+from vjepa_lab.training import checkpoint, meters, provenance
 from vjepa_lab.training.health import CollapseAlarm, NotFinite
 from vjepa_lab.training.logbook import Log, Meter
 from vjepa_lab.training.processes import Interrupted, Stop
@@ -45,7 +45,7 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
     before = restore(run, trainer)
     start, alarm = trainer.done, CollapseAlarm(size.warmup)
     meter = Meter(trainer.recipe, size, device, trainer.model.bf16, team.world)
-    energy = provenance.Energy(device, packages=team.local == 0)
+    energy = meters.Energy(device, packages=team.local == 0)
     log = Log(run.path, start, habits.tensorboard) if team.first else None
     place = {"rank": team.rank, "world": team.world}
     batches = video.loader(source, share, seed=trainer.seed, start=start, workers=habits.workers, pin=device.type == "cuda", **place)
@@ -109,7 +109,7 @@ def restore(run: Run, trainer: Trainer) -> Spent:
     return Spent(**state.get("spent", {}))
 
 
-def so_far(before: Spent, meter: Meter, energy: provenance.Energy) -> Spent:
+def so_far(before: Spent, meter: Meter, energy: meters.Energy) -> Spent:
     used = energy.add()
     return Spent(
         before.wall_s + meter.seconds,

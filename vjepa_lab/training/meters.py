@@ -64,14 +64,31 @@ def energy_meter(device: torch.device) -> Callable[[], float] | None:
 
     Both count the whole device: nothing else should run on it.
     """
-    return _nvml(device.index or 0) if device.type == "cuda" else _rapl(RAPL)
+    return nvml(device) if device.type == "cuda" else rapl(RAPL)
 
 
-def _nvml(index: int) -> Callable[[], float] | None:
+class Energy:
+    """Joules spent from now on by this GPU ("gpu") and by the processor packages, all programs together ("processors"), where told.
+
+    packages  whether this process is the one of its machine that counts the packages
+    `add` must be called now and then (each logged step): RAPL's counters overflow after some minutes.
+    """
+
+    def __init__(self, device: torch.device, packages: bool = True):
+        found = {"gpu": nvml(device) if device.type == "cuda" else None, "processors": rapl(RAPL) if packages else None}
+        self.meters = {kind: (read, read()) for kind, read in found.items() if read is not None}
+
+    def add(self) -> dict[str, float]:
+        """Joules so far, by kind."""
+        return {kind: read() - first for kind, (read, first) in self.meters.items()}
+
+
+def nvml(device: torch.device) -> Callable[[], float] | None:
+    """The GPU's own counter; None without NVML, or on a GPU before Volta."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
         handle, spent = ctypes.c_void_p(), ctypes.c_ulonglong()
-        uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}".encode()  # NVML numbers GPUs in its own order
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()  # NVML numbers GPUs in its own order
         failed = library.nvmlInit_v2() or library.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle))
         if failed or library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(spent)):
             return None
@@ -85,7 +102,7 @@ def _nvml(index: int) -> Callable[[], float] | None:
     return read
 
 
-def _rapl(folder: Path) -> Callable[[], float] | None:
+def rapl(folder: Path) -> Callable[[], float] | None:
     """Sum over processor packages (not their parts), each counter unwrapped."""
     zones = sorted(zone for zone in folder.glob("intel-rapl:*") if zone.name.count(":") == 1) if folder.is_dir() else []
     try:

@@ -1,4 +1,4 @@
-"""Where a run comes from and what it took: code, versions, machine, data, memory, energy."""
+"""Where a run comes from and what it took: code, versions, machine, data, memory."""
 
 import hashlib
 import os
@@ -100,52 +100,3 @@ def peak_tflops(device: torch.device, bf16: bool) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peaks[0 if bf16 else 1] or None for known, peaks in PEAKS.items() if known in name), None)
-
-
-class Energy:
-    """What the device and the processors used, in joules, where that can be read: NVML (this GPU), RAPL (whole packages, all programs).
-
-    `add` must be called now and then (each logged step): RAPL's counters overflow after some minutes.
-    """
-
-    RAPL = Path("/sys/class/powercap")
-
-    def __init__(self, device: torch.device, packages: bool = True):
-        self.gpu = self._nvml(device) if device.type == "cuda" else None
-        self.packages = [path for path in sorted(self.RAPL.glob("*-rapl:*")) if path.name.count(":") == 1] if packages else []
-        self.spent: dict[str, float] = {}
-        self.last = self._counters()
-
-    @staticmethod
-    def _nvml(device: torch.device):
-        """Reads the GPU's counter in joules; None without NVML."""
-        try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-        except Exception:  # no package, no driver, or a GPU before Volta: energy is then left out
-            return None
-        return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
-
-    def _counters(self) -> dict[str, tuple[str, float, float]]:
-        """Counter -> (what it measures, joules, joules at which it starts anew)."""
-        found = {}
-        if self.gpu is not None:
-            found["gpu"] = ("gpu", self.gpu(), 0.0)
-        for path in self.packages:
-            with suppress(OSError, ValueError):  # only root may read it on most machines
-                joules, span = (int((path / name).read_text()) / 1e6 for name in ("energy_uj", "max_energy_range_uj"))
-                found[path.name] = ("processors", joules, span)
-        return found
-
-    def add(self) -> dict[str, float]:
-        """Joules so far, by kind."""
-        now = self._counters()
-        for name, (kind, joules, span) in now.items():
-            if name in self.last:
-                used = joules - self.last[name][1]
-                self.spent[kind] = self.spent.get(kind, 0.0) + (used if used >= 0 else used + span)
-        self.last = now
-        return self.spent
