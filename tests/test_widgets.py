@@ -1,5 +1,7 @@
 """Explorers: the picture follows the controls, is the plain function's, and stays where there are no widgets."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -98,6 +100,31 @@ def test_the_monitor_tells_how_runs_stand(run):
         monitor.stop(run)
     with pytest.raises(FileNotFoundError, match="no run folder in it"):
         monitor.run_monitor(run.path / "predictions")
+
+
+def test_the_monitor_tells_runs_of_one_name_apart_and_says_what_it_cannot_do(run, tmp_path):
+    for folder in ("a", "b"):
+        shutil.copytree(run.path, tmp_path / folder / run.name)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text((run.path / "config.json").read_text())
+    assert monitor.overview(tmp_path)["run"].tolist() == [f"a/{run.name}", f"b/{run.name}", "begun"]
+    explorer = monitor.run_monitor(tmp_path, every=0)
+    explorer.controls["compare"].value = (f"b/{run.name}",)
+    _, stop, _, said = explorer.widget.children[-1].children
+    stop.click()
+    assert "nobody trains it" in said.value
+    shutil.rmtree(tmp_path / "b")
+    stop.click()
+    assert "is gone" in said.value and explorer.values["compare"] == ()
+    assert monitor.monitor_view(tmp_path, ("begun",)).figure is None
+    shutil.rmtree(tmp_path / "a")
+    assert monitor.monitor_view(tmp_path).table["state"].tolist() == ["begun"]
+
+
+def test_curves_have_a_panel_for_each_term(run):
+    drawn = monitor.monitor_view(run.path.parent).figure
+    titles = {ax.get_title(loc="left") for ax in drawn.axes if ax.lines}
+    assert {"loss", "gradient norm", "effective rank of the teacher", "JEPA", "Orthogonal", "Hard(Dynamics[dyn])"} <= titles
 
 
 @pytest.fixture(scope="module")

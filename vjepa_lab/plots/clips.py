@@ -131,22 +131,26 @@ class Players:
         return "".join(p._repr_html_() for p in self.players)
 
 
-def curves(table, *, title: str | None = None, paper: bool = False):
-    """Training curves of one or several runs: loss, the spread of the teacher's channels, throughput.
+def curves(table, *, more: Sequence[str] = (), title: str | None = None, paper: bool = False):
+    """Training curves of one or several runs: loss, the spread of the teacher's channels, gradient norm, throughput.
 
-    table: logged steps (`Run.metrics()`), or {name: logged steps}.
+    table: logged steps (`Run.metrics()`), or {name: logged steps}.  more: further columns, a panel each, such as "rank" or terms' names.
     """
     tables = table if isinstance(table, Mapping) else {"": table}
     panels = {"loss": "loss", "std": "spread of teacher's channels", "grad_norm": "gradient norm", "clips_per_s": "clips / s"}
+    panels |= {name: {"rank": "effective rank of the teacher"}.get(name, name) for name in more}
+    lines = -(-len(panels) // 4)
     with look(paper):
-        figure, axes = new_figure(6.875, 1.75, 1, len(panels))
-        for ax, (column, label) in zip(axes[0], panels.items(), strict=True):
+        figure, axes = new_figure(6.875, 1.75 * lines, lines, 4)
+        for ax in axes.flat[len(panels) :]:
+            ax.set_axis_off()
+        for ax, (column, label) in zip(axes.flat, panels.items(), strict=False):
             for name, steps in tables.items():
                 if column in steps:
                     ax.plot(steps["step"], steps[column], lw=1.1, label=name or None)
             ax.set(xlabel="step")
             ax.set_title(label, loc="left")
-            ax.set_ylim(bottom=0) if column in ("std", "clips_per_s") else None
+            ax.set_ylim(bottom=0) if column in ("std", "rank", "clips_per_s") else None
         if len(tables) > 1:
             axes[0][0].legend()
         if title:

@@ -40,7 +40,7 @@ class Explorer:
         for column in range(columns):
             longest = max((len(control.description) for control in everyone[column::columns]), default=0)
             for control in everyone[column::columns]:
-                control.style, control.layout = {"description_width": f"{0.58 * longest:.1f}em"}, Layout(**WIDE)
+                control.style, control.layout = {"description_width": f"{0.6 * longest + 1:.1f}em"}, Layout(**WIDE)
         shape = Layout(grid_template_columns=f"repeat({columns}, minmax(0, 1fr))", grid_gap="4px 18px", max_width=MOST)
         grid = GridBox(everyone, layout=shape)
         self.output = interactive_output(self._show, self.controls)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -20,17 +21,20 @@ from ..training import locks
 from ..training.runs import Run
 from .base import Explorer, several
 
+NUMBERS = dict.fromkeys(("loss", "clips_per_s", "eta_s", "updated"), float)
+
 
 def overview(folder: str | Path = "runs") -> pd.DataFrame:
     """One row per run below `folder`: run, state, step, of, loss, clips_per_s, eta_s, updated (seconds ago), path.
 
+    run    its path below `folder`
     state  "done", "training" (by whom, its lock says), "stopped", or "begun" where nothing was logged yet
     """
-    rows = [_standing(Run(config.parent)) for config in sorted(Path(folder).rglob("config.json"))]
-    return pd.DataFrame(rows, columns=["run", "state", "step", "of", "loss", "clips_per_s", "eta_s", "updated", "path"])
+    rows = [_standing(Run(config.parent), Path(folder)) for config in sorted(Path(folder).rglob("config.json"))]
+    return pd.DataFrame(rows, columns=["run", "state", "step", "of", "loss", "clips_per_s", "eta_s", "updated", "path"]).astype(NUMBERS)
 
 
-def _standing(run: Run) -> dict:
+def _standing(run: Run, folder: Path) -> dict:
     config, last = run.config, _last_line(run.path / "metrics.jsonl")
     of, step = config["preset"]["steps"], last["step"] + 1 if last else 0
     alive = locks.holder(run.path) is not None
@@ -38,7 +42,8 @@ def _standing(run: Run) -> dict:
     rate = last.get("clips_per_s") if last else None
     eta = (of - step) * config["preset"]["batch"] / rate if alive and rate else None
     return {
-        "run": run.name, "state": "done" if done else "training" if alive else "stopped" if last else "begun",
+        "run": run.name if run.path == folder else run.path.relative_to(folder).as_posix(),
+        "state": "done" if done else "training" if alive else "stopped" if last else "begun",
         "step": of if done else step, "of": of, "loss": last and last["loss"], "clips_per_s": rate, "eta_s": eta,
         "updated": _age(run.path / "metrics.jsonl") if last else None, "path": run.path,
     }  # fmt: skip
@@ -100,12 +105,14 @@ def _span(seconds: float) -> str:
 
 
 def monitor_view(folder: str | Path = "runs", compare: tuple[str, ...] | None = None) -> Standing:
-    """How the runs below `folder` stand, and the curves of those named in `compare` (by default the three last written)."""
+    """How the runs below `folder` stand, and the curves of those named in `compare` (by default the three last written): loss and each
+    term, the rank and spread of the teacher's tokens, gradient norm, throughput."""
     table = overview(folder)
     logged = table.dropna(subset=["loss"])
     chosen = logged[logged["run"].isin(compare)] if compare is not None else logged.nsmallest(3, "updated")
     tables = {row.run: Run(row.path).metrics() for row in chosen.itertuples()}
-    return Standing(table, curves(tables) if tables else None)
+    terms = dict.fromkeys(name for row in chosen.itertuples() for name in _last_line(row.path / "metrics.jsonl").get("parts", ()))
+    return Standing(table, curves(tables, more=("rank", *terms)) if tables else None)
 
 
 def stop(run: Run) -> None:
@@ -136,19 +143,21 @@ def run_monitor(folder: str | Path = "runs", every: float = 5.0) -> Explorer:
 
     every  seconds between looks at the folder while the kernel has nothing else to do; 0: only when asked to
     """
-    from ipywidgets import Button, HBox, IntText
+    from ipywidgets import HTML, Button, HBox, IntText
 
     names = list(overview(folder)["run"])
     if not names:
         raise FileNotFoundError(f"{folder}: no run folder in it (none holds a config.json); pretrain one, or name another folder")
-    clock = IntText(value=0, description="look")  # another number means another look
+    clock = IntText(value=0)  # another number means another look
+    said = HTML()
     buttons = {word: Button(description=word) for word in ("look again", "stop", "go on")}
     made = Explorer(
         lambda compare, look: monitor_view(folder, compare or None),
-        {"compare": several(names, names[-3:], "compare", rows=6), "look": clock},
-        below=[HBox(list(buttons.values()))],
-        columns=2,
+        {"compare": several(names, names[-3:], "compare", rows=min(6, max(2, len(names)))), "look": clock},
+        below=[HBox([*buttons.values(), said])],
+        columns=1,
     )
+    clock.layout.display = "none"
 
     def look(_=None):
         clock.value += 1
@@ -161,9 +170,13 @@ def run_monitor(folder: str | Path = "runs", every: float = 5.0) -> Explorer:
 
     def each(action):
         def act(_):
-            table = overview(folder).set_index("run")
+            paths, refused = overview(folder).set_index("run")["path"], []
             for name in made.values["compare"]:
-                action(Run(table.loc[name, "path"]))
+                try:
+                    action(Run(paths[name]))
+                except (KeyError, OSError) as error:
+                    refused.append(f"{name} is gone" if isinstance(error, KeyError) else str(error))
+            said.value = html.escape("; ".join(refused))
             look()
 
         return act
@@ -172,19 +185,26 @@ def run_monitor(folder: str | Path = "runs", every: float = 5.0) -> Explorer:
     buttons["stop"].on_click(each(stop))
     buttons["go on"].on_click(each(go_on))
     if every:
-        made.watching = _watch(look, every)
+        _watch(Path(folder).resolve(), look, every)
     return made
 
 
-def _watch(look, every: float) -> asyncio.Task | None:
-    """Look now and then while an event loop runs (in a kernel; not in a script)."""
+_WATCHES: dict[Path, asyncio.Task] = {}
+
+
+def _watch(folder: Path, look, every: float) -> None:
+    """Look now and then while an event loop runs (in a kernel; not in a script). One watch a folder: a cell run again takes it over."""
 
     async def watching():
         while True:
             await asyncio.sleep(every)
-            look()
+            with suppress(OSError, ValueError):  # a folder that is being written, moved or removed: the next look will tell
+                look()
 
     try:
-        return asyncio.get_running_loop().create_task(watching())
+        loop = asyncio.get_running_loop()
     except RuntimeError:
-        return None
+        return
+    if folder in _WATCHES:
+        _WATCHES[folder].cancel()
+    _WATCHES[folder] = loop.create_task(watching())

@@ -56,7 +56,7 @@ class Built:
 
         cost = self.recipe.cost(self.size)
         shown = self.recipe._repr_html_() if hasattr(self.recipe, "_repr_html_") else f"<pre>{html.escape(repr(self.recipe))}</pre>"
-        price = f"<p>{cost.ratio:.2f} times the baseline's operations a step at {cost.preset} ({cost.total:.1f} GFLOP a clip)</p>"
+        price = f"<p>{cost.ratio:.2f} times the baseline's operations a step at {cost.preset} ({cost.total:.3g} GFLOP a clip)</p>"
         paste = f"<pre style='white-space:pre-wrap;user-select:all'>{html.escape(repr(self.recipe))}</pre>"
         map_ = ""
         if self.picture is not None:

@@ -156,7 +156,7 @@ def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out:
 def clickable(figure, names: dict[str, str]):
     """The figure with a note on every bar, hidden until the bar is clicked: its objective as an expression. `names`: {label: variant}."""
     card = {"showarrow": False, "visible": False, "clicktoshow": "onoff", "bgcolor": "white", "bordercolor": INK, "borderpad": 6}
-    card |= {"x": 0, "yanchor": "bottom", "yshift": 12, "align": "left", "font": {"family": "monospace", "size": 12}}
+    card |= {"x": 0, "yanchor": "top", "yshift": -55, "align": "left", "font": {"family": "monospace", "size": 12}}
     notes = []
     for trace in figure.data:
         for label, delta in zip(trace.y, trace.x, strict=True) if trace.type == "bar" else ():
