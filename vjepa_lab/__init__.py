@@ -39,7 +39,7 @@ _MODULES = {
         "alignment changes collected diagnose geometry gradients halves motion openset readers representation retention robustness "
         "shifts subjects throughput toys transfer"
     ),
-    "evidence": "claims paper planning predicates results stats verdicts",
+    "evidence": "claims intervals paper planning predicates results stats verdicts",
 }
 _PLACE = {module: f"{folder}.{module}".strip(".") for folder, modules in _MODULES.items() for module in modules.split()}
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}

@@ -222,7 +222,8 @@ def effects(
         ax.set_xlabel("effect (percentage points)")
         ax.set_title(panel_title(source, means(rows)["seeds"], bool(rows["smoke"].all())), fontsize=7.5)
         fig.legend(loc="outside upper center", ncols=len(shown))
-        footnote(fig, _notes(rows, _all_cells(factors, against), "; the three-way interaction cannot be told apart and is taken as zero"))
+        notes = _notes(rows, _all_cells(factors, against), "; the three-way interaction cannot be told apart and is taken as zero")
+        footnote(fig, [note.replace(f"{DAGGER} not above", "Some cells are not above") for note in notes])  # effects carry no mark
     return fig
 
 
