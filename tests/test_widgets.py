@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import vjepa_lab as vl
 from vjepa_lab import data
@@ -88,6 +89,22 @@ def test_the_feature_viewer_shows_both_halves_and_every_error(run):
     found = features.panels(run, clip)
     assert all(frames.shape[1:] == (32, 32, 3) and frames.dtype == np.uint8 for _, frames in found.values())
     assert np.array_equal(found["clip"][1], clip.permute(1, 2, 3, 0).numpy())
+
+
+def test_the_feature_viewer_shows_where_an_attentive_probe_looks(run):
+    from vjepa_lab.widgets import features
+
+    result = vl.probe(run, labels="motion", probe="attentive", limit=24, save=False, epochs=2, progress=False)[0]
+    clip = data.open("synthetic:plain", "test", frames=8, size=32, n=1)[0].clip
+    scale, frames = features.panels(run, clip, probe=result)["attention"]
+    assert scale.startswith(f"\nmotion: {result.value():.0f} %, guess") and frames.shape == (8, 32, 32, 3)
+    head, tokens = result.head, torch.randn(3, 64, head.query.shape[-1])
+    share = head.attended(tokens)
+    assert share.shape == (1, 3, 64) and torch.allclose(share.sum(-1), torch.ones(1, 3))
+    assert "attention" in features.feature_viewer(run, clips=1, probe=result).controls["shown"].options
+    with pytest.raises(ValueError, match="no query over tokens"):
+        linear = vl.probe(run, labels="motion", limit=24, save=False, epochs=2, progress=False)[0]
+        features.panels(run, clip, probe=linear)
 
 
 def test_the_monitor_tells_how_runs_stand(run):

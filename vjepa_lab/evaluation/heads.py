@@ -83,22 +83,28 @@ class Query(nn.Module):
 
         norm: the affine part to apply to each token (x comes normalised).  own: one more token for each query [g d].
         """
-        key, value, bias = self.key, self.value.weight, self.value.bias
-        if norm is not None:  # (x*w + c)'V = x'(wV) + c'V; in the scores c cancels as a bias does
+        value, bias = self.value.weight, self.value.bias
+        if norm is not None:  # (x*w + c)'V = x'(wV) + c'V
             bias = bias + einsum(norm.bias, value, "g d, g d e -> g e")
-            key, value = norm.weight[..., None] * key, norm.weight[..., None] * value
-        key, value = (rearrange(each, "g d (j e) -> g d j e", j=self.heads) for each in (key, value))
+            value = norm.weight[..., None] * value
+        value = rearrange(value, "g d (j e) -> g d j e", j=self.heads)
+        a = self.attention(query, x, norm, own)
+        mixed = rearrange(a[..., -x.shape[1] :] @ x, "b (g j) d -> g b j d", j=self.heads)
+        if own is not None:
+            mixed = mixed + rearrange(a[..., 0], "b (g j) -> g b j 1", j=self.heads) * rearrange(own, "g d -> g 1 1 d")
+        return rearrange(einsum(mixed, value, "g b j d, g d j e -> g b j e"), "g b j e -> g b (j e)") + bias[:, None]
+
+    def attention(self, query: Tensor, x: Tensor, norm: Norm | None = None, own: Tensor | None = None) -> Tensor:
+        """Attention [b (g j) n] of every query and head over the tokens, summing to 1; `own` comes first where there is one."""
+        key = self.key if norm is None else norm.weight[..., None] * self.key  # the norm's bias shifts all scores alike, and cancels
+        key = rearrange(key, "g d (j e) -> g d j e", j=self.heads)
         q = rearrange(self.query(query[:, None]), "g 1 (j e) -> g j e", j=self.heads) / math.sqrt(key.shape[-1])
         direction = einsum(key, q, "g d j e, g j e -> g d j")
         scores = rearrange(x @ rearrange(direction, "g d j -> d (g j)"), "b n m -> b m n")  # m = g*j
         if own is not None:
             first = rearrange(einsum(own, direction, "g d, g d j -> g j"), "g j -> (g j)")
             scores = torch.cat([repeat(first, "m -> b m 1", b=len(x)), scores], -1)
-        a = scores.softmax(-1)
-        mixed = rearrange(a[..., -x.shape[1] :] @ x, "b (g j) d -> g b j d", j=self.heads)
-        if own is not None:
-            mixed = mixed + rearrange(a[..., 0], "b (g j) -> g b j 1", j=self.heads) * rearrange(own, "g d -> g 1 1 d")
-        return rearrange(einsum(mixed, value, "g b j d, g d j e -> g b j e"), "g b j e -> g b (j e)") + bias[:, None]
+        return scores.softmax(-1)
 
 
 class LinearHead(nn.Module):
@@ -133,10 +139,16 @@ class AttentiveHead(nn.Module):
         with torch.no_grad():
             self.mlp.fc2.weight /= math.sqrt(2 * depth)
 
+    def _tokens(self, x: Tensor) -> Tensor:
+        return F.layer_norm(self.blocks(x[None])[0] if len(self.blocks) else x, x.shape[-1:])
+
+    def attended(self, x: Tensor) -> Tensor:
+        """The share of each token in what the query gathers: tokens [b n d] -> [g b n], the mean over attention heads, summing to 1."""
+        a = self.cross.attention(self.query, self._tokens(x), self.norm1)
+        return rearrange(a, "b (g j) n -> g b j n", j=self.cross.heads).mean(2)
+
     def forward(self, x: Tensor) -> Tensor:
-        if len(self.blocks):
-            x = self.blocks(x[None])[0]
-        x = F.layer_norm(x, x.shape[-1:])
+        x = self._tokens(x)
         q = self.query[:, None] + self.cross(self.query, x, self.norm1)
         return self.head(q + self.mlp(self.norm2(q)))
 

@@ -14,7 +14,7 @@ Hyperparameters are chosen on a held-out fifth of *train*; the test labels are u
 import math
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal
 
@@ -158,7 +158,7 @@ def _probe(
             head = _train(recipe, [(selected["lr"], selected["wd"])], seen, y, torch.arange(len(y)), seed, bar)
     probability = _logits(head, unseen, torch.arange(len(test)))[0].softmax(-1)
     selected |= {"refit": refit, "epochs": recipe.epochs}
-    return scored(probability, train, test, label, recipe.probe, benchmark, seed, selected, search)
+    return replace(scored(probability, train, test, label, recipe.probe, benchmark, seed, selected, search), head=head.cpu())
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vjepa_lab.evaluation.features import Features
 from vjepa_lab.evidence import results
@@ -26,6 +26,7 @@ class ProbeResult:
     per_class: a row per class of the test set.  predictions: id (index in the source), label, top1, and margin: the probability of the
       label minus the largest other one, positive where the prediction is right (0: a tie).
     selected: the hyperparameters chosen, and by what.  search: every candidate.  controls: rows of predictors that ignore their input.
+    head: the trained head, on the CPU; None for a probe without one, such as nearest neighbours.
     """
 
     rows: list[dict]
@@ -34,6 +35,7 @@ class ProbeResult:
     selected: dict
     search: pd.DataFrame = field(default_factory=pd.DataFrame)
     controls: list[dict] = field(default_factory=list)
+    head: nn.Module | None = None
 
     def value(self, metric: str = "top1") -> float:
         return next(row["value"] for row in self.rows if row["metric"] == metric)

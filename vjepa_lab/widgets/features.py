@@ -11,20 +11,27 @@ from torch import Tensor
 from .. import data as video
 from ..analysis.diagnose import error_maps
 from ..analysis.representation import pca_colours
+from ..evaluation import evaluate
 from ..evaluation.evaluate import still
+from ..evaluation.scoring import ProbeResult
 from ..plots.clips import frames_of, heat
 from ..plots.sheet import Sheet, sheet, spread, tiles
 from ..training.runs import Run, load_run
 from .base import Explorer, number, several
 
+PROBED = 128
+"""Clips of each split, at most, for a probe that is trained on demand."""
+
 
 @torch.no_grad()
-def panels(run: Run, clip: Tensor, recipe=None) -> dict[str, tuple[str, np.ndarray]]:
+def panels(run: Run, clip: Tensor, recipe=None, probe: ProbeResult | None = None) -> dict[str, tuple[str, np.ndarray]]:
     """{panel: (its scale in words, frames [f y x 3] uint8)}: the clip; the first three principal components of the student's tokens, of its
-    halves Z_app and Z_dyn and of the teacher's; the error of each term on a scale of its own. Fitted on this clip alone.
+    halves Z_app and Z_dyn and of the teacher's, fitted on this clip alone; where an attentive `probe` looks; the error of each term on a
+    scale of its own.
 
     clip    uint8 [c f y x] of the run's preset
     recipe  the run's, where it uses a term defined elsewhere
+    probe   as `vl.probe(run, labels="motion", probe="attentive")` returns it
     """
     frames, model = frames_of(clip), run.model().eval()
     latents = model.latents(video.normalize(clip[None]), [], full=True)
@@ -34,6 +41,8 @@ def panels(run: Run, clip: Tensor, recipe=None) -> dict[str, tuple[str, np.ndarr
     for name, tokens in {"student": z, "Z_app": z[:, :half], "Z_dyn": z[:, half:], "teacher": h}.items():
         colours = pca_colours(tokens).unflatten(0, latents.grid).mul(255).round().byte().numpy()
         found[name] = "", _enlarged(colours, frames.shape)
+    if probe is not None:
+        found["attention"] = _read(probe), _attention(run, probe, clip)
     recipe = recipe or run.recipe
     maps = error_maps(model, run.loss(recipe), clip, masks=run.preset.masks_of(recipe.masks))
     for name, error in maps.items():
@@ -43,6 +52,23 @@ def panels(run: Run, clip: Tensor, recipe=None) -> dict[str, tuple[str, np.ndarr
     return found
 
 
+def _attention(run: Run, probe: ProbeResult, clip: Tensor) -> np.ndarray:
+    """The clip under the attention of the probe's query, in shares of an even spread over the tokens: dark is none, bright four times."""
+    if not hasattr(probe.head, "attended"):
+        raise ValueError(f"the {probe.rows[0]['probe']} probe has no query over tokens: pass a result of probe='attentive'")
+    which = {"random-init": "initial"}.get(probe.rows[0]["encoder"], probe.rows[0]["encoder"])
+    encoder, x = run.encoder(which).eval(), video.normalize(clip[None])
+    share = probe.head.attended(encoder(x).float())[0, 0]
+    return heat(frames_of(clip), (share * len(share)).unflatten(0, encoder.grid(x)).numpy(), 0, 4)
+
+
+def _read(probe: ProbeResult) -> str:
+    """What the probe reads and how well, beside the best predictor that ignores the clip."""
+    row = next(row for row in probe.rows if row["metric"] == "top1")
+    guess = max(row["value"] for row in probe.controls if row["metric"] == "top1")
+    return f"\n{row['label']}: {row['value']:.0f} %, guess {guess:.0f} %"
+
+
 def _enlarged(colours: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Token colours [t h w 3] at the frames' shape [f y x 3]."""
     for axis, n in enumerate(shape[:3]):
@@ -50,9 +76,9 @@ def _enlarged(colours: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return colours
 
 
-def feature_view(run: Run, clip: Tensor, *, frame: int | None = None, shown=None, recipe=None) -> Sheet:
-    """The panels of one clip: all frames of each, a row per panel; or one `frame` of all, side by side."""
-    return _picture(panels(run, clip, recipe), frame, shown)
+def feature_view(run: Run, clip: Tensor, *, frame: int | None = None, shown=None, recipe=None, probe=None) -> Sheet:
+    """The panels of one clip: all frames of each, a row per panel; or one `frame` of all, side by side. The rest as in `panels`."""
+    return _picture(panels(run, clip, recipe, probe), frame, shown)
 
 
 def _picture(found: dict[str, tuple[str, np.ndarray]], frame: int | None, shown) -> Sheet:
@@ -62,16 +88,23 @@ def _picture(found: dict[str, tuple[str, np.ndarray]], frame: int | None, shown)
     return tiles({name: frames[min(frame, len(frames) - 1)] for name, frames in chosen.items()})
 
 
-def feature_viewer(run: Run | str, data=None, clips: int = 12, recipe=None) -> Explorer:
+def feature_viewer(run: Run | str, data=None, clips: int = 12, recipe=None, probe: ProbeResult | str | bool = False) -> Explorer:
     """Look through the clips of a run's data, frame by frame, or let them play.
 
-    data  what `data.open` takes, or a Source of clips of the run's shape; by default the test part of what the run was trained on
+    data   what `data.open` takes, or a Source of clips of the run's shape; by default the test part of what the run was trained on
+    probe  show where an attentive probe looks: a result of `vl.probe(..., probe="attentive")`, or the label (True: the data's first) that
+           one is now trained to read, on at most 128 clips of the data's training part; nothing is saved
     """
     from ipywidgets import Play, jslink
 
     run = run if isinstance(run, Run) else load_run(run)
     source = data if isinstance(data, video.Source) else still(data or run.config["spec"], "test", run.preset, clips)
-    seen = lru_cache(maxsize=32)(lambda index: panels(run, source[index].clip, recipe))
+    if probe is True:  # clips without labels have nothing to read
+        probe = next(iter(source.classes), False)
+    if isinstance(probe, str):
+        spec = None if isinstance(data, video.Source) else data
+        probe = evaluate.probe(run, spec, probe, probe="attentive", limit=PROBED, save=False)[0]
+    seen = lru_cache(maxsize=32)(lambda index: panels(run, source[index].clip, recipe, probe or None))
 
     def view(clip: int, frame: int, shown: tuple[str, ...]) -> Sheet:
         return _picture(seen(clip), frame, shown)
