@@ -254,3 +254,8 @@ def test_a_claims_file_of_another_form_is_named(tmp_path):
         claims.load(tmp_path / "claims.json")
     with pytest.raises(ValueError, match="formalises names no predicate"):
         claims.Claim("a", "a", {"p": "1 < 2"}, formalises=("q",))
+
+
+def test_a_baseline_seed_that_was_not_released_is_refused():
+    with pytest.raises(ValueError, match="no mixed baseline of seed 7; its seeds: 42, 239"):
+        claims.evaluate("released@7")

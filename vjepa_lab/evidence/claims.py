@@ -213,7 +213,7 @@ def from_rows(df: pd.DataFrame, name: str = "runs", *, baseline_seed: int | None
         raise ValueError(f"{name}: no row that could be evidence ({int(small.sum())} rows of runs too small to be evidence were left out)")
     rows = results.select(results.one_edition(rows))
     if baseline_seed is not None:
-        rows = rows[rows["variant"].ne("baseline") | rows["regime"].ne("mixed") | rows["seed"].eq(baseline_seed)]
+        rows = _of_baseline(rows, baseline_seed, name)
     cells = _Cells(rows)
     tables, variants = _tables(PAPER), _variants(PAPER)
     slots = _slots(cells.keys, tables, variants)
@@ -221,6 +221,16 @@ def from_rows(df: pd.DataFrame, name: str = "runs", *, baseline_seed: int | None
     basis = "seeds" if cells.seeds > 1 else "sampling of test examples only (one seed)"
     simulated = [world(a) for a in cells.simulate(draws, np.random.default_rng(seed))]
     return Evidence(name, world(cells.mean), simulated, basis, cells.seeds, int(small.sum()))
+
+
+def _of_baseline(rows: pd.DataFrame, seed: int, name: str) -> pd.DataFrame:
+    """The rows with one run of the mixed baseline."""
+    baseline = rows["variant"].eq("baseline") & rows["regime"].eq("mixed")
+    there = rows.loc[baseline, "seed"].dropna().unique()
+    if seed not in there:
+        seeds = ", ".join(f"{each:.0f}" for each in sorted(there)) or "none"
+        raise ValueError(f"{name}: no mixed baseline of seed {seed}; its seeds: {seeds}")
+    return rows[~baseline | rows["seed"].eq(seed)]
 
 
 class _Cells:
