@@ -115,6 +115,12 @@ def test_a_quick_table_says_that_it_shows_nothing(capsys):
     assert text.startswith("smoke, fp32, 2 clips, cpu") and "only shows that it runs" in text and "our step" in text
 
 
+@pytest.mark.parametrize("option", ["threads", "batch", "repeats"])
+def test_none_of_nothing_is_refused(option):
+    with pytest.raises(ValueError, match=f"{option}=0: expected a whole number, 1 or more"):
+        bench.main(["step", "--preset", "smoke", f"--{option}", "0"])
+
+
 def test_a_wrong_word_is_named():
     with pytest.raises(UserError, match="stepp"):
         bench.main(["stepp"])

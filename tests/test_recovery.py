@@ -17,6 +17,7 @@ import vjepa_lab as vl
 from vjepa_lab.__main__ import main
 from vjepa_lab.objective import Term
 from vjepa_lab.terms import JEPA
+from vjepa_lab.train import resume
 from vjepa_lab.training import checkpoint, locks
 from vjepa_lab.training.health import FiniteWatch, NotFinite
 from vjepa_lab.training.logbook import TIMING
@@ -223,6 +224,13 @@ DAMAGE = {
     "other content": flipped,
     "gone": Path.unlink,
 }
+
+
+def test_what_is_no_pretraining_is_not_resumed(tmp_path):
+    for text, why in (("{", r"config.json: damaged, no JSON"), ('{"plan": {}}', "holds no pretraining: its config.json lacks own_terms")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=why):
+            resume(tmp_path)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

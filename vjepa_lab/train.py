@@ -176,11 +176,13 @@ def resume(folder: str | Path, *, device: str = "auto", devices: int | None = No
     """Go on with the run in a folder where it stopped, as its config.json asks.
 
     folder   the run's folder
-    Raises FileNotFoundError where there is no run; ValueError where it uses a term or a Source defined elsewhere: the call that began it
-    goes on with it.
+    Raises FileNotFoundError where there is no run; ValueError for a folder of another kind, and where the run uses a term or a Source
+    defined elsewhere: the call that began it goes on with it.
     """
     run = load_run(folder)
     config = run.config
+    if lacking := {"own_terms", "spec", "preset", "sessions"} - config.keys():
+        raise ValueError(f"{folder} holds no pretraining: its config.json lacks {', '.join(sorted(lacking))}")
     if config["own_terms"]:
         raise ValueError(f"{folder} uses {', '.join(config['own_terms'])}, defined elsewhere: repeat the call that began it")
     begun = config.get("init")

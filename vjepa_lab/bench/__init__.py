@@ -15,6 +15,7 @@ from vjepa_lab.bench.plain import PlainTrainer
 from vjepa_lab.bench.steps import BATCH, step
 from vjepa_lab.bench.timing import gemm_rate, interleaved, show
 from vjepa_lab.options import Parser
+from vjepa_lab.presets import whole
 from vjepa_lab.train import fast_bf16
 from vjepa_lab.training.processes import device_of
 
@@ -63,6 +64,7 @@ MEASURES = {"step": (step, steps.COLUMNS), "objectives": (objectives, auxiliarie
 def main(argv: list[str] | None = None) -> int:
     """`bench WHAT`: tables on stdout, or their rows as JSON."""
     options = vars(parser().parse_args(argv))
+    whole(1, **{name: value for name in ("threads", "batch", "repeats") if (value := options.get(name)) is not None})
     what, threads, quick, as_json = (options.pop(name) for name in ("what", "threads", "quick", "json"))
     if threads:
         torch.set_num_threads(threads)

@@ -30,8 +30,12 @@ class Run:
 
     @property
     def config(self) -> dict:
-        """What was asked for, and with which versions on which machine."""
-        return json.loads((self.path / "config.json").read_text())
+        """What was asked for, and with which versions on which machine. Raises ValueError where the file is damaged."""
+        path = self.path / "config.json"
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: damaged, no JSON ({error}); remove {self.path} to start again") from None
 
     @property
     def recipe(self) -> Recipe:
