@@ -18,11 +18,14 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
+from tqdm.auto import tqdm
 
 from vjepa_lab import notebook, variants
 from vjepa_lab import study as study_values
+from vjepa_lab.analysis import collected
 from vjepa_lab.evidence import results
-from vjepa_lab.study import Benchmark, Extra, Regime, Study, load, main
+from vjepa_lab.options import UserError
+from vjepa_lab.study import Benchmark, Extra, Regime, Study, load, local, main
 from vjepa_lab.study import cell as cells
 from vjepa_lab.study import forecast as forecasting
 from vjepa_lab.study.export import collect, rerun, rows
@@ -84,7 +87,7 @@ class Bench:
         stand_in(folder / "notebooks/02_probe.ipynb", PROBE)
         torch.save({"step": 600, "model": {"w": torch.arange(3.0)}, "optimizer": {"m": torch.zeros(999)}}, folder / "w.pt")
         study = Study("bench", tuple(variants.split()), PLAIN, MOTION, seeds=range(seeds), **more)
-        self.file.write_text(f"from vjepa_lab.study import Benchmark, Regime, Study\nstudy = {study!r}\n")
+        self.file.write_text(f"from vjepa_lab.study import Benchmark, Extra, Regime, Study\nstudy = {study!r}\n")
         self.study = load(self.file)
         self.env = os.environ | {"STAND_IN_S": str(wait), "STAND_IN_WEIGHTS": str(folder / "w.pt"), "OMP_NUM_THREADS": "1"}
 
@@ -160,12 +163,75 @@ def test_an_expression_is_a_variant():
         ({"regimes": (Regime("a/b", "synthetic"),)}, "'a/b' cannot be a name"),
         ({"first": ("fwm",)}, "'fwm', which is not among"),
         ({"keep": "nothing"}, "expected one of all, model, rows"),
+        ({"variants": "ld"}, r"variants='ld'; expected several, such as variants=\('ld',\)"),
+        ({"seeds": 3}, r"seeds=3; expected several, such as seeds=range\(3\)"),
+        ({"seeds": (0, -1)}, "seed -1; expected whole numbers"),
+        ({"seeds": ("a",)}, "seed 'a'; expected whole numbers"),
+        ({"preset": "smok"}, "did you mean smoke"),
+        ({"regimes": (Regime("plain", "synthetic:plain", {"stepz": 3}),)}, "did you mean steps"),
     ],
 )
 def test_a_study_that_cannot_run_is_refused(change, message):
     about = {"variants": ("ld",), "regimes": PLAIN, "benchmarks": MOTION} | change
     with pytest.raises(ValueError, match=message):
         assert Study("s", **about).cells
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": "motion"}, "labels='motion'; expected several"),
+        ({"probe": "linaer"}, "did you mean linear"),
+        ({"splits": ("a",)}, "test split"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_probed_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Benchmark("b", **change)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("import nothing_there", "line 1: ModuleNotFoundError"), ("\nstudy = (", "line 2: SyntaxError"), ("study = 3", "expected a variable")],
+)
+def test_a_file_that_is_no_study_is_named_with_its_line(tmp_path, text, message):
+    (tmp_path / "s.py").write_text(text)
+    with pytest.raises(ValueError, match=f"s.py.*{message}"):
+        load(tmp_path / "s.py")
+
+
+@pytest.mark.parametrize("words", [("run", "--jobs", "-1"), ("plan", "--jobs", "0"), ("run", "--retries", "-1"), ("plan", "--rate", "nan")])
+def test_options_that_mean_nothing_are_refused(tmp_path, words):
+    study = Study("s", ("ld",), PLAIN, MOTION, seeds=(0,))
+    (tmp_path / "s.py").write_text(f"from vjepa_lab.study import Benchmark, Regime, Study\nstudy = {study!r}\n")
+    with pytest.raises(UserError, match=r"expected a (whole )?number"):
+        main([words[0], str(tmp_path / "s.py"), "--runs", str(tmp_path), *words[1:]])
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_cell_that_is_killed_each_time_is_given_up(tmp_path, monkeypatch, full):
+    """By want of memory, say: it leaves no word itself, and what the runner notes must count, on a full disk, too."""
+    study = Study("s", ("ld",), PLAIN, MOTION, seeds=(0,))
+    runner = local._Run(study, tmp_path / "s.py", tmp_path, None, None, None, 2, None)
+    runner.bar, (cell,) = tqdm(disable=True), study.cells
+    (tmp_path / cell.name).mkdir()
+    if full:
+        monkeypatch.setattr(cells, "failed", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    runner.open = []
+    for attempt in range(3):
+        assert not runner.tally.failed
+        runner._ended(cell, -9)
+        assert runner.open == ([cell] if attempt < 2 else [])
+        runner.open = []
+    assert runner.tally.failed == [cell.name]
+    assert all("SIGKILL" in each["error"] for each in runner._failures(cell)) and len(runner._failures(cell)) == 3
+
+
+def test_a_notebook_that_is_not_there_is_missed_before_training(tmp_path):
+    bench = Bench(tmp_path, "ld", 1, extras=(Extra("nowhere.ipynb"),))
+    with pytest.raises(FileNotFoundError, match=r"nowhere.ipynb: no such notebook"):
+        cells.run(bench.study.cells[0], bench.runs, tmp_path / "notebooks", progress=False)
+    assert not (bench.runs / "ledger.txt").exists()
 
 
 def test_studies_of_the_project_are_sound():
@@ -376,6 +442,9 @@ def test_twelve_cells_killed_three_times_are_the_same_as_uninterrupted(tmp_path)
 
     collect(study, tmp_path / "killed", tmp_path / "kept")
     assert len(results.load(tmp_path / "kept")) == len(killed)
+    assert len(collected.load(tmp_path / "kept").cells) == 12 and "12 of 12 planned" in collected.completeness(
+        collected.load(tmp_path / "kept")
+    )
     for name in ("ld-plain-smoke-s1", "baseline-plain-smoke-s2"):
         again = rerun(study.cell(name), tmp_path / "killed", into=tmp_path / "again", against=tmp_path / "kept")
         assert again.equal, again

@@ -136,6 +136,8 @@ def run(
             with locks.hold(folder, void_after_s=void_after_s):
                 pass
         wanted = open_steps(cell, folder)
+        if lacking := [step.notebook for step in wanted if not (source / f"{step.notebook}.ipynb").is_file()]:
+            raise FileNotFoundError(f"{source / lacking[0]}.ipynb: no such notebook; the study names it for every cell")
         if wanted and wanted[0] == cell.steps(folder)[0] and not (folder / WEIGHTS).exists():
             (folder / "report.json").unlink(missing_ok=True)  # finished once, its weights deleted since: train it again
         for step in wanted:

@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..options import Parser, UserError, setting
 from .grid import Study, load
+
+
+def whole(least: int, text: str) -> int:
+    """A whole number of an option, `least` or more."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number, {least} or more, got {text!r}")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """A finite number of an option, above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
 
 SIGNS = {"done": "#", "running": ">", "failed": "!", "stopped": "-", "open": "."}
 
 
 def plan(parser: argparse.ArgumentParser) -> Callable:
     """what a study costs in time and disk, and which differences it will resolve"""
-    parser.add_argument("--rate", type=float, metavar="GFLOPS", help="speed of one run's training, where no run has been measured yet")
-    parser.add_argument("--sd", type=float, default=2.0, help="spread over seeds of paired differences, in points (default 2, a guess)")
-    parser.add_argument("--jobs", type=int, help="runs at once; default one for each GPU, or for each core")
+    parser.add_argument("--rate", type=above_zero, metavar="GFLOPS", help="speed of one run's training, where no run has been measured yet")
+    parser.add_argument(
+        "--sd", type=above_zero, default=2.0, help="spread over seeds of paired differences, in points (default 2, a guess)"
+    )
+    parser.add_argument("--jobs", type=partial(whole, 1), help="runs at once; default one for each GPU, or for each core")
 
     def call(study, file, runs, rate, sd, jobs, **_):
         from .forecast import forecast
@@ -32,8 +55,8 @@ def plan(parser: argparse.ArgumentParser) -> Callable:
 
 def run(parser: argparse.ArgumentParser) -> Callable:
     """run what is missing: in order, as many cells at once as there is room, each failed one once more"""
-    parser.add_argument("--jobs", type=int, help="runs at once; default one for each GPU, or for each core")
-    parser.add_argument("--retries", type=int, default=1, help="how often a cell that failed is tried again (default 1)")
+    parser.add_argument("--jobs", type=partial(whole, 1), help="runs at once; default one for each GPU, or for each core")
+    parser.add_argument("--retries", type=partial(whole, 0), default=1, help="how often a cell that failed is tried again (default 1)")
     _notebooks(parser)
 
     def call(study, file, runs, preset, only, jobs, retries, notebooks, void_after, **_):
@@ -173,7 +196,7 @@ def prune(parser: argparse.ArgumentParser) -> Callable:
 def submit(parser: argparse.ArgumentParser) -> Callable:
     """submit the missing cells to Slurm as a job array, by submitit"""
     parser.add_argument("--cluster", choices=("slurm", "local", "debug"), help="default slurm where there is one, else this machine")
-    parser.add_argument("--at-once", type=int, default=64, help="most cells that run at the same time (default 64)")
+    parser.add_argument("--at-once", type=partial(whole, 1), default=64, help="most cells that run at the same time (default 64)")
     parser.add_argument("--wait", action="store_true", help="until all jobs have ended")
     how = {"action": "append", "type": setting, "default": [], "metavar": "NAME=VALUE"}
     parser.add_argument(
@@ -215,7 +238,10 @@ def rerun(parser: argparse.ArgumentParser) -> Callable:
 def _notebooks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--notebooks", type=Path, metavar="FOLDER", help="where 01_pretrain and 02_probe are; default the project's")
     parser.add_argument(
-        "--void-after", type=float, metavar="SECONDS", help="take over cells of other machines that were silent for so long; default never"
+        "--void-after",
+        type=above_zero,
+        metavar="SECONDS",
+        help="take over cells of other machines that were silent for so long; default never",
     )
 
 

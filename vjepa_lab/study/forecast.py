@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..evidence import planning
+from ..evidence import planning, results
 from . import cell as cells
 from .grid import Cell, Study
 
@@ -118,7 +118,8 @@ def _measured(study: Study, runs: Path, work: dict[Cell, float]) -> tuple[float,
     for cell, amount in work.items():
         seconds = cells.about(runs / cell.name).get("seconds", {})
         if seconds and amount and seconds.get("01_pretrain"):
-            rates.append(amount / seconds["01_pretrain"])
+            whole = results.report(runs / cell.name).get("wall_s") or 0  # of all sessions; a notebook's are of the last one alone
+            rates.append(amount / max(seconds["01_pretrain"], whole))
             probes.append(sum(value or 0 for name, value in seconds.items() if name != "01_pretrain"))
     return (statistics.median(rates), statistics.median(probes), len(rates)) if rates else None
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
 from functools import cached_property
@@ -20,6 +21,7 @@ from ..arguments import suggest
 from ..values import Value
 
 KEEP = ("all", "model", "rows")
+PROBES = ("linear", "stepwise", "attentive", "knn")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -49,13 +51,36 @@ class Benchmark(Value):
     limit: int = 0
     options: dict = field(default_factory=dict)
 
+    def __post_init__(self):
+        listed(f"benchmark {self.name!r}", self, "labels", "splits")
+        if self.probe not in PROBES:
+            raise ValueError(f"benchmark {self.name!r}: probe={self.probe!r}; {suggest(str(self.probe), PROBES)}")
+        if len(self.splits) != 2 or not self.labels:
+            raise ValueError(f"benchmark {self.name!r}: expected a label or more, and a training and a test split")
+
 
 @dataclass(frozen=True, repr=False)
 class Extra(Value):
-    """A further notebook for each finished run, which gets the run's folder as its parameter `run`, before weights are dropped."""
+    """A further notebook for each finished run, which gets the run's folder as its parameter `run`, before weights are dropped.
+
+    notebook  its name in the folder of the notebooks, with or without .ipynb
+    """
 
     notebook: str
     params: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "notebook", self.notebook.removesuffix(".ipynb"))
+
+
+def listed(who: str, value: Value, *names: str) -> None:
+    """Make tuples of these fields. Raises ValueError, naming the field, for what is no list, or a text that would fall into letters."""
+    for name in names:
+        given = getattr(value, name)
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            hint = f"range({given})" if isinstance(given, int) else f"({given!r},)"
+            raise ValueError(f"{who}: {name}={given!r}; expected several, such as {name}={hint}")
+        object.__setattr__(value, name, tuple(given))
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,9 +116,8 @@ class Study(Value):
     workers: int = 0
 
     def __post_init__(self):
-        for f in fields(self):
-            if isinstance(f.default, tuple) or f.name in ("variants", "regimes", "benchmarks"):
-                object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
+        lists = [f.name for f in fields(self) if isinstance(f.default, tuple) or f.name in ("variants", "regimes", "benchmarks")]
+        listed(f"study {self.name!r}", self, *lists)
         for what in ("variants", "regimes", "benchmarks", "seeds", "editions"):
             values = getattr(self, what)
             if not values:
@@ -104,6 +128,8 @@ class Study(Value):
         for name in (self.name, *(part.name for part in (*self.regimes, *self.benchmarks))):
             if not NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot be a name here: it becomes part of file names; use letters, digits, _ . + -")
+        if wrong := [seed for seed in self.seeds if type(seed) is not int or seed < 0]:
+            raise ValueError(f"study {self.name!r}: seed {wrong[0]!r}; expected whole numbers, 0 or more")
         if unknown := [name for name in self.first if name not in self.variants]:
             raise ValueError(f"study {self.name!r}: first names {unknown[0]!r}, which is not among its variants")
         if self.keep not in KEEP:
@@ -118,6 +144,10 @@ class Study(Value):
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """Every run: first the `first` variants, then the others, then further editions; within each, seed by seed."""
+        from ..train import overridden
+
+        for regime in self.regimes:
+            overridden(self.preset, self.overrides | regime.overrides)  # raises for what is unknown, before anything runs
         rows = list(self._rows())
         waves = {row: (self.editions.index(row[1]) > 0, row[0] not in self.first) for row in rows}
         ordered = sorted(rows, key=lambda row: waves[row])
@@ -257,18 +287,28 @@ class Step:
     params: dict[str, Any]
 
 
+def _line(error: Exception, file: Path) -> str:
+    """Where in a file an error came from, such as ", line 3"."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file.absolute()]
+    lines += [error.lineno] if isinstance(error, SyntaxError) else []
+    return f", line {lines[-1]}" if lines else ""
+
+
 def load(file: str | Path, preset: str | None = None) -> Study:
     """The study that a Python file defines as `study`: a value, or a function from a size's name to one.
 
-    Raises FileNotFoundError, or ValueError saying what the file lacks.
+    Raises FileNotFoundError, or ValueError saying what the file lacks, or where it fails.
     """
     file = Path(file)
     if not file.is_file():
         names = sorted(str(path) for path in Path("studies").glob("*.py"))
         raise FileNotFoundError(f"{file}: no such study; {suggest(str(file), names) if names else 'expected a Python file'}")
-    spec = importlib.util.spec_from_file_location(f"study_{file.stem}", file)
+    spec = importlib.util.spec_from_file_location(f"study_{file.stem}", file.absolute())
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{file}{_line(error, file)}: {type(error).__name__}: {error}") from error
     found = getattr(module, "study", None)
     if callable(found):
         try:

@@ -107,7 +107,10 @@ class _Run:
         self.open = [cell for cell in chosen if cells.state(cell, runs).state != "done"]
         self.total, self.tally.before = len(chosen), len(chosen) - len(self.open)
         self.active: dict[Slot, tuple[Cell, subprocess.Popen]] = {}
+        self.wrong: dict[str, list[dict]] = {}
+        "Failures that could not be written down: on a full disk they must count all the same."
         self.looked: dict[str, float] = {}
+        self.tried: dict[str, int] = {}
         self.asked = 0.0
 
     def go(self, rooms: Sequence[Slot], progress: bool) -> Tally:
@@ -166,11 +169,10 @@ class _Run:
             self.bar.write(f"done    {cell.name}  {_took(self.runs / cell.name)}")
         elif not self.tally.stopped:
             folder = self.runs / cell.name
-            if status < 0 and not self._failures(cell):
-                cells.failed(folder, "cell", f"killed by {signal.Signals(-status).name}; see {folder / 'cell.log'}")
-            if not self._failures(cell):
-                cells.failed(folder, "cell", _last_line(folder / "cell.log") or f"exit status {status}")
-            tries = len(self._failures(cell))
+            if len(self._failures(cell)) == self.tried.get(cell.name, 0):  # it could not say itself what went wrong
+                killed = f"killed by {signal.Signals(-status).name}; see {folder / 'cell.log'}" if status < 0 else ""
+                self._note(cell, killed or _last_line(folder / "cell.log") or f"exit status {status}")
+            tries = self.tried[cell.name] = len(self._failures(cell))
             if tries > self.retries:
                 self._gave_up(cell)
             else:
@@ -184,9 +186,16 @@ class _Run:
         kept = f"  (see {self.runs / cell.name / (last['notebook'] or 'cell.log')})"
         self.bar.write(f"failed  {cell.name}  {last['error']}{kept}")
 
+    def _note(self, cell: Cell, error: str) -> None:
+        try:
+            cells.failed(self.runs / cell.name, "cell", error)
+        except OSError:
+            self.wrong.setdefault(cell.name, []).append({"time": time.time(), "step": "cell", "error": error, "notebook": None})
+
     def _failures(self, cell: Cell) -> list[dict]:
         """Failures since this run began, whoever's."""
-        return [each for each in cells.failures(self.runs / cell.name) if each["time"] >= self.began]
+        written = [each for each in cells.failures(self.runs / cell.name) if each["time"] >= self.began]
+        return written + self.wrong.get(cell.name, [])
 
     def _show(self) -> None:
         if not self.bar.disable and time.time() - self.looked.get("", 0) > 2:
