@@ -289,8 +289,16 @@ def test_spread_tells_collapse_from_variety():
 def test_collapse_is_announced_once(world, tmp_path):
     """A target that follows its own gradient collapses; an EMA teacher in the same place does not."""
     how = QUICK | {"steps": 25, "lr": 3e-3, "batch": 8}
+    collapsing = {"recipe": Recipe(JEPA(), teacher="online", stop_grad=False), "data": world, "out": tmp_path / "a", **how}
+
+    def stop(run, trainer, step):
+        if step == 24:
+            raise KeyboardInterrupt
+
     with pytest.warns(UserWarning, match="collapses: the standard deviation of the teacher's tokens is") as said:
-        run = vl.pretrain(Recipe(JEPA(), teacher="online", stop_grad=False), world, out=tmp_path / "a", **how)
+        with pytest.raises(KeyboardInterrupt, match="saved after step 24"):
+            vl.pretrain(**collapsing, probe=stop)
+        run = vl.pretrain(**collapsing)  # goes on, and does not say it again
     assert len([w for w in said if "collapses" in str(w.message)]) == 1
     assert len(json.loads((run.path / "report.json").read_text())["alarms"]) == 1
     with warnings.catch_warnings():

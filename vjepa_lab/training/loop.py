@@ -42,8 +42,8 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
     Raises Interrupted after a signal, with everything saved; NotFinite with the batch kept for inspection; what the clips raise.
     """
     size, team, device = trainer.size, trainer.team, trainer.device
-    before = restore(run, trainer)
-    start, alarm = trainer.done, CollapseAlarm(size.warmup)
+    before, raised = restore(run, trainer)
+    start, alarm = trainer.done, CollapseAlarm(size.warmup, raised=raised)
     meter = Meter(trainer.recipe, size, device, trainer.model.bf16, team.world)
     energy = meters.Energy(device, packages=team.local == 0)
     log = Log(run.path, start, habits.tensorboard) if team.first else None
@@ -52,7 +52,8 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
 
     def save() -> None:
         if team.first:
-            trainer.save(run.path / "last.pt", habits.keep, spent=asdict(so_far(before, meter, energy)))
+            more = {"spent": asdict(so_far(before, meter, energy)), "alarms": alarm.raised}
+            trainer.save(run.path / "last.pt", habits.keep, **more)
 
     with own_randomness(device), Stop(team) as stop:
         try:
@@ -98,15 +99,15 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
     report(run, trainer, source, alarm, start, so_far(before, meter, energy))
 
 
-def restore(run: Run, trainer: Trainer) -> Spent:
-    """Go on from the newest readable checkpoint, if there is one: the same one in all processes."""
+def restore(run: Run, trainer: Trainer) -> tuple[Spent, list[str]]:
+    """Go on from the newest readable checkpoint, if any, the same one in all processes: what was spent, which alarms were raised."""
     path = run.path / "last.pt"
     found = trainer.team.lead(lambda: (newest := checkpoint.newest(path)) and newest[0])
     if found is None:
-        return Spent()
+        return Spent(), []
     state = checkpoint.load(found, trainer.device)
     trainer.load(state)
-    return Spent(**state.get("spent", {}))
+    return Spent(**state.get("spent", {})), state.get("alarms", [])
 
 
 def so_far(before: Spent, meter: Meter, energy: meters.Energy) -> Spent:
