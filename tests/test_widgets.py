@@ -141,7 +141,7 @@ def test_the_monitor_tells_runs_of_one_name_apart_and_says_what_it_cannot_do(run
 def test_curves_have_a_panel_for_each_term(run):
     drawn = monitor.monitor_view(run.path.parent).figure
     titles = {ax.get_title(loc="left") for ax in drawn.axes if ax.lines}
-    assert {"loss", "gradient norm", "effective rank of the teacher", "JEPA", "Orthogonal", "Hard(Dynamics[dyn])"} <= titles
+    assert {"loss", "gradient norm", "teacher's rank", "JEPA", "Orthogonal", "Hard(Dynamics[dyn])"} <= titles
 
 
 @pytest.fixture(scope="module")

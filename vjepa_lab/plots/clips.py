@@ -132,13 +132,13 @@ class Players:
 
 
 def curves(table, *, more: Sequence[str] = (), title: str | None = None, paper: bool = False):
-    """Training curves of one or several runs: loss, the spread of the teacher's channels, gradient norm, throughput.
+    """Training curves of one or several runs: loss, the spread of the teacher's channels (0: collapse), gradient norm, throughput.
 
     table: logged steps (`Run.metrics()`), or {name: logged steps}.  more: further columns, a panel each, such as "rank" or terms' names.
     """
     tables = table if isinstance(table, Mapping) else {"": table}
-    panels = {"loss": "loss", "std": "spread of teacher's channels", "grad_norm": "gradient norm", "clips_per_s": "clips / s"}
-    panels |= {name: {"rank": "effective rank of the teacher"}.get(name, name) for name in more}
+    panels = {"loss": "loss", "std": "teacher's spread", "grad_norm": "gradient norm", "clips_per_s": "clips / s"}
+    panels |= {name: {"rank": "teacher's rank"}.get(name, name) for name in more}
     lines = -(-len(panels) // 4)
     with look(paper):
         figure, axes = new_figure(6.875, 1.75 * lines, lines, 4)
@@ -151,8 +151,8 @@ def curves(table, *, more: Sequence[str] = (), title: str | None = None, paper: 
             ax.set(xlabel="step")
             ax.set_title(label, loc="left")
             ax.set_ylim(bottom=0) if column in ("std", "rank", "clips_per_s") else None
-        if len(tables) > 1:
-            axes[0][0].legend()
+        if len(tables) > 1:  # names of runs are long: below all panels
+            figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
         if title:
             figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure

@@ -65,7 +65,7 @@ def tiles(pictures: Mapping[str, np.ndarray], *, side: int = 176, width: int = 9
     for at, (label, picture) in enumerate(pictures.items()):
         left, top = at % columns * (side + gap), at // columns * cell
         foot = top + cell - side - gap
-        pen.multiline_text((left, foot - 4), label, fill=INK, font=font, anchor="ld")
+        pen.multiline_text((left + 1, foot - 4), label, fill=INK, font=font, anchor="ld")
         height = round(side * picture.shape[0] / picture.shape[1])
         image.paste(Image.fromarray(picture).resize((side, height), Image.Resampling.NEAREST), (left, foot))
     return Sheet(image)
