@@ -215,3 +215,9 @@ def test_one_noisy_predicate_of_many_refutes_nothing():
     assert collected._decide(dict.fromkeys(range(11), 0.5) | {11: 0.001}, 12)[1] == "contradicted"
     assert collected._decide(dict.fromkeys(range(12), 0.98), 12)[1] == "supported"
     assert collected._decide({0: 1.0, 1: 0.0}, 2)[1] == "partly" and collected._decide({0: 1.0}, 2)[1] == "undecided"
+
+
+def test_the_notebook_reads_a_study_that_has_just_begun(tmp_path):
+    folder = make(tmp_path / "part", dict.fromkeys(GAINS, 0) | {"baseline": 2, "random-init": 1, "ld": 1})
+    said = printed(execute("14_reference_study", tmp_path, collection=str(folder), out=str(tmp_path / "figures")))
+    assert "4 of 50 planned runs are there" in said and "Nothing can be tested yet." in said
