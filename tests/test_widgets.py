@@ -98,8 +98,7 @@ def test_the_feature_viewer_shows_where_an_attentive_probe_looks(run):
     clip = data.open("synthetic:plain", "test", frames=8, size=32, n=1)[0].clip
     scale, frames = features.panels(run, clip, probe=result)["attention"]
     assert scale.startswith(f"\nmotion: {result.value():.0f} %, guess") and frames.shape == (8, 32, 32, 3)
-    head, tokens = result.head, torch.randn(3, 64, head.query.shape[-1])
-    share = head.attended(tokens)
+    share = result.head.attended(torch.randn(3, 64, result.head.query.shape[-1]))
     assert share.shape == (1, 3, 64) and torch.allclose(share.sum(-1), torch.ones(1, 3))
     assert "attention" in features.feature_viewer(run, clips=1, probe=result).controls["shown"].options
     with pytest.raises(ValueError, match="no query over tokens"):
