@@ -208,9 +208,10 @@ def readout(model: VJEPA, probe: ProbeSet, label: str):
     """
     device = next(model.student.parameters()).device
     with torch.no_grad():
-        x = torch.cat([model.student(video.normalize(part.to(device))).float().mean(1) for part in probe.fit.split(32)]).double()
+        x = torch.cat([model.student(video.normalize(part.to(device))).float().mean(1) for part in probe.fit.split(32)])
+    x = x.cpu().double()
     classes = int(torch.cat([probe.fit_labels[label], probe.labels[label]]).max()) + 1
-    y = torch.nn.functional.one_hot(probe.fit_labels[label].to(device), classes).double()
+    y = torch.nn.functional.one_hot(probe.fit_labels[label], classes).double()
     spread, centre = torch.std_mean(x, 0)
     x, rate = (x - centre) / spread.clamp_min(1e-9), y.mean(0)
     u, s, vt = torch.linalg.svd(x, full_matrices=False)
@@ -222,8 +223,8 @@ def readout(model: VJEPA, probe: ProbeSet, label: str):
         return float((((y - rate - u @ (shrink[:, None] * target)) / (1 - leverage).clamp_min(1e-9)) ** 2).mean())
 
     alpha = min(ALPHAS, key=left_out)
-    map_ = (vt.T @ ((s / (s**2 + alpha))[:, None] * target)).float()
-    centre, spread, rate = centre.float(), spread.clamp_min(1e-9).float(), rate.float()
+    map_ = (vt.T @ ((s / (s**2 + alpha))[:, None] * target))
+    map_, centre, spread, rate = (part.float().to(device) for part in (map_, centre, spread.clamp_min(1e-9), rate))
 
     def loss(pooled: Tensor, labels: Tensor) -> Tensor:
         guess = (pooled - centre) / spread @ map_ + rate

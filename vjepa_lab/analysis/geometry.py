@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vjepa_lab.training.processes import exact
+
 # --------------------------------------------------------------------------------------------------------------- of one representation
 
 
@@ -21,7 +23,7 @@ def rankme(z: Tensor, centre: bool = True) -> float:
     k for features of k equally strong directions; at most min(n, d). The shares carry 1e-7 as in that paper. Without `centre` the mean
     counts as a direction.
     """
-    s = torch.linalg.svdvals(_centred(z) if centre else z.double())
+    s = torch.linalg.svdvals(_centred(z) if centre else exact(z))
     p = s / s.sum().clamp_min(1e-12) + 1e-7
     return float((-p * p.log()).sum().exp())
 
@@ -56,11 +58,11 @@ def lidar(views: Tensor, delta: float = 1e-4) -> float:
     """
     if views.shape[1] < 2:
         raise ValueError(f"LiDAR compares views of the same clip: expected at least 2 of each, got {views.shape[1]}")
-    views = views.double()
+    views = exact(views)
     means = views.mean(1)
     between = torch.cov(means.T)
     inner = (views - means[:, None]).flatten(0, 1)
-    within = inner.T @ inner / (len(views) * (views.shape[1] - 1)) + delta * torch.eye(views.shape[-1], dtype=torch.float64)
+    within = inner.T @ inner / (len(views) * (views.shape[1] - 1)) + delta * torch.eye(views.shape[-1]).to(views)
     values, vectors = torch.linalg.eigh(within)
     whiten = vectors * values.rsqrt() @ vectors.T
     eigenvalues = torch.linalg.eigvalsh(whiten @ between @ whiten).clamp_min(0)
@@ -69,7 +71,8 @@ def lidar(views: Tensor, delta: float = 1e-4) -> float:
 
 
 def _centred(z: Tensor) -> Tensor:
-    return z.double() - z.double().mean(0)
+    z = exact(z)
+    return z - z.mean(0)
 
 
 # ------------------------------------------------------------------------------------------------------------- of two representations
@@ -122,11 +125,11 @@ class Motion:
     steps: int = 0
 
     def add(self, z: Tensor) -> None:
-        tokens = z.flatten(0, 3).double()
+        tokens = exact(z.flatten(0, 3))
         self.count += len(tokens)
         self.total = self.total + tokens.sum(0).cpu()
         self.square = self.square + tokens.square().sum(0).cpu()
-        self.within = self.within + z.var(1, correction=0).double().sum((0, 1, 2)).cpu()
+        self.within = self.within + exact(z.var(1, correction=0)).sum((0, 1, 2)).cpu()
         self.places += z[:, 0, ..., 0].numel()
         step = z.diff(dim=1)
         cosine = F.cosine_similarity(step[:, 1:], step[:, :-1], dim=-1)

@@ -23,6 +23,7 @@ from vjepa_lab.evaluation.evaluate import still
 from vjepa_lab.evaluation.features import clip_bar, device_for
 from vjepa_lab.evidence import results
 from vjepa_lab.model import Encoder
+from vjepa_lab.training.processes import exact
 
 # ---------------------------------------------------------------------------------------------------------------- blocks of an encoder
 
@@ -208,7 +209,7 @@ def feature_pca(encoders: Mapping[str, Encoder], clip: Tensor) -> dict[str, Tens
 
 def pca_colours(tokens: Tensor) -> Tensor:
     """Tokens [n d] -> their first three principal components as colours [n 3] from 0 to 1 (see `feature_pca`)."""
-    z = tokens.double()
+    z = exact(tokens)
     u, s, _ = torch.linalg.svd(z - z.mean(0), full_matrices=False)
     parts = u[:, :3] * s[:3]
     parts = parts * parts.pow(3).mean(0).sign()

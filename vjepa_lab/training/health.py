@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vjepa_lab.modifiers import Hard
-from vjepa_lab.training.processes import Team
+from vjepa_lab.training.processes import Team, exact
 
 TOKENS = 4096  # of a batch, at most, that the spread is measured on
 
@@ -78,7 +78,7 @@ def spread(h: Tensor, team: Team) -> tuple[float, float]:
     """
     x = h.flatten(0, 3)
     x = x[:: -(-len(x) // TOKENS)]
-    x = (x.cpu() if x.device.type == "mps" else x).double()  # MPS has no float64
+    x = exact(x)
     mean, second = team.mean(x.mean(0)), team.mean(x.T @ x / len(x))
     cov = second - mean.outer(mean)
     variance = cov.diagonal().clamp_min(0)

@@ -199,6 +199,11 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def exact(x: Tensor) -> Tensor:
+    """x in float64; on the CPU where it comes from Apple's MPS, which has none."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 # --------------------------------------------------------------------------------------------------------------------------- stopping
 
 
