@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -93,6 +93,8 @@ class Team:
         dist.broadcast_object_list(told)
         what, value = told[0]
         if what == "failed":
+            with suppress(RuntimeError):  # the first one leaves: only then, since torchrun ends all that still speak when one ends
+                self.wait()
             raise SystemExit(1)
         return value
 
