@@ -213,7 +213,7 @@ def verdict(found: pd.DataFrame, against: str = "baseline") -> str:
         sure, open_ = part[part["significant"]], part[~part["significant"]]
         planned = int(part["planned"].iloc[0])
         made = f"{len(part)}" + (f" (of {planned} planned)" if planned > len(part) else "")
-        says.append(f"Of {made} {what} {len(sure)} differ from {against}" + (f": {_spelled(sure)}." if len(sure) else "."))
+        says.append(f"Of {made} {what} {len(sure)} {'differs' if len(sure) == 1 else 'differ'} from {against}" + (f": {_spelled(sure)}." if len(sure) else "."))
         if len(open_):
             reach = open_[["lo", "hi"]].abs().max(axis=1)
             says.append(
@@ -226,7 +226,12 @@ def verdict(found: pd.DataFrame, against: str = "baseline") -> str:
 def _spelled(rows: pd.DataFrame) -> str:
     effect = lambda r: f"{r.benchmark} {r.delta:+.1f} [{r.lo:+.1f}, {r.hi:+.1f}]"
     parts = (f"{name} ({', '.join(map(effect, part.itertuples()))})" for name, part in rows.groupby("variant", sort=False))
-    return "; ".join(parts).replace("-", "−") if len(rows) <= 60 else f"{len(rows)} comparisons, see the table"
+    return _minus("; ".join(parts)) if len(rows) <= 60 else f"{len(rows)} comparisons, see the table"
+
+
+def _minus(text: str) -> str:
+    """Minus signs before numbers; hyphens of names stay."""
+    return re.sub(r"(?<!\w)-(?=[\d.])", "−", text)
 
 
 def trained(found: pd.DataFrame, against: str = "baseline") -> str:
@@ -235,7 +240,7 @@ def trained(found: pd.DataFrame, against: str = "baseline") -> str:
     if part.empty:
         return f"Whether {against} beats the untrained encoder cannot be said yet: too few seeds of {UNTRAINED}."
     better = part[part["significant"] & part["delta"].lt(0)]
-    gains = ", ".join(f"{r.benchmark} {-r.delta:+.1f} [{-r.hi:+.1f}, {-r.lo:+.1f}]" for r in part.itertuples()).replace("-", "−")
+    gains = _minus(", ".join(f"{r.benchmark} {-r.delta:+.1f} [{-r.hi:+.1f}, {-r.lo:+.1f}]" for r in part.itertuples()))
     lacking = [name for name in part["benchmark"] if name not in set(better["benchmark"])]
     tail = f"; not shown on {', '.join(lacking)}, where differences between objectives mean little" if lacking else ""
     return f"{against} over an untrained encoder: {gains} points{tail}."
@@ -348,4 +353,4 @@ def says_foretold(found: pd.DataFrame, aligned: bool) -> str:
     said = f"Of {count}, {len(sure)} stand after correction (Holm)" + (f": {head}" if head else "") + "."
     open_ = " Whether the others are zero is undecided." if len(sure) < len(adjusted) else ""
     gradient = "" if aligned else " Gradients were not measured in these runs, so alignment is not among the predictors."
-    return (said + open_).replace("-", "−") + gradient + " A correlation over objectives does not tell what causes a gain."
+    return _minus(said + open_) + gradient + " A correlation over objectives does not tell what causes a gain."
