@@ -469,6 +469,7 @@ def test_a_random_split_of_ucf101_is_refused_unless_the_leak_is_asked_for(clips)
 
 
 def fill_with_others(folder, files, limit):
+    torch.set_num_threads(1)  # as in a loader's worker: the threads of the process that forked are not there
     Cache(folder, side=32, limit=limit).fill(files, progress=False)
 
 
