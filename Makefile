@@ -34,7 +34,7 @@ lab: $(READY) ## open JupyterLab on the notebooks
 	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 figures: $(READY) ## every table and figure, from the paper's numbers and the runs in runs/: minutes, no data needed
-	@for name in 03_tradeoffs 04_ablation 11_paper 12_audit; do $(LAB) run notebooks/$$name.ipynb || exit 1; done
+	@for name in 03_tradeoffs 04_ablation 11_paper 12_audit 14_reference_study; do $(LAB) run notebooks/$$name.ipynb || exit 1; done
 	@echo "figures:  figures/index.html"
 
 docs: $(VENV)/.docs ## the API reference, from the docstrings, into site/
