@@ -213,7 +213,8 @@ def verdict(found: pd.DataFrame, against: str = "baseline") -> str:
         sure, open_ = part[part["significant"]], part[~part["significant"]]
         planned = int(part["planned"].iloc[0])
         made = f"{len(part)}" + (f" (of {planned} planned)" if planned > len(part) else "")
-        says.append(f"Of {made} {what} {len(sure)} {'differs' if len(sure) == 1 else 'differ'} from {against}" + (f": {_spelled(sure)}." if len(sure) else "."))
+        differ = "differs" if len(sure) == 1 else "differ"
+        says.append(f"Of {made} {what} {len(sure)} {differ} from {against}" + (f": {_spelled(sure)}." if len(sure) else "."))
         if len(open_):
             reach = open_[["lo", "hi"]].abs().max(axis=1)
             says.append(
