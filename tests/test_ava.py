@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vjepa_lab.data.encode import x264_options
 from vjepa_lab.evaluation import ava, boxes
 from vjepa_lab.evaluation.boxes import BOX, average_precision, frame_map, overlap, read_boxes, read_excluded
 from vjepa_lab.evidence import results
@@ -239,7 +240,7 @@ def copy(tmp_path_factory):
         for film in films:
             red = rng.integers(0, 2, (10, 2))  # second, side
             with av.open(str(root / "videos_15min" / f"{film}.mp4"), "w") as file:
-                stream = file.add_stream("libx264", rate=8, options={"crf": "5", "g": "1"})
+                stream = file.add_stream("libx264", rate=8, options={"crf": "5", "g": "1", **x264_options()})
                 stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
                 for number in range(80):
                     second = min(int(number / 8 + 0.5), 9)

@@ -1,10 +1,13 @@
 """Corruptions: type, range, determinism, order of severities, and what each is supposed to do."""
 
+import pickle
+import sys
+
 import pytest
 import torch
 
 from vjepa_lab import data
-from vjepa_lab.data import codecs
+from vjepa_lab.data import apart, codecs
 from vjepa_lab.data.corruptions import CORRUPTIONS, Corrupted, corrupt
 from vjepa_lab.data.encode import x264_options
 from vjepa_lab.data.memory import Memory
@@ -102,6 +105,37 @@ def test_a_corrupted_source_gives_each_clip_its_own_draw():
     assert not torch.equal(bad[3].clip.int() - source[3].clip, bad[4].clip.int() - source[4].clip)
     memory = Memory(bad, progress=False)
     assert torch.equal(memory[2].clip, bad[2].clip)
+
+
+def test_an_encoder_that_dies_is_started_again(clips):
+    other = apart._Apart()
+    pictures = clips[0].permute(1, 2, 3, 0).contiguous().numpy()
+    first = other.encode(pictures, "libx264", x264_options())
+    other.child.kill()
+    assert other.encode(pictures, "libx264", x264_options()) == first
+    with pytest.raises(RuntimeError, match=r"the nosuch encoder does not take a clip of .16, 48, 48, 3.: .*nosuch"):
+        other.encode(pictures, "nosuch", {})
+    assert other.encode(pictures, "libx264", x264_options()) == first
+    other.end()
+    crashes = apart._Apart((sys.executable, "-c", "import os; os.abort()"))
+    with pytest.raises(RuntimeError, match=r"the libx265 encoder crashed 3 times on a clip of .16, 48, 48, 3."):
+        crashes.encode(pictures, "libx265", {})
+
+
+def test_an_interrupted_encoder_does_not_answer_the_next_clip_with_the_last(clips, monkeypatch):
+    other = apart._Apart()
+    pictures = clips[0].permute(1, 2, 3, 0).contiguous().numpy()
+    load, whole = pickle.load, other.encode(pictures, "libx264", x264_options())
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(apart.pickle, "load", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        other.encode(pictures[:2], "libx264", x264_options())
+    monkeypatch.setattr(apart.pickle, "load", load)
+    assert other.encode(pictures, "libx264", x264_options()) == whole
+    other.end()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -10,6 +10,7 @@ from torch import nn
 import vjepa_lab as vl
 from vjepa_lab import __main__ as cli
 from vjepa_lab import data
+from vjepa_lab.data.encode import x264_options
 from vjepa_lab.evaluation import finetuning
 from vjepa_lab.evaluation.classifier import Classifier, options_of, predictions
 from vjepa_lab.evaluation.finetuning import Finetuned, Plan
@@ -277,7 +278,7 @@ def videos(tmp_path_factory):
             path = root / split / "ab"[i % 2] / f"{i}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             with av.open(str(path), "w") as file:
-                stream = file.add_stream("libx264", rate=24)
+                stream = file.add_stream("libx264", rate=24, options=x264_options())
                 stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
                 for _ in range(12):
                     picture = torch.full((32, 48, 3), 40 + 160 * (i % 2), dtype=torch.uint8)

@@ -10,6 +10,7 @@ from torch import nn
 
 import vjepa_lab as vl
 from vjepa_lab import data
+from vjepa_lab.data.encode import x264_options
 from vjepa_lab.data.files import Files
 from vjepa_lab.data.listing import Clip, Listing
 from vjepa_lab.evaluation import probes, scoring
@@ -44,7 +45,7 @@ def videos(tmp_path_factory):
             path = root / split / "ab"[i % 2] / f"{i}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             with av.open(str(path), "w") as file:
-                stream = file.add_stream("libx264", rate=24, options={"crf": "1", "g": "1"})
+                stream = file.add_stream("libx264", rate=24, options={"crf": "1", "g": "1", **x264_options()})
                 stream.width, stream.height, stream.pix_fmt = 96, 32, "yuv444p"
                 for t in range(24):
                     picture = torch.zeros(32, 96, 3)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
-from fractions import Fraction
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import apart
 from .encode import x264_options
 
-FPS = 25
 SMALLEST = {"libx264": 16, "libx265": 128}
 """Pixels a side that a picture is continued to before it is encoded: x265 fails on pictures of one block."""
 
@@ -51,23 +50,12 @@ def h265(clip: Tensor, **options) -> Tensor:
 def bit_rate(clip: Tensor, crf: int = 23) -> int:
     """Bits a second that a clip takes as H.264 at a constant quality."""
     packets = encode(_continued(clip, "libx264"), "libx264", {"crf": str(crf)} | x264_options())
-    return 8 * FPS * sum(map(len, packets)) // len(packets)
+    return 8 * apart.FPS * sum(map(len, packets)) // len(packets)
 
 
 def encode(clip: Tensor, encoder: str, options: dict[str, str]) -> list[bytes]:
-    """A packet per frame, each a row of NAL units behind start codes; no picture refers to a later one."""
-    import av
-
-    context = av.CodecContext.create(encoder, "w")
-    context.width, context.height, context.pix_fmt = clip.shape[-1], clip.shape[-2], "yuv420p"
-    context.framerate, context.time_base, context.thread_count = FPS, Fraction(1, FPS), 1
-    context.options = {"bf": "0"} | options
-    packets = []
-    for number, picture in enumerate(_pictures(clip)):
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        frame.pts = number
-        packets += context.encode(frame)
-    return [bytes(packet) for packet in packets + context.encode(None)]
+    """A packet per frame; see `apart.encode`."""
+    return apart.encode(_pictures(clip), encoder, options)
 
 
 def decode(packets: list[bytes], decoder: str, frames: int) -> Tensor:

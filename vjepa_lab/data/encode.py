@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from torch import Tensor
 
 
 def x264_options() -> dict[str, str]:
-    """Options that keep libx264 deterministic.
+    """Options that keep libx264 deterministic; every use of it takes them.
 
     On processors with AVX-512 the x264 of PyAV 18.1's wheels gives other bytes on every run (and heap corruption was seen); with its AVX2
-    code it does not.
+    code it does not. An x86 processor for which torch uses any vector code has AVX2.
     """
-    return {"x264-params": "asm=avx2"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
+    vectors = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX")
+    return {"x264-params": "asm=avx2"} if vectors and platform.machine().lower() in ("x86_64", "amd64") else {}
 
 
 ENCODERS = {
