@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -344,6 +344,17 @@ def _has_sockets(file: Path) -> bool:
     return True
 
 
+@contextmanager
+def taking_signals(handler: Callable) -> Iterator[None]:
+    """SIGINT and SIGTERM go to `handler`, and afterwards to whom they went before. In the main thread only."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
 class _Control:
     """Stops an execution: the first signal interrupts the running cell, the second one stops at once."""
 
@@ -366,12 +377,8 @@ class _Control:
             record.write("interrupted", signal=signal.Signals(number).name)
             print("\ninterrupting the running cell; once more to stop at once", file=sys.stderr)
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with taking_signals(stop):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _interrupt(self) -> bool:
         """Send the kernel and its workers what Ctrl-C would; False where that is not possible."""

@@ -223,7 +223,7 @@ def readout(model: VJEPA, probe: ProbeSet, label: str):
         return float((((y - rate - u @ (shrink[:, None] * target)) / (1 - leverage).clamp_min(1e-9)) ** 2).mean())
 
     alpha = min(ALPHAS, key=left_out)
-    map_ = (vt.T @ ((s / (s**2 + alpha))[:, None] * target))
+    map_ = vt.T @ ((s / (s**2 + alpha))[:, None] * target)
     map_, centre, spread, rate = (part.float().to(device) for part in (map_, centre, spread.clamp_min(1e-9), rate))
 
     def loss(pooled: Tensor, labels: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from .style import INK, PALE, PALETTE, RULE, WIDTH, colours, footnote, hatches, 
 FACTORS = ("fwm", "ld", "hw")
 
 
+LINE = {"linewidth": 1.2, "markersize": 3.5, "markeredgecolor": INK, "markeredgewidth": 0.4}
+
+
 def ablation(
     df: pd.DataFrame, *, regime: str = "mixed", source: str | None = None, benchmarks: Sequence[str] | None = None,
     interactive: bool = False, paper: bool = False, column: str = "double", factors: Sequence[str] = FACTORS, against: str = "baseline",
@@ -140,17 +143,7 @@ def interaction(
                 x = np.array([0, 1]) + 0.02 * (shift - 1.5)
                 ax.vlines(x, cells["lo"], cells["hi"], color=colour, linewidth=0.8)
                 _daggers(ax, x, cells)
-                ax.plot(
-                    x,
-                    cells["value"],
-                    color=colour,
-                    marker=marker,
-                    linestyle=dash,
-                    linewidth=1.2,
-                    markersize=3.5,
-                    markeredgecolor=INK,
-                    markeredgewidth=0.4,
-                )
+                ax.plot(x, cells["value"], color=colour, marker=marker, linestyle=dash, **LINE)
             ax.set_xticks([0, 1], [f"{second.upper()} off", f"{second.upper()} on"])
             ax.set_xlim(-0.25, 1.25)
             ax.set_title(benchmark)
@@ -176,18 +169,7 @@ def _line_legend(looks: dict, first: str, third: str) -> list:
 
     text = lambda a, c: " + ".join([first.upper()] * a + [third.upper()] * c) or "neither"
     return [
-        Line2D(
-            [],
-            [],
-            color=colour,
-            marker=marker,
-            linestyle=dash,
-            linewidth=1.2,
-            markersize=3.5,
-            markeredgecolor=INK,
-            markeredgewidth=0.4,
-            label=text(a, c),
-        )
+        Line2D([], [], color=colour, marker=marker, linestyle=dash, label=text(a, c), **LINE)
         for (a, c), (colour, marker, dash) in looks.items()
     ]
 

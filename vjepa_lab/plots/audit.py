@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..evidence import results
 from .bars import benchmark_order, names_of
-from .style import INK, RULE, WIDTH, footnote, look, new_figure
+from .style import INK, WIDTH, footnote, look, named_rows, new_figure
 
 WARM, COOL = "#c8553d", "#1f3a5f"
 
@@ -73,12 +73,7 @@ def _points(ax, rows: pd.DataFrame, base: pd.DataFrame, order: Sequence[str]) ->
     for mask, fill in ((above, COOL), (below, WARM), (~above & ~below, "white")):
         ax.scatter(rows["value"][mask], np.array(y)[mask], s=14, facecolor=fill, edgecolor=INK, linewidth=0.6, zorder=4)
     ax.set_ylim(-0.7, len(order) - 0.3)
-    ax.tick_params(axis="y", length=0)
-    ax.xaxis.grid(True, zorder=0)
-    for line in np.arange(len(order) - 1) + 0.5:
-        ax.axhline(line, color=RULE, linewidth=0.3, zorder=0)
-    ax.set_axisbelow(True)
-    ax.spines["left"].set_visible(False)
+    named_rows(ax, len(order))
 
 
 BASELINE_DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..evidence import results, stats
-from .style import INK, PALE, RULE, WIDTH, colours, footnote, hatches, look, new_figure
+from .style import INK, PALE, RULE, WIDTH, colours, footnote, hatches, look, named_rows, new_figure
 
 SOURCES = {"paper": "Paper, printed", "released": "Released results", "run": "Our runs"}
 DAGGER, DOUBLE_DAGGER = "†", "‡"
@@ -277,12 +277,7 @@ def grouped_bars(ax, part: pd.DataFrame, order: Sequence[str], colour: Mapping[s
             ax.annotate(DAGGER, (high, at), xytext=(1.5, 0), textcoords="offset points", fontsize=5, va="center", ha="left")
     ax.axvline(0, color=INK, linewidth=0.7)
     ax.set_ylim(len(order) - 0.45, -0.55)
-    for line in np.arange(len(order) - 1) + 0.5:
-        ax.axhline(line, color=RULE, linewidth=0.4, zorder=0)
-    ax.xaxis.grid(True, zorder=0)
-    ax.set_axisbelow(True)
-    ax.tick_params(axis="y", length=0)
-    ax.spines["left"].set_visible(False)
+    named_rows(ax, len(order))
 
 
 def _handles(benchmarks: Sequence[str]) -> list:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from .style import INK, PALETTE, RULE, WIDTH, footnote, look, new_figure
+from .style import INK, PALETTE, RULE, WIDTH, footnote, look, named_rows, new_figure
 
 UNTRAINED = "random-init"
 SURE, OPEN = PALETTE[1], "#8a929b"
@@ -65,10 +65,7 @@ def _panel(ax, rows: pd.DataFrame, title: str) -> None:
         ax.axhline(len(rows) - 1.5, color=RULE, linewidth=0.8)
     ax.axvline(0, color=INK, linewidth=0.7)
     ax.set_title(title, fontsize=7)
-    ax.xaxis.grid(True)
-    ax.set_axisbelow(True)
-    ax.tick_params(axis="y", length=0)
-    ax.spines["left"].set_visible(False)
+    named_rows(ax)
 
 
 def _notes(found: pd.DataFrame, against: str, primary: bool) -> list[str]:

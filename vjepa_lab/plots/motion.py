@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from ..analysis.changes import over_seeds
-from .style import INK, PALETTE, RULE, WIDTH, footnote, look, new_figure
+from .style import INK, PALETTE, WIDTH, footnote, look, named_rows, new_figure
 
 MARKERS = {"attentive-released": "o", "attentive": "D", "linear": "s"}
 TRAINED, UNTRAINED, STOPPED, PIXELS, PRINTED = PALETTE[0], PALETTE[3], PALETTE[5], PALETTE[2], PALETTE[1]
@@ -37,12 +37,7 @@ def motion(rows: pd.DataFrame, printed: pd.DataFrame | None = None, *, chance: f
             ax.axvline(chance, color=INK, linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1)
             ax.set_title(f"{task}\n{clips * 4 // 5:,} + {clips // 5:,} clips")
             ax.set(xlabel="accuracy (%)", xlim=(0, 100), ylim=(len(lines) - 0.4, -0.6))
-            ax.xaxis.grid(True, zorder=0)
-            ax.set_axisbelow(True)
-            ax.tick_params(axis="y", length=0)
-            ax.spines["left"].set_visible(False)
-            for y in range(len(lines) - 1):
-                ax.axhline(y + 0.5, color=RULE, linewidth=0.3, zorder=0)
+            named_rows(ax, len(lines))
         axes[0][0].set_yticks(range(len(lines)), lines)
         fig.legend(handles=_legend(table, printed), loc="outside upper center", ncols=4, columnspacing=1.2, handletextpad=0.4)
         footnote(fig, _notes(table, chance) + PRINT_NOTE * bool(print_lines))

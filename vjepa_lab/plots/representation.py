@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..analysis.changes import over_seeds
 from .retention import SHADES
-from .style import INK, PALETTE, RULE, WIDTH, colours, footnote, look, new_figure
+from .style import INK, PALETTE, RULE, WIDTH, colours, footnote, look, named_rows, new_figure
 
 TITLES = {
     "rankme": "effective rank (RankMe)",
@@ -99,12 +99,7 @@ def halves(rows: pd.DataFrame, *, paper: bool = False):
             _scores(ax, table, kind, lines)
         for ax in axes[0]:
             ax.set_ylim(len(lines) - 0.5, -0.5)
-            ax.tick_params(axis="y", length=0)
-            ax.spines["left"].set_visible(False)
-            ax.xaxis.grid(True, zorder=0)
-            ax.set_axisbelow(True)
-            for y in range(len(lines) - 1):
-                ax.axhline(y + 0.5, color=RULE, linewidth=0.3, zorder=0)
+            named_rows(ax, len(lines))
         axes[0][0].set_yticks(range(len(lines)), lines)
         handles = [handle for ax in axes[0][[0, 2]] for handle in zip(*ax.get_legend_handles_labels(), strict=True)]
         fig.legend(*zip(*handles, strict=True), loc="outside upper center", ncols=4, columnspacing=1.2, handletextpad=0.4)

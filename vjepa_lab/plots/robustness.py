@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..analysis.changes import over_seeds
 from ..analysis.shifts import KINDS, Line
-from .style import INK, PALE, PALETTE, RULE, WIDTH, footnote, look, new_figure
+from .style import INK, PALE, PALETTE, RULE, WIDTH, footnote, look, named_rows, new_figure
 
 PARTS = {
     "all": ("Z, all channels", PALETTE[0], "o"),
@@ -88,15 +88,9 @@ def _last_in_column(axes, panels: int) -> list:
 
 
 def _bare(ax, lines: list[str]) -> None:
-    """Names on the left, thin rules between them, nothing else."""
     ax.set_yticks(range(len(lines)), lines)
     ax.set_ylim(len(lines) - 0.4, -0.6)
-    ax.tick_params(axis="y", length=0)
-    ax.spines["left"].set_visible(False)
-    ax.xaxis.grid(True, zorder=0)
-    ax.set_axisbelow(True)
-    for y in range(len(lines) - 1):
-        ax.axhline(y + 0.5, color=RULE, linewidth=0.3, zorder=0)
+    named_rows(ax, len(lines))
 
 
 def _mark(label: str, mark: str, colour: str, edge: str = INK):

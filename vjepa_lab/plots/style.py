@@ -109,6 +109,16 @@ def _assign(names: Iterable[str], values: Sequence[str]) -> dict[str, str]:
     return {name: values[fixed[name] if name in fixed else next(free)] for name in names}
 
 
+def named_rows(ax, count: int = 0) -> None:
+    """An axis of named rows: a grid for the values, thin rules between `count` rows, no ticks and no frame at the names."""
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.xaxis.grid(True, zorder=0)
+    ax.set_axisbelow(True)
+    for y in range(count - 1):
+        ax.axhline(y + 0.5, color=RULE, linewidth=0.3, zorder=0)
+
+
 def footnote(figure, lines: Sequence[str], size: float = 6.2) -> None:
     """Small notes under everything else, wrapped to the figure's width."""
     if not lines:

@@ -219,12 +219,8 @@ class _Run:
                 word = "stopping at once" if again else f"running cells save and stop ({left}); once more to stop at once"
                 print(f"\n{word}", file=sys.stderr)
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with notebook.taking_signals(stop):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _at(cell: Cell, runs: Path) -> str:
