@@ -36,7 +36,7 @@ _MODULES = {
     "training": "checkpoint health launch locks logbook loop meters processes provenance runs trainer",
     "evaluation": "ava boxes classifier evaluate features finetuning heads multiview pixels probes scoring yardsticks",
     "analysis": (
-        "alignment changes collected diagnose geometry gradients halves motion openset readers representation retention robustness "
+        "alignment changes collected diagnose ends geometry gradients halves motion openset readers representation retention robustness "
         "shifts subjects throughput toys transfer"
     ),
     "evidence": "claims intervals paper planning predicates results stats verdicts",

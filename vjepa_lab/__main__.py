@@ -147,6 +147,20 @@ def finetune(parser):
     return call
 
 
+def align(parser):
+    """measure how the gradients of finished runs' terms lie to each other, before and after training"""
+    from .analysis.ends import align
+
+    offer(parser, align)
+
+    def call(**options):
+        table = align(**options)
+        shown = table[table["term"].isin(["auxiliaries", "main"]) & table["group"].eq("all")]
+        print(shown.pivot_table(values="value", index=["variant", "progress"], columns="metric", sort=False).round(3).to_string(na_rep=""))
+
+    return call
+
+
 def table(parser):
     """show the results of runs, beside the paper's, in one table"""
     parser.add_argument("paths", nargs="*", type=Path, help="run folders, folders of them, csv files; default runs and data/paper")
@@ -250,6 +264,7 @@ COMMANDS: dict[str, Callable | None] = {
     "probe": probe,
     "finetune": finetune,
     "ava": ava,
+    "align": align,
     "table": table,
     "claims": claims,
     "data check": data_check,

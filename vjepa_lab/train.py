@@ -11,14 +11,14 @@ import torch
 
 from vjepa_lab import data as video
 from vjepa_lab import variants
-from vjepa_lab.objective import Loss, Recipe
+from vjepa_lab.objective import Recipe
 from vjepa_lab.presets import Preset, number, preset, whole
 from vjepa_lab.training import launch, locks, provenance
 from vjepa_lab.training.checkpoint import replacing
 from vjepa_lab.training.logbook import Bar
 from vjepa_lab.training.loop import Habits, train
 from vjepa_lab.training.processes import Team, device_of
-from vjepa_lab.training.runs import Run, build, load_run, open_folder, own_terms, run_name, write_json
+from vjepa_lab.training.runs import Run, build, heads, load_run, open_folder, own_terms, run_name, write_json
 from vjepa_lab.training.trainer import Trainer, fast_bf16
 
 __all__ = [
@@ -160,9 +160,7 @@ def pretrain(
         model = build(plan.teacher, plan.stop_grad, plan.levels, size, seed, bf16, **places)
         if begun:
             begun.begin(model)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + 1)
-            loss = Loss(plan.objective, model.width, plan.weighting)
+        loss = heads(plan, model.width, seed)
         model, loss = model.to(device).run_as(compile=compile, checkpoint=checkpoint), loss.to(device)
         trainer = Trainer(plan, model, loss, size, seed, device, accumulate=accumulate, clip=clip, team=team)
         watch = launch.relay() or Bar(variant, progress and team.first, callback)

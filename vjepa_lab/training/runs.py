@@ -77,11 +77,11 @@ class Run:
             weights.again(config["init"]).at_levels(config["levels"]).begin(model)
         return model
 
-    def loss(self, recipe: Recipe | None = None) -> Loss:
-        """The objective with its trained heads; pass the recipe if it uses a term of your own."""
-        recipe = recipe or self.recipe
-        loss = Loss(recipe.objective, self.preset.dim * self.config["levels"], recipe.weighting)
-        loss.load_state_dict(self.checkpoint()["loss"])
+    def loss(self, recipe: Recipe | None = None, trained: bool = True) -> Loss:
+        """The objective with its heads, trained or as they were before; pass the recipe if it uses a term of your own."""
+        loss = heads(recipe or self.recipe, self.preset.dim * self.config["levels"], self.config["seed"])
+        if trained:
+            loss.load_state_dict(self.checkpoint()["loss"])
         return loss
 
     def encoder(self, which: str | None = None) -> Encoder:
@@ -123,6 +123,13 @@ def build(teacher: str, stop_grad: bool, levels: int, size: Preset, seed: int, b
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return VJEPA.build(size, teacher=teacher, stop_grad=stop_grad, levels=levels, bf16=bf16, **encoder)
+
+
+def heads(recipe: Recipe, width: int, seed: int) -> Loss:
+    """The objective with its heads as they are before training, for latents of `width` channels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        return Loss(recipe.objective, width, recipe.weighting)
 
 
 def run_name(variant: str, edition: str, source: str, size: Preset, seed: int) -> str:

@@ -1,0 +1,71 @@
+"""The gradients of finished runs, at both ends of their training: `alignment` for runs that were not watched while they trained.
+
+    rows = align(["runs/reference"], labels=("motion", "shape"))
+
+Model and heads are built anew as they were before the first step, and read from the last checkpoint; what lies between is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from vjepa_lab import data as video
+from vjepa_lab.analysis import alignment
+from vjepa_lab.training.runs import Run, replacing
+
+
+def align(
+    runs: Sequence[str], labels: Sequence[str] = (), data: str | None = None, clips: int = 64, fit: int = 256, device: str = "auto"
+) -> pd.DataFrame:
+    """Measure the gradients of finished runs before their first and after their last step, into alignment.csv of each one's folder.
+
+    runs    run folders, or folders of them
+    labels  what read-outs are fitted to; without any, only JEPA and the auxiliaries are held against each other
+    data    clips to measure on; by default what each run was trained on
+    clips   test clips that gradients are taken of, in micro-batches of 4
+    fit     training clips that the read-outs are fitted to
+
+    A run that has its measurements keeps them; one of no steps is passed over. Returns all of them, as `alignment.load` does.
+    Raises FileNotFoundError where there is no finished run, or no weights are left of one.
+    """
+    from vjepa_lab.training.processes import Team
+
+    found, probes, on = finished(runs), {}, Team().device(device)
+    bar = tqdm([run for run in found if not (run.path / alignment.FILE).exists()], desc="alignment", unit="run")
+    for run in bar:
+        bar.set_postfix_str(run.name)
+        size, spec = run.preset, data or run.config["spec"]
+        asked = (spec, size.frames, size.size)
+        if asked not in probes:
+            train, test = (video.open(spec, split, frames=size.frames, size=size.size) for split in ("train", "test"))
+            probes[asked] = alignment.ProbeSet.of(train, test, labels, clips, fit)
+        table = ends(run, probes[asked], on)
+        with replacing(run.path / alignment.FILE) as part:
+            table.to_csv(part, index=False)
+    return alignment.load(found)
+
+
+def ends(run: Run, probe: alignment.ProbeSet, device="cpu") -> pd.DataFrame:
+    """`alignment.measure` of a run before its first and after its last step, with its own masks; columns step and progress beside.
+
+    The metric `adam` is missing: the optimiser has not stepped at one end, and its state is rarely kept at the other.
+    """
+    recipe, tables = run.recipe, []
+    for trained in (False, True):
+        model, loss = run.model(trained).to(device), run.loss(recipe, trained).to(device)
+        at = {"step": run.preset.steps * trained, "progress": float(trained)}
+        tables.append(alignment.measure(model, loss, probe, recipe.masks, **at).assign(**at))
+    return pd.concat(tables, ignore_index=True)
+
+
+def finished(paths: Sequence[str | Path]) -> list[Run]:
+    """The finished runs of some steps in these folders. Raises FileNotFoundError naming the paths where there is none."""
+    folders = [found for path in map(Path, paths) for found in ((path,) if (path / "config.json").is_file() else sorted(path.glob("*/")))]
+    runs = [Run(folder) for folder in folders if (folder / "config.json").is_file() and (folder / "report.json").is_file()]
+    if not (runs := [run for run in runs if run.preset.steps]):
+        raise FileNotFoundError(f"{', '.join(map(str, paths))}: no finished run there")
+    return runs
