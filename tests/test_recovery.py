@@ -5,7 +5,9 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,6 +44,9 @@ def forked(work) -> int:
         code = work() or 0
     except KeyboardInterrupt as error:
         code = 128 + error.signal
+    except BaseException:
+        traceback.print_exc(file=sys.__stderr__)
+        sys.__stderr__.flush()
     finally:
         os._exit(code)
 
@@ -383,6 +388,46 @@ def test_a_number_given_to_another_process_does_not_keep_a_lock(tmp_path):
     path.write_text(json.dumps(known | {"born": "1"}))  # this very process's number, but not this process
     with locks.hold(tmp_path, patience_s=0):
         pass
+
+
+def test_killed_while_it_takes_the_lock(tmp_path, monkeypatch):
+    """Whatever a kill at that moment leaves does not keep the next one waiting, and goes in time."""
+
+    def dies(_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def takes():
+        monkeypatch.setattr(locks.os, "fsync", dies)
+        with locks.hold(tmp_path):
+            pass
+
+    assert ended(forked(takes)) == -signal.SIGKILL
+    (draft,) = tmp_path.iterdir()
+    with locks.hold(tmp_path, patience_s=0):
+        assert draft.exists()  # it might be another one's, who is just writing it
+    os.utime(draft, (0, time.time() - 2 * locks.UNFINISHED_S))
+    with locks.hold(tmp_path, patience_s=0):
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_locks_without_links_or_their_answers(tmp_path, monkeypatch, lost):
+    """A file system that knows no links; one that makes a link and then says that it could not."""
+    link = os.link
+
+    def poor(source, target):
+        if lost:
+            link(source, target)
+            raise FileExistsError(17, "File exists")
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(locks.os, "link", poor)
+    with locks.hold(tmp_path) as path:
+        assert locks.holder(tmp_path)[0].pid == os.getpid() and [path] == list(tmp_path.iterdir())
+        with pytest.raises(locks.Locked, match="being written by process"), locks.hold(tmp_path, patience_s=0):
+            pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lock_cut_short_while_it_was_written_is_waited_for_and_then_void(tmp_path):

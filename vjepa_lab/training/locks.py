@@ -1,8 +1,9 @@
 """Locks on folders that processes of several machines may want to write: one owner at a time, named to all others.
 
-A lock is a file made in one atomic step (O_EXCL, sound on NFS too) with its owner's machine and process in it; a living owner touches it
-every few seconds. On the owner's own machine a dead owner is recognised at once and its lock taken over. Of another machine's owner only
-the last sign of life is known: its lock is respected, and the refusal says how to remove it; or the caller says which silence voids it.
+A lock is a file that appears in one atomic step (a hard link, sound on NFS too) with its owner's machine and process in it; a living owner
+touches it every few seconds. On the owner's own machine a dead owner is recognised at once and its lock taken over. Of another machine's
+owner only the last sign of life is known: its lock is respected, and the refusal says how to remove it; or the caller says which silence
+voids it.
 """
 
 import json
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 BEAT_S = 10.0
-UNFINISHED_S = 60.0  # a lock file without an owner in it, this old, was cut short while it was written
+UNFINISHED_S = 60.0  # what is written beside a lock, or a lock without an owner in it, is left over from a kill when it is this old
 
 
 class Locked(OSError):
@@ -112,6 +113,25 @@ def _take(path: Path, me: Owner, void_after_s: float | None) -> bool:
     held = holder(path.parent, path.name)
     if seen and (held is None or (void_after_s is not None and held[1] > void_after_s)):
         _put_away(path, seen)
+    if path.exists():
+        return False
+    draft = path.with_name(f"{path.name}.{me.token}")  # a kill while it is written leaves no lock that names nobody
+    try:
+        _write(draft, me)
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return draft.stat().st_nlink == 2  # NFS may say so of a link that it made
+        except OSError:  # a file system without hard links
+            return _write(path, me)
+    finally:
+        draft.unlink(missing_ok=True)
+    _tidy(path)
+    return True
+
+
+def _write(path: Path, me: Owner) -> bool:
+    """Make a file that names its owner; False where there is one already."""
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
@@ -121,6 +141,13 @@ def _take(path: Path, me: Owner, void_after_s: float | None) -> bool:
         file.flush()
         os.fsync(file.fileno())
     return True
+
+
+def _tidy(path: Path) -> None:
+    """Remove drafts that kills have left."""
+    for draft in path.parent.glob(f"{path.name}.{'[0-9a-f]' * 32}"):
+        if _silence(draft) > UNFINISHED_S:
+            draft.unlink(missing_ok=True)
 
 
 def _put_away(path: Path, seen: tuple) -> None:
