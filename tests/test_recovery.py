@@ -231,6 +231,24 @@ DAMAGE = {
 }
 
 
+def test_resumed_from_its_folder_it_keeps_its_habits(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stops(record):
+        if record["step"] == 5:
+            raise Stopped
+
+    how = {"preset": "smoke", "steps": 8, "progress": False, "bf16": False, "log_every": 1, "save_every": 2, "keep": 3}
+    with pytest.raises(Stopped):
+        vl.pretrain("ld", "synthetic", out=tmp_path / "a", callback=stops, **how)
+    run = resume(tmp_path / "a", progress=False)
+    whole = vl.pretrain("ld", "synthetic", out=tmp_path / "b", **how)
+    assert same(run, whole) and list(run.metrics()["step"]) == list(range(8))
+    assert {path.name for path in run.path.glob("last*.pt")} == {path.name for path in whole.path.glob("last*.pt")}
+    assert len(list(run.path.glob("last*.pt"))) == 3
+
+
 def test_what_is_no_pretraining_is_not_resumed(tmp_path):
     for text, why in (("{", r"config.json: damaged, no JSON"), ('{"plan": {}}', "holds no pretraining: its config.json lacks own_terms")):
         (tmp_path / "config.json").write_text(text)

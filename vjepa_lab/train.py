@@ -145,6 +145,7 @@ def pretrain(
     known = {"manifest": provenance.fingerprint(source)}
     session = provenance.session(device, team.world)
     session |= {"accumulate": accumulate, "compile": compile, "checkpoint": checkpoint, "workers": workers}
+    session |= {"log_every": log_every, "save_every": save_every, "keep": keep, "tensorboard": tensorboard}
     with ExitStack() as held:
         team.meet(device, launch.store())
 
@@ -187,11 +188,12 @@ def resume(folder: str | Path, *, device: str = "auto", devices: int | None = No
     if begun:
         raise ValueError(f"{folder} began with released weights: repeat the call that began it, with init=")
     session = config["sessions"][-1]
+    habits = {name: session[name] for name in ("log_every", "save_every", "keep", "tensorboard") if name in session}
     return pretrain(
         run.recipe, config["spec"], run.preset, config["seed"], edition=config["edition"], variant=config["variant"],
         regime=config.get("regime"), out=folder, device=device, devices=devices, bf16=config["bf16"], workers=workers, progress=progress,
         accumulate=session.get("accumulate", 1), clip=config.get("clip"), rope=config.get("encoder", {}).get("rope"),
-        compile=session.get("compile", False), checkpoint=session.get("checkpoint", False),
+        compile=session.get("compile", False), checkpoint=session.get("checkpoint", False), **habits,
     )  # fmt: skip
 
 
