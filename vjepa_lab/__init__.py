@@ -34,7 +34,7 @@ _MODULES = {
         "weighting bench widgets notebook study"
     ),
     "training": "checkpoint health launch locks logbook loop meters processes provenance runs trainer",
-    "evaluation": "ava boxes classifier evaluate features finetuning heads multiview pixels probes scoring yardsticks",
+    "evaluation": "ava boxes classifier evaluate features finetuning heads layers multiview pixels probes scoring yardsticks",
     "analysis": (
         "alignment changes collected diagnose ends geometry gradients halves motion openset readers representation retention robustness "
         "shifts subjects throughput toys transfer"

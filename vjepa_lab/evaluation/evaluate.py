@@ -12,6 +12,7 @@ from vjepa_lab import data as video
 from vjepa_lab.data.files import apart
 from vjepa_lab.evaluation import probes
 from vjepa_lab.evaluation.features import device_for, spread
+from vjepa_lab.evaluation.layers import Layers
 from vjepa_lab.evaluation.multiview import Merge, extract_views
 from vjepa_lab.evaluation.probes import ProbeResult
 from vjepa_lab.evidence.results import append_rows
@@ -28,6 +29,7 @@ def probe(
     *,
     probe: str = "linear",
     encoder: str | None = None,
+    layers: Sequence[int] | None = None,
     splits: tuple[str, str] = ("train", "test"),
     segments: int = 1,
     views: int = 1,
@@ -55,6 +57,8 @@ def probe(
     labels   names of the labels to read off, such as ("motion", "shape") in the factor world
     probe    "linear" (mean-pooled) | "stepwise" (linear, time steps side by side) | "attentive" (all tokens) | "knn"
     encoder  "student" | "teacher" | "initial"; by default the recipe's choice, of released weights the teacher
+    layers   blocks of the encoder, counted from 0, whose tokens the probe reads together, such as (17, 19, 21, 23) of ViT-L for Diving-48
+             in V-JEPA 2; by default the last one's. The rows name them with the probe
     segments  clips in time of each video; with `merge="tokens"` the probe reads them together, in training and test, as V-JEPA's do
     views    crops across the picture of each test video (3: left, centre, right); the softmax is averaged, one prediction per video
     merge    "tokens", or "softmax": the probe is trained on the centre clip and its softmax averaged over all segments and views
@@ -65,11 +69,13 @@ def probe(
     out      where the rows go; by default the run's folder, of released weights `runs`/<name>, of an encoder of your own nowhere
     options  go to the probe: epochs, lrs, form, ...
 
-    Raises ValueError for an unknown probe or label.
+    Raises ValueError for an unknown probe, label or block.
     """
     if probe not in PROBES:
         raise ValueError(f"unknown probe {probe!r}: expected one of {', '.join(PROBES)}")
     subject = subject_of(run, encoder, out).shaped(frames, size, stride)
+    if layers is not None:
+        subject = replace(subject, encoder=Layers(subject.encoder, layers))
     labels = (labels,) if isinstance(labels, str) else tuple(labels)
     if data is None and subject.data is None:
         raise ValueError("data=None: name the data set, this encoder was pretrained on none that is known")
@@ -80,6 +86,7 @@ def probe(
     kept |= {"encoder_name": subject.name, "progress": progress, "merge": merge}
     train = extract_views(subject.encoder, sources[0], segments if merge == "tokens" else 1, 1, **kept)
     test = extract_views(subject.encoder, sources[1], segments, views, **kept)
+    train, test = (replace(part, blocks=tuple(layers or ())) for part in (train, test))
 
     fit = getattr(probes, probe)
     if probe != "knn":

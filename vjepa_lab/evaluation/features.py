@@ -25,6 +25,7 @@ class Features:
     pooled: mean over tokens, float32 [n d].  tokens: float16 [n t*h*w d], or None.  grid: tokens (t, h, w).
     labels: by name, long [n], -1 where a clip has none.  classes: class names by label name.  index: each clip's place in the source [n].
     name, split, encoder: where they come from.  clips: segments and views of each file; the clips of one file share its index.
+    blocks: of the encoder, whose tokens stand one after the other (`layers.Layers`); none: its output.
     """
 
     pooled: Tensor
@@ -37,6 +38,7 @@ class Features:
     split: str = ""
     encoder: str = ""
     clips: tuple[int, int] = (1, 1)
+    blocks: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pooled)

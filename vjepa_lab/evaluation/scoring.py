@@ -49,7 +49,7 @@ class ProbeResult:
         """Add the rows (with the controls) to the run folder's rows.csv and the predictions to its predictions/."""
         results.append_rows(run, self.rows + self.controls)
         name = "-".join(str(self.rows[0][key]) for key in ("benchmark", "probe", "encoder") if self.rows[0][key])
-        path = Path(run) / "predictions" / f"{name.replace('/', '-').replace(' ', '-')}.parquet"
+        path = Path(run) / "predictions" / f"{name.replace('/', '-').replace(', ', '-').replace(' ', '-')}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         self.predictions.to_parquet(part := path.with_suffix(".part"))
         os.replace(part, path)
@@ -89,9 +89,10 @@ def scored(
     """
     test, probability = per_file(test, probability.cpu().double())
     y, names = test.labels[label], test.classes[label]
-    about = {"benchmark": benchmark or (test.name if label == "class" else f"{test.name}/{label}"), "probe": probe}
+    name = benchmark or (test.name if label == "class" else f"{test.name}/{label}")
+    about = {"benchmark": name, "probe": named(probe, test.clips, test.blocks)}
     if test.clips != (1, 1):
-        about |= {"probe": named(probe, test.clips), "segments": test.clips[0], "views": test.clips[1]}
+        about |= {"segments": test.clips[0], "views": test.clips[1]}
     top1 = probability.argmax(1)
     per_class = _per_class(y, top1, names)
 
@@ -112,9 +113,11 @@ def scored(
     return ProbeResult(rows, per_class, predictions, selected, pd.DataFrame(search), beside)
 
 
-def named(probe: str, clips: tuple[int, int]) -> str:
-    """What the rows call a probe on several segments and views of each file, such as "attentive 2x3": another measurement than on one."""
-    return probe if clips == (1, 1) else f"{probe} {clips[0]}x{clips[1]}"
+def named(probe: str, clips: tuple[int, int], blocks: tuple[int, ...] = ()) -> str:
+    """What the rows call a probe on several segments and views of each file or several blocks, such as "attentive 4x3, blocks 2 5 8 11":
+    another measurement than on one."""
+    read = f", blocks {' '.join(map(str, blocks))}" if blocks else ""
+    return probe + (f" {clips[0]}x{clips[1]}" if clips != (1, 1) else "") + read
 
 
 def per_file(features: Features, probability: Tensor) -> tuple[Features, Tensor]:
@@ -144,6 +147,8 @@ def paired(train: Features, test: Features, label: str) -> tuple[Features, Featu
     if train.pooled.shape[1] != test.pooled.shape[1] or train.grid != test.grid:
         shapes = [f"{part.pooled.shape[1]} channels on {part.grid}" for part in (train, test)]
         raise ValueError(f"train and test features differ in shape ({' and '.join(shapes)}); extract both with one encoder and clip size")
+    if train.blocks != test.blocks:
+        raise ValueError(f"train features are of blocks {train.blocks}, test features of {test.blocks}; extract both alike")
     if train.encoder != test.encoder:
         raise ValueError(f"train features are of {train.encoder!r}, test features of {test.encoder!r}; extract both with one encoder")
     return train, test
