@@ -346,6 +346,21 @@ def test_a_released_classifier_says_what_upstreams_says(judge, tmp_path):
 
 
 @torch.no_grad()
+def test_a_released_classifier_of_several_layers(judge, tmp_path):
+    """As Diving-48's: every layer's tokens through the last norm, one layer behind the other."""
+    judge.vjepa2.save_pretrained(tmp_path / "encoder")
+    torch.save({"classifiers": [upstream_classifier(judge)]}, tmp_path / "diving48.pt")
+    ours = weights.classifier(tmp_path / "diving48.pt", vl.encoder(tmp_path / "encoder"), heads=HEADS, layers=(0, 1))
+    x, seen = clip(), []
+    hooks = [layer.register_forward_hook(lambda _, __, out: seen.append(out if torch.is_tensor(out) else out[0])) for layer in judge.vjepa2.encoder.layer]
+    judge(rearrange(x, "b c f y x -> b f c y x"))
+    for hook in hooks:
+        hook.remove()
+    tokens = torch.cat([judge.vjepa2.encoder.layernorm(state) for state in seen], dim=1)
+    torch.testing.assert_close(ours(x), judge.classifier(judge.pooler(tokens)), **CLOSE)
+
+
+@torch.no_grad()
 def test_a_probe_of_v_jepa_has_a_projection_that_nothing_reads(judge, tmp_path):
     state = {name: value for name, value in upstream_classifier(judge).items() if ".blocks." not in name}
     stale = {f"module.pooler.cross_attention_block.xattn.proj.{kind}": torch.randn(DIM) for kind in ("weight", "bias")}

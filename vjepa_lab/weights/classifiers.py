@@ -6,6 +6,7 @@ Axes: b batch, n tokens, d channels, k classes.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +26,13 @@ CROSS = "cross_attention_block."
 UNUSED = f"{CROSS}xattn.proj."  # stored with V-JEPA's probes, and read by nothing since facebookresearch/jepa took its use back
 
 
-def classifier(path: str | Path, encoder: Encoder, *, heads: int = 16, which: int = 0) -> Classifier:
+def classifier(path: str | Path, encoder: Encoder, *, heads: int = 16, which: int = 0, layers: Sequence[int] = ()) -> Classifier:
     """An encoder and the attentive classifier that was released for it: clip [b c f y x], normalised -> logits [b k]. Frozen, in eval mode.
 
     path     a file with `classifiers` (V-JEPA 2: ssv2-vitl-16x2x3.pt, say; of V-JEPA 2.1 alike) or `classifier` (V-JEPA's *-probe.pth.tar)
     heads    attention heads, which the file does not state: 16 in all released ones but of V-JEPA's smaller models
     which    of several classifiers in the file
+    layers   blocks of the encoder whose tokens it reads together, where not the last one's: 17 19 21 23 for diving48-vitl-256.pt
     Published accuracies read the tokens of several segments together: `.head(tokens [b n d])[0]` on those of
     `evaluation.multiview.extract_views(..., merge="tokens")`. Classes are numbered as the file's own data set was.
     Raises WeightsError for another kind of file (EPIC-Kitchens' anticipation), missing or foreign keys, and an encoder of another width.
@@ -38,6 +40,7 @@ def classifier(path: str | Path, encoder: Encoder, *, heads: int = 16, which: in
     """
     from vjepa_lab.evaluation.classifier import Classifier
     from vjepa_lab.evaluation.heads import AttentiveHead
+    from vjepa_lab.evaluation.layers import Layers
 
     path = Path(path)
     if not path.is_file():
@@ -51,7 +54,10 @@ def classifier(path: str | Path, encoder: Encoder, *, heads: int = 16, which: in
     with torch.device("meta"):
         head = AttentiveHead(1, width, classes, Generator("cpu"), heads=heads, depth=1 + depth_of(state, "blocks"))
     fill(head, ours(state, width), f"{path} [classifier]")
-    return Classifier(encoder, classes, head).eval().requires_grad_(False)
+    made = Classifier(encoder, classes, head)
+    if layers:
+        made.encoder = Layers(encoder, layers)
+    return made.eval().requires_grad_(False)
 
 
 def stored(path: Path, which: int) -> State:
