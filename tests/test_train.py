@@ -110,6 +110,16 @@ def test_an_edited_term_is_another_run(world, tmp_path):
         vl.pretrain(JEPA() + twice(), world, out=tmp_path / "a", **QUICK)
 
 
+def test_only_terms_count_as_terms_of_ones_own():
+    class Named(Term):
+        term: str = "a field of this name need not hold a term"
+
+        def error(self, view, head):
+            return view.z.abs().mean(-1)
+
+    assert set(train.own_terms(JEPA() + Hard(Named()))) == {"Named"}
+
+
 def test_a_finished_run_is_not_run_again(world, tmp_path):
     run = vl.pretrain("baseline", world, runs=tmp_path, **QUICK)
     before = (run.path / "last.pt").stat().st_mtime_ns

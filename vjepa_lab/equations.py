@@ -10,7 +10,7 @@ from functools import singledispatch
 from html import escape
 
 from vjepa_lab.modifiers import Detached, Hard, Shuffled
-from vjepa_lab.objective import Objective, Recipe, Term
+from vjepa_lab.objective import Objective, Recipe, Term, nested
 from vjepa_lab.schedules import Cosine, Ramp, Schedule
 from vjepa_lab.terms import (
     JEPA,
@@ -252,9 +252,10 @@ def page(recipe: Recipe, preset: str = "base") -> str:
     extra, dim = cost.of_terms(recipe, preset), sized(preset).dim * recipe.levels
     rows = []
     for (w, term), name, gflop in zip(recipe.objective, recipe.objective.names, extra, strict=True):
+        *_, inner = nested(term)
         here = [
-            _inner(term).view,
-            "" if _inner(term).view == "hidden" else _inner(term).norm,
+            inner.view,
+            "" if inner.view == "hidden" else inner.norm,
             head_of(term, dim),
             f"{gflop:.1f}" if gflop else "",
         ]
@@ -278,10 +279,3 @@ def page(recipe: Recipe, preset: str = "base") -> str:
         f"<div>{title}<div style='overflow-x:auto;padding:4px 0'>\\(\\displaystyle {escape(equation(recipe.objective))}\\)</div>"
         f"{grid(columns, rows)}<div>{'; '.join(around)}</div><div style='opacity:.65'>{SIGNS}</div></div>"
     )
-
-
-def _inner(term: Term) -> Term:
-    """The term inside all modifiers."""
-    while isinstance(inner := getattr(term, "term", None), Term):
-        term = inner
-    return term

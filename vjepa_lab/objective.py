@@ -185,6 +185,13 @@ class Objective(Value):
         return Objective(tuple((w, t.seen_as(view)) for w, t in self.terms))
 
 
+def nested(term: Term) -> Iterator[Term]:
+    """The term, and if it is made from another one (`modifiers`) that one too, and so on: the innermost comes last."""
+    while isinstance(term, Term):
+        yield term
+        term = getattr(term, "term", None)
+
+
 def as_objective(value) -> Objective:
     """A term or an objective as an objective; 0 is the empty sum, so that `sum(terms)` works."""
     if isinstance(value, Objective):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vjepa_lab.modifiers import Hard
+from vjepa_lab.objective import nested
 from vjepa_lab.training.processes import Team, exact
 
 TOKENS = 4096  # of a batch, at most, that the spread is measured on
@@ -121,19 +122,11 @@ def effective_samples(loss, latents: tuple) -> dict[str, float]:
     """{"ess TERM": share of the entries that a hard term's weights in effect rest on}: (sum w)^2 / (n sum w^2), mean over clips."""
     found = {}
     for name, (_, term), head in zip(loss.objective.names, loss.objective, loss.heads, strict=True):
-        if _is_hard(term):
+        if any(isinstance(part, Hard) for part in nested(term)):
             shares = [share for part in latents for m in term.maps(part, head) if (share := _share(m)) is not None]
             if shares:
                 found[f"ess {name}"] = torch.cat(shares).mean().item()
     return found
-
-
-def _is_hard(term) -> bool:
-    while term is not None:
-        if isinstance(term, Hard):
-            return True
-        term = getattr(term, "term", None)
-    return False
 
 
 def _share(error) -> Tensor | None:

@@ -13,7 +13,7 @@ import torch
 
 from vjepa_lab import variants
 from vjepa_lab.model import VJEPA, Encoder
-from vjepa_lab.objective import Loss, Recipe
+from vjepa_lab.objective import Loss, Recipe, nested
 from vjepa_lab.presets import Preset
 from vjepa_lab.training.checkpoint import load, newest, replacing
 
@@ -140,14 +140,8 @@ def run_name(variant: str, edition: str, source: str, size: Preset, seed: int) -
 
 def own_terms(objective) -> dict[str, str]:
     """Fingerprints of the source of every term defined outside this package: an edited one makes another run, whatever its repr."""
-    found = {}
-    for _, term in objective:
-        while term is not None:
-            kind = type(term)
-            if not kind.__module__.startswith("vjepa_lab."):
-                found[kind.__name__] = fingerprint(kind)
-            term = getattr(term, "term", None)
-    return found
+    kinds = (type(part) for _, term in objective for part in nested(term))
+    return {kind.__name__: fingerprint(kind) for kind in kinds if not kind.__module__.startswith("vjepa_lab.")}
 
 
 def fingerprint(kind: type) -> str:
