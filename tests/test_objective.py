@@ -133,6 +133,10 @@ def test_hard_by_hand():
 def test_hard_clips_its_logits():
     """Errors as L1 sums exceed 20 everywhere: the printed formula then gives weight 1 to all."""
     torch.testing.assert_close(Hard(JEPA()).weights(torch.tensor([[100.0, 300.0, 600.0]]), None), torch.ones(1, 3))
+    share = torch.tensor([[19.0, 20.0, 25.0]]).clamp(max=20).softmax(-1)  # 20 and 25 weigh the same, 19 less
+    torch.testing.assert_close(Hard(JEPA()).weights(torch.tensor([[19.0, 20.0, 25.0]]), None), 3 * share)
+    low = torch.tensor([[-25.0, -20.0, -19.0]])  # an error of a term's own making may be negative
+    torch.testing.assert_close(Hard(JEPA()).weights(low, None), 3 * low.clamp(min=-20).softmax(-1))
 
 
 def test_standardised_hard_weights_ignore_scale_and_offset():

@@ -113,7 +113,9 @@ def test_small_runs_are_marked_as_no_evidence(tmp_path):
     make_run(tmp_path / "runs" / "few-samples", "ld", 0, {"motion": 40.0}, n=40)
     make_run(tmp_path / "runs" / "few-steps", "ld", 1, {"motion": 40.0}, steps=20)
     make_run(tmp_path / "runs" / "real", "ld", 2, {"motion": 40.0})
-    assert results.load(tmp_path / "runs").set_index("run")["smoke"].to_dict() == {"few-samples": True, "few-steps": True, "real": False}
+    make_run(tmp_path / "runs" / "just-enough", "ld", 3, {"motion": 40.0}, n=results.SMOKE_N, steps=results.SMOKE_STEPS)
+    small = results.load(tmp_path / "runs").set_index("run")["smoke"].to_dict()
+    assert small == {"few-samples": True, "few-steps": True, "real": False, "just-enough": False}
 
 
 def test_a_run_of_the_trainer_is_read(tmp_path):

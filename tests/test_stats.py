@@ -200,7 +200,12 @@ def test_predictions_are_compared_over_seeds_and_samples():
     out = stats.compare_predictions(pd.concat(frames).sample(frac=1, random_state=0), draws=2000).iloc[0]
     direct = stats.paired_interval(a[0], b[0])
     assert (out["delta"], out["lo"], out["hi"], out["seeds"], out["n"]) == pytest.approx((direct.value, direct.lo, direct.hi, 4, 300))
-    assert out["boot_lo"] < out["delta"] < out["boot_hi"] and out["family"] == "primary" and out["p_adj"] == pytest.approx(out["p"])
+    assert (out["value"], out["base"]) == pytest.approx((100 * a.mean(), 100 * b.mean()))
+    boot, over_seeds = stats.hierarchical_bootstrap(a[0], b[0], 2000, 0), stats.t_interval(100 * (a[0].mean(1) - b[0].mean(1)))
+    assert (out["boot_lo"], out["boot_hi"], out["boot_p"]) == pytest.approx((boot.lo, boot.hi, boot.p))
+    assert (out["t_lo"], out["t_hi"]) == pytest.approx((over_seeds.lo, over_seeds.hi))
+    assert out["mcnemar"] == pytest.approx(min(1, 4 * min(stats.mcnemar(x, y) for x, y in zip(a[0], b[0], strict=True))))
+    assert out["family"] == "primary" and out["p_adj"] == pytest.approx(out["p"])
     with pytest.raises(ValueError, match=r"fwm on motion.*lack"):
         stats.compare_predictions(pd.concat(frames)[7:])
     with pytest.raises(ValueError, match="'other'"):
@@ -291,6 +296,16 @@ def test_a_missing_cell_is_named_and_costs_the_top_interaction(paper):
         stats.factorial(factorial_table(leave_out=["fwm-hw", "hw", "ld"]))
 
 
+def test_one_degree_of_freedom_is_enough_and_none_is_refused():
+    """Two cells and two seeds leave one: the effect is then the paired t-test's."""
+    y, seeds, design = np.array([10.0, 12.0, 13.0, 17.0]), np.array([0, 1, 0, 1]), np.array([[-1.0], [-1.0], [1.0], [1.0]]) / 2
+    effect, paired = stats._block_effects(design, y, seeds, 0.95), sps.ttest_rel(y[2:], y[:2])
+    ends = paired.confidence_interval()
+    assert (effect.value[0], effect.lo[0], effect.hi[0], effect.p[0]) == pytest.approx((4, ends.low, ends.high, paired.pvalue))
+    with pytest.raises(ValueError, match="no degree of freedom"):
+        stats._block_effects(design[::2], y[::2], seeds[::2], 0.95)
+
+
 # --- trade-offs -------------------------------------------------------------------------------------------------------
 
 
@@ -303,7 +318,14 @@ def test_printed_deltas_rise_and_fall_together(paper):
     front = stats.pareto(d[["D-48", "IN-100", "SSv2"]])
     assert set(front[front].index) == {"fwm-hw-ld", "ld", "ac-hw", "hw"}
     with pytest.raises(ValueError, match="at least 4"):
-        stats.correlation([1, 2, 3], [1, 2, 3])
+        stats.correlation([1, 2, 3, np.nan], [1, 2, 3, 4])
+    assert stats.correlation([1, 2, 3, 4], [4, 3, 2, 1]).value == pytest.approx(-1)
+
+
+def test_equals_do_not_beat_each_other():
+    """Two rows with the same accuracies are both on the front; a tie in one column is no way past the other."""
+    table = pd.DataFrame({"a": [2.0, 2.0, 2.0, 1.0], "b": [3.0, 3.0, 1.0, 4.0]}, index=["one", "same", "worse", "other"])
+    assert stats.pareto(table).to_dict() == {"one": True, "same": True, "worse": False, "other": True}
 
 
 def test_rank_stability_is_kendalls_w():
