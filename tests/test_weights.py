@@ -350,7 +350,8 @@ def test_a_released_classifier_of_several_layers(judge, tmp_path):
     """As Diving-48's: every layer's tokens through the last norm, one layer behind the other."""
     judge.vjepa2.save_pretrained(tmp_path / "encoder")
     torch.save({"classifiers": [upstream_classifier(judge)]}, tmp_path / "diving48.pt")
-    ours = weights.classifier(tmp_path / "diving48.pt", vl.encoder(tmp_path / "encoder"), heads=HEADS, layers=(1, DEPTH - 1))
+    encoder = vl.encoder(tmp_path / "encoder")
+    ours = weights.classifier(tmp_path / "diving48.pt", encoder, heads=HEADS, layers=(1, encoder.depth - 1))
     x, seen = clip(), []
     hooks = [layer.register_forward_hook(lambda _, __, out: seen.append(out[0])) for layer in judge.vjepa2.encoder.layer]
     judge(rearrange(x, "b c f y x -> b f c y x"))
