@@ -31,7 +31,7 @@ from vjepa_lab.training.health import FiniteWatch, NotFinite, all_finite
 from vjepa_lab.training.logbook import Log
 from vjepa_lab.training.processes import Interrupted, Stop, device_of
 from vjepa_lab.training.runs import Run, load_run, write_json
-from vjepa_lab.training.trainer import fast_bf16, own_randomness, seed_step
+from vjepa_lab.training.trainer import fast_bf16, own_randomness, seed_step, warmup_and_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,10 +336,7 @@ def _train(
 def _schedule(optimizer: torch.optim.Optimizer, steps: int, plan: Plan) -> CosineLRScheduler:
     """Warmup from a hundredth of the peak, then a cosine to a thousandth of it."""
     warmup = min(round(plan.warmup * steps), max(steps - 1, 0))
-    return CosineLRScheduler(
-        optimizer, t_initial=max(steps - warmup, 2), lr_min=1e-3 * plan.lr, warmup_t=warmup, warmup_lr_init=1e-2 * plan.lr,
-        warmup_prefix=True, t_in_epochs=False,
-    )  # fmt: skip
+    return warmup_and_cosine(optimizer, steps, warmup, first=1e-2 * plan.lr, last=1e-3 * plan.lr)
 
 
 # ----------------------------------------------------------------------------------------------------------------------------- test

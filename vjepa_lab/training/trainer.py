@@ -29,6 +29,14 @@ def fast_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
+def warmup_and_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: int, *, first: float, last: float) -> CosineLRScheduler:
+    """Learning rate from `first` linearly to the optimiser's own in `warmup` steps, then down to `last` by half a cosine."""
+    return CosineLRScheduler(
+        optimizer, t_initial=max(steps - warmup, 2), lr_min=last, warmup_t=warmup, warmup_lr_init=first, warmup_prefix=True,
+        t_in_epochs=False,
+    )  # fmt: skip
+
+
 class Part(NamedTuple):
     """Clips of one shape [b c f y x], normalised, with their masks; which of them are images (None: none is); see `Latents.share`."""
 
@@ -82,10 +90,7 @@ class Trainer:
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, lr=size.lr, betas=(0.9, 0.999), eps=1e-8, fused=device.type in ("cpu", "cuda"))
         warmup, last = min(size.warmup, size.steps // 2), size.lr if recipe.lr == "constant" else size.final_lr
-        self.schedule = CosineLRScheduler(
-            self.optimizer, t_initial=max(size.steps - warmup, 2), lr_min=last, warmup_t=warmup,
-            warmup_lr_init=size.start_lr, warmup_prefix=True, t_in_epochs=False,
-        )  # fmt: skip
+        self.schedule = warmup_and_cosine(self.optimizer, size.steps, warmup, first=size.start_lr, last=last)
         self.passes = team.parallel(passes)
         self.finite = health.FiniteWatch(device)
         self.done = 0
