@@ -97,9 +97,8 @@ def processor() -> Iterator[Finding]:
 
     from vjepa_lab.training import provenance
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name, threads = provenance.processor(), torch.get_num_threads()
-    yield Finding("processor", "CPU", "ok", f"{name}, {cores} cores for this process, torch uses {threads} threads")
+    cores, threads = provenance.cores(), torch.get_num_threads()
+    yield Finding("processor", "CPU", "ok", f"{provenance.processor()}, {cores} cores for this process, torch uses {threads} threads")
     if os.environ.get("OMP_NUM_THREADS") == "1" and cores > 1:
         yield Finding("processor", "OMP_NUM_THREADS", "note", "1: training uses one core", "unset it, except under torchrun")
     tiles = torch.cpu._is_amx_tile_supported()

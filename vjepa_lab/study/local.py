@@ -48,8 +48,10 @@ def slots(study: Study, jobs: int | None = None) -> list[Slot]:
         raise ValueError(f"{study.name} wants {study.gpus} GPUs for a run, and {len(gpus)} can be seen here; set gpus=1 in the study")
     if groups:
         return [Slot({"CUDA_VISIBLE_DEVICES": ",".join(groups[i % len(groups)])}) for i in range(jobs or len(groups))]
+    from ..training.provenance import cores
+
     env = {"OMP_NUM_THREADS": str(study.threads), "MKL_NUM_THREADS": str(study.threads)}
-    return [Slot(env) for _ in range(jobs or max(1, _cores() // study.threads))]
+    return [Slot(env) for _ in range(jobs or max(1, cores() // study.threads))]
 
 
 def _gpus() -> list[str]:
@@ -59,10 +61,6 @@ def _gpus() -> list[str]:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass

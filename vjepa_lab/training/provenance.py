@@ -55,15 +55,19 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def session(device: torch.device, world: int) -> dict:
     """One call of pretrain: when, where, how started."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S%z"),
         "host": platform.node(),
         "processor": processor(),
-        "cores": cores,
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "device": str(device),
         "gpu": gpu,
