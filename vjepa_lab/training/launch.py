@@ -47,16 +47,18 @@ class Relay:
     def advance(self, steps: int = 1) -> None:
         self.steps += steps
         if time.monotonic() - self.told > 0.1:
-            self.close()
+            self.flush()
 
     def record(self, values: dict) -> None:
         self.send("record", values)
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Tell of the steps since it last told."""
         if self.steps:
             self.send("advance", self.steps)
         self.told, self.steps = time.monotonic(), 0
+
+    close = flush
 
 
 _mine: dict = {}
