@@ -92,10 +92,44 @@ def test_corruption_metrics_by_hand():
 def test_relative_metrics_are_undefined_below_twice_chance():
     """A model that always names one class keeps all its accuracy; that must not read as robust."""
     found = shifts.metrics(CLEAN, {"fog": FOG}, chance=40.1)
-    assert all(np.isnan(found[name]).any() for name in ("rPC", "gamma_rel", "retained"))
+    assert all(np.isnan(found[name][:3]).all() for name in ("rPC", "gamma_rel"))
+    assert found["retained"].value == pytest.approx(100 * (50 - 40.1) / (80 - 40.1))  # 80 % is most of the way from 40.1 % to 100 %
     assert found["mPC"].value == pytest.approx(50) and found["gamma_abs"].value == pytest.approx(0.7)
     assert found["corrected"].value == pytest.approx(100 * (50 - 40.1) / 59.9)
     assert not np.isnan(shifts.metrics(CLEAN, {"fog": FOG}, chance=40)["rPC"].value)
+
+
+def test_what_is_undefined_says_why_and_a_binary_label_is_read_beyond_chance():
+    assert shifts.undefined(80, 20) == {} == shifts.undefined(100, 50)
+    assert set(shifts.undefined(80, 50)) == {"rPC", "gamma_rel"}  # binary: what is known beyond chance is enough
+    assert set(shifts.undefined(74.9, 50)) == set(shifts.undefined(10, 10)) == {"rPC", "gamma_rel", "retained"}
+    assert shifts.undefined(74.9, 50)["rPC"].startswith("undefined: 74.9 % right on clean clips, chance 50.0 %; below twice chance")
+    assert "retained" in shifts.undefined(100, 100)  # one class: there is nothing to know
+    for chance in (2, 10, 30, 50, 90):
+        clean = np.arange(1000) * 100 < 1000 * np.arange(chance, 100, 0.5)[:, None]
+        for each in clean:
+            known, found = shifts.undefined(100 * each.mean(), chance), shifts.metrics(each, {"fog": each[None] * 0.5}, chance, draws=2)
+            assert {name for name, x in found.items() if np.isnan(x.value)} == set(known)
+
+
+def test_undefined_rows_carry_their_reason_into_the_table():
+    """A binary label read at 80 %, and one read at chance."""
+    right = {"order": np.arange(200) % 10 < 8, "camera": np.arange(200) % 2 == 0}
+    about = Planted(Halves()).about | {"part": "all", "benchmark": "x", "probe": "logistic", "chance": 50.0, "truth": "kept"}
+    rows = [
+        about | {"label": label, "shift": shift, "severity": 1, "kind": kind, "ordered": True, "each": each}
+        for label, each in right.items()
+        for shift, kind in (("clean", "clean"), ("fog", "appearance"))
+    ]
+    answers = pd.DataFrame(rows)
+    found = robustness.summary(answers)
+    table = robustness.overview(found).reset_index("variant", drop=True)
+    assert table.loc["order", "retained"] == pytest.approx(100) and np.isnan(table.loc["order", "rPC"])
+    assert table.loc["camera", ["rPC", "gamma_rel", "retained"]].isna().all() and table.loc["camera", "mPC"] == pytest.approx(50)
+    assert "80.0 % right on clean clips, chance 50.0 %; below twice chance" in table.loc["order", "note"]
+    assert "too little is known" in table.loc["camera", "note"] and "too little" not in table.loc["order", "note"]
+    assert found["note"].ne("").equals(found["value"].isna())
+    assert "1 of 2 readers know too little beyond chance" in robustness.verdict(answers, found)
 
 
 def test_unequal_numbers_of_severities_weigh_every_shift_alike():
@@ -318,12 +352,14 @@ def test_the_line_is_found_with_its_interval_and_who_leaves_it():
     assert off.loc["v5", "value"] == pytest.approx(14, abs=2)  # 0.6 logits at about 45 %
 
 
-def test_the_line_agrees_with_an_independent_fit():
+def test_the_line_agrees_with_an_independent_fit_of_the_variants_means():
     import statsmodels.api as sm
 
     points = accuracies(noise=0.2)
     fitted = shifts.line(points)
-    x, y = (shifts._logit(points[name], points["n"]) for name in ("clean", "shifted"))
+    x, y = (
+        points.assign(x=shifts._logit(points[name], points["n"])).groupby("variant")["x"].mean().to_numpy() for name in ("clean", "shifted")
+    )
     known = sm.OLS(y, sm.add_constant(x)).fit()
     assert (fitted.intercept, fitted.slope.value) == pytest.approx(tuple(known.params))
     assert (fitted.slope.lo, fitted.slope.hi) == pytest.approx(tuple(known.conf_int()[1])) and fitted.slope.p == pytest.approx(
@@ -333,6 +369,27 @@ def test_the_line_agrees_with_an_independent_fit():
     from scipy.special import expit
 
     assert [float(z) for z in fitted.at(50.0)[1:]] == pytest.approx(list(100 * expit(band)))
+
+
+def test_the_slopes_interval_covers_it_where_seeds_of_a_variant_share_its_offset():
+    """Few variants, many seeds each, an offset that the seeds share: nine intervals in ten miss nothing, one point per seed fails."""
+    import statsmodels.api as sm
+    from scipy.special import expit, logit
+
+    inside, naive, covered, studies = 0, 0, 0, 400
+    for study in range(studies):
+        rng = np.random.default_rng(study)
+        x = logit(np.repeat(rng.uniform(0.3, 0.7, 6), 5)) + rng.normal(0, 0.05, 30)
+        y = -1 + 0.8 * x + np.repeat(rng.normal(0, 0.3, 6), 5) + rng.normal(0, 0.05, 30)
+        points = pd.DataFrame({"variant": np.repeat([f"v{v}" for v in range(6)], 5), "seed": [*range(5)] * 6, "n": 10**6})
+        fitted = shifts.line(points.assign(clean=100 * expit(x), shifted=100 * expit(y)))
+        inside += fitted.slope.lo < 0.8 < fitted.slope.hi
+        lo, hi = sm.OLS(y, sm.add_constant(x)).fit().conf_int()[1]
+        naive += lo < 0.8 < hi
+        _, below, above = fitted.at(50.0)
+        covered += below < 100 * expit(-1) < above
+    assert 0.92 < inside / studies < 0.975 and 0.92 < covered / studies < 0.975
+    assert naive / studies < 0.75
 
 
 def test_leaving_the_line_by_chance_is_rare():
@@ -358,8 +415,8 @@ def test_untrained_encoders_are_shown_but_not_fitted():
     strange = pd.DataFrame([{"variant": "random-init", "seed": 0, "clean": 30.0, "shifted": 90.0, "n": 10**6}])
     both = shifts.line(pd.concat([points, strange], ignore_index=True), [True] * len(points) + [False])
     assert both.slope.value == shifts.line(points).slope.value and len(both.points) == len(points) + 1
-    with pytest.raises(ValueError, match="four encoders of differing clean accuracy"):
-        shifts.line(points[:3])
+    with pytest.raises(ValueError, match="four variants of differing clean accuracy at least; there are 3: v0, v1, v2"):
+        shifts.line(points[:6])  # three variants of two seeds
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- open set

@@ -19,9 +19,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from vjepa_lab import data
+from vjepa_lab.analysis import shifts
 from vjepa_lab.analysis.changes import over_seeds, shown
 from vjepa_lab.analysis.readers import PARTS, Reader, constant, differences, standing, tabulate, widest
-from vjepa_lab.analysis.shifts import CLEAN, SCENES, Condition, Line, conditions, line, mean_corrupted, metrics, resampled, sources
+from vjepa_lab.analysis.shifts import CLEAN, SCENES, Condition, Line, conditions, mean_corrupted
 from vjepa_lab.analysis.subjects import Run, Subject, clip_size, subjects
 from vjepa_lab.data.core import Source
 from vjepa_lab.data.synthetic import FactorMotion
@@ -108,7 +109,7 @@ def ask(
             readers[place] = [Reader.fit(features, label, part, seed=seed) for label in labels for part in parts]
             bar.update()
         index = None
-        for condition, source in sources(test, wanted, scenes or {}, seed):
+        for condition, source in shifts.sources(test, wanted, scenes or {}, seed):
             for place, subject in enumerate(found):
                 bar.set_postfix_str(f"{condition.shift} {condition.severity or ''}")
                 features = subject.features(source, **how)
@@ -137,7 +138,8 @@ def summary(answers: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataF
     """Rows of every corruption metric (`shifts.metrics`) of every reader, for each kind of shift, and for all kinds together ("all").
 
     truth: "kept" are shifts under which the label stays true; "changed" those under which the clip shows another motion than labelled,
-    where a fall is what a good reader does. "all" takes the former only. Of parts "app" and "dyn" there is "retained-app-dyn" as well: by
+    where a fall is what a good reader does. "all" takes the former only. A relative metric that is undefined (`shifts.undefined`) is nan,
+    and `note` says why. Of parts "app" and "dyn" there is "retained-app-dyn" as well: by
     how many points Z_app retains more than Z_dyn, the bootstrap drawing the same clips for both.
     """
     rows = []
@@ -145,9 +147,12 @@ def summary(answers: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataF
         clean = _clean(reader)
         for key, part in _groups(reader):
             shared = clean.drop(["each", "shift", "severity", "ordered"]).to_dict() | dict(zip(GROUP, key, strict=True))
-            found = metrics(clean["each"], _stacked(part), clean["chance"], draws, seed)
+            found = shifts.metrics(clean["each"], _stacked(part), clean["chance"], draws, seed)
+            notes = shifts.undefined(100 * clean["each"].mean(), clean["chance"])
+            shared["n"] = len(clean["each"])
             rows += [
-                shared | {"metric": name, "n": len(clean["each"]), "value": x.value, "lo": x.lo, "hi": x.hi} for name, x in found.items()
+                shared | {"metric": name, "value": x.value, "lo": x.lo, "hi": x.hi, "note": notes.get(name, "")}
+                for name, x in found.items()
             ]
     rows += _apart(answers, draws, seed)
     return results.tidy(pd.DataFrame(rows))
@@ -170,7 +175,7 @@ def _stacked(part: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _apart(answers: pd.DataFrame, draws: int, seed: int) -> list[dict]:
-    """By how much Z_app retains more of what it knows than Z_dyn, where both know at least twice chance."""
+    """By how much Z_app retains more of what it knows than Z_dyn, where both know enough (`shifts.knows`)."""
     rows = []
     keys = [name for name in READER if name != "part"]
     for _, reader in answers.groupby([*keys, "benchmark", "run"], dropna=False, sort=False):
@@ -179,19 +184,29 @@ def _apart(answers: pd.DataFrame, draws: int, seed: int) -> list[dict]:
             continue
         clean = [_clean(halves[part]) for part in ("app", "dyn")]
         chance = clean[0]["chance"] / 100
-        if min(x["each"].mean() for x in clean) < 2 * chance:
+        if not all(shifts.knows(100 * x["each"].mean(), 100 * chance) for x in clean):
             continue
         groups = [dict(_groups(halves[part])) for part in ("app", "dyn")]
         for key in groups[0]:
             shifted = [mean_corrupted(_stacked(group[key])) for group in groups]
             columns = [shifted[0], clean[0]["each"], shifted[1], clean[1]["each"]]
-            means = np.vstack([[np.mean(x) for x in columns], resampled(columns, draws, seed)]) - chance
+            means = np.vstack([[np.mean(x) for x in columns], shifts.resampled(columns, draws, seed)]) - chance
             value = 100 * (means[:, 0] / means[:, 1] - means[:, 2] / means[:, 3])
             lo, hi = np.quantile(value[1:], [0.025, 0.975])
             shared = clean[0].drop(["each", "shift", "severity", "ordered"]).to_dict() | dict(zip(GROUP, key, strict=True))
             measured = {"value": float(value[0]), "lo": float(lo), "hi": float(hi), "n": len(columns[0])}
             rows.append(shared | {"part": "app-dyn", "metric": "retained-app-dyn"} | measured)
     return rows
+
+
+def overview(rows: pd.DataFrame, part: str = "all", kind: str = "all") -> pd.DataFrame:
+    """Every metric of `summary` beside each other, a row per label and variant: means over seeds, undefined where a seed's is; `note` says
+    why."""
+    own = rows[rows["part"].eq(part) & rows["kind"].eq(kind)]
+    by = ["label", "variant"]
+    wide = own.groupby([*by, "metric"], sort=False)["value"].agg(lambda x: x.mean(skipna=False)).unstack("metric")
+    notes = own.groupby(by, sort=False)["note"].agg(lambda x: "; ".join(dict.fromkeys(x[x.ne("")])))
+    return wide.reindex(columns=own["metric"].unique()).join(notes).loc[notes.index]
 
 
 def falls(answers: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
@@ -208,13 +223,13 @@ def falls(answers: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
 
 
 def lines(answers: pd.DataFrame) -> dict[tuple[str, str], Line]:
-    """(label, kind) -> the line of shifted on clean accuracy over the trained encoders, where there are enough of them; untrained ones are
-    shown beside it. All channels, shifts that keep the label true; p_adj is over all lines."""
+    """(label, kind) -> the line of shifted on clean accuracy over the trained variants, where there are enough of them; untrained encoders
+    are shown beside it. All channels, shifts that keep the label true; p_adj is over all lines."""
     table = points(answers)
     found = {}
     for key, part in table.groupby(["label", "kind"], sort=False) if len(table) else ():
         try:
-            found[key] = line(part, part["encoder"].ne("random-init"))
+            found[key] = shifts.line(part, part["encoder"].ne("random-init"))
         except ValueError:
             continue
     return _corrected_together(found)
@@ -311,9 +326,9 @@ def verdict(answers: pd.DataFrame, rows: pd.DataFrame, against: str = "baseline"
         if not math.isnan(far := widest(kept)):
             open_ends.append(f"differences of up to {far:.0f} points (median) are compatible with the others")
     parts += [text for text in (_halves_said(rows), _lines_said(lines(answers))) if text]
-    undefined = rows[rows["metric"].eq("rPC") & rows["part"].eq("all") & rows["kind"].eq("all")]
-    if len(undefined) and (count := int(undefined["value"].isna().sum())):
-        open_ends.append(f"{count} of {len(undefined)} readers know less than twice chance, so that what they retain is undefined")
+    retained = rows[rows["metric"].eq("retained") & rows["part"].eq("all") & rows["kind"].eq("all")]
+    if count := int(retained["value"].isna().sum()):
+        open_ends.append(f"{count} of {len(retained)} readers know too little beyond chance, so that what they retain is undefined")
     if answers["seed"].nunique() < 2:
         open_ends.append("one seed: what another would change is not in the intervals")
     open_ends.append("the reader is linear on mean-pooled features, trained on clean clips")
@@ -327,7 +342,7 @@ def _halves_said(rows: pd.DataFrame) -> str:
     own = rows[rows["metric"].eq("retained-app-dyn") & rows["truth"].eq("kept") & rows["encoder"].ne("random-init")]
     own = own[own["kind"].isin(["appearance", "temporal"])]
     if own.empty:
-        return "of no encoder both halves know twice chance, so which half withstands what cannot be said"
+        return "of no encoder both halves know enough beyond chance, so which half withstands what cannot be said"
     table = over_seeds(own, ["variant", "label", "kind"])
     said = []
     for kind, wanted in (("temporal", 1), ("appearance", -1)):
@@ -347,7 +362,7 @@ def _halves_said(rows: pd.DataFrame) -> str:
 
 def _lines_said(found: Mapping[tuple[str, str], Line]) -> str:
     if not found:
-        return "there are too few trained encoders for a line of effective robustness"
+        return "there are too few trained objectives for a line of effective robustness"
     off = [
         f"{r.variant} ({label}, {kind}: {r.value:+.1f} [{r.lo:+.1f}, {r.hi:+.1f}])"
         for (label, kind), fitted in found.items()
@@ -358,4 +373,4 @@ def _lines_said(found: Mapping[tuple[str, str], Line]) -> str:
     return f"{', '.join(off) or 'no objective'} of {tested} tested leave{'s' * (len(off) < 2)} the line of shifted on clean accuracy"
 
 
-__all__ = ["CLEAN", "ask", "corrupted", "falls", "laws", "lines", "points", "summary", "tabulate", "verdict"]
+__all__ = ["CLEAN", "ask", "corrupted", "falls", "laws", "lines", "overview", "points", "summary", "tabulate", "verdict"]

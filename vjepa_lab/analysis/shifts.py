@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ import pandas as pd
 from vjepa_lab.data.core import DataError, Sample, Source, known
 from vjepa_lab.data.corruptions import CORRUPTIONS, Corrupted
 from vjepa_lab.data.synthetic import DYNAMICS
+from vjepa_lab.evidence.intervals import from_error
 from vjepa_lab.evidence.stats import Interval, benjamini_hochberg, t_interval
 
 KINDS = ("appearance", "codec", "camera", "temporal", "scene")
@@ -125,18 +125,39 @@ def metrics(clean, corrupted: Mapping[str, np.ndarray], chance: float, draws: in
     corrected  (mPC - chance) / (100 - chance), percent
     retained   (mPC - chance) / (A - chance), percent: rPC of what is known beyond chance
 
-    rPC, gamma_rel and retained are nan where A is below twice chance: a model that knows nothing would seem robust.
+    rPC, gamma_rel and retained are nan where they would say nothing; `undefined` says when, and why.
     Ratios have a percentile bootstrap over clips, clean and shifted answers of a clip drawn together; the others Student's t.
     """
     clean, shifted = np.asarray(clean, float), mean_corrupted(corrupted)
     top, mean, fall = (t_interval(100 * x) for x in (clean, shifted, shifted - clean))
     found = {"clean": _within(top), "mPC": _within(mean)}
-    undefined = Interval(*[np.nan] * 4)
-    ratio = partial(ratio_interval, shifted, clean, draws=draws, seed=seed) if top.value >= 2 * chance else lambda _: undefined
-    relative = _scaled(ratio(0.0), 100)
+    without, nothing = undefined(top.value, chance), Interval(*[np.nan] * 4)
+    ratio = lambda name, offset: nothing if name in without else ratio_interval(shifted, clean, offset, draws, seed)
+    relative = _scaled(ratio("rPC", 0.0), 100)
     found |= {"rPC": relative, "gamma_abs": _scaled(fall, 0.01, 1.0), "gamma_rel": _scaled(relative, 0.01)}
-    corrected = _scaled(mean, 100 / (100 - chance), -chance * 100 / (100 - chance)) if chance < 100 else undefined
-    return found | {"corrected": corrected, "retained": _scaled(ratio(chance / 100), 100)}
+    corrected = _scaled(mean, 100 / (100 - chance), -chance * 100 / (100 - chance)) if chance < 100 else nothing
+    return found | {"corrected": corrected, "retained": _scaled(ratio("retained", chance / 100), 100)}
+
+
+def knows(clean: float, chance: float) -> bool:
+    """Whether a reader knows enough beyond chance to ask what it retains: twice chance or, where that is less, half of what there is to
+    know beyond chance (of a binary label: 75 %). Both in percent."""
+    return clean >= min(2 * chance, (100 + chance) / 2) and clean > chance
+
+
+def undefined(clean: float, chance: float) -> dict[str, str]:
+    """Why the relative metrics say nothing of a reader with this accuracy on clean clips: metric -> reason. Both in percent.
+
+    rPC and gamma_rel ask for twice chance: below it a reader that falls back to guessing would seem to keep more than half of what it had.
+    No reader of a binary label gets there short of 100 %; `retained`, which leaves chance out, is defined from 75 % on (`knows`).
+    """
+    seen = f"undefined: {clean:.1f} % right on clean clips, chance {chance:.1f} %; "
+    reasons = {}
+    if clean < 2 * chance:
+        reasons |= dict.fromkeys(("rPC", "gamma_rel"), seen + "below twice chance, who falls back to guessing keeps more than half")
+    if not knows(clean, chance):
+        reasons["retained"] = seen + "too little is known beyond chance to ask how much of it is kept"
+    return reasons
 
 
 def _within(found: Interval) -> Interval:
@@ -171,12 +192,13 @@ def ratio_interval(above: np.ndarray, below: np.ndarray, offset: float = 0.0, dr
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """logit(shifted) = intercept + slope * logit(clean), the accuracies of many encoders.
+    """logit(shifted) = intercept + slope * logit(clean), one point per variant: its means over seeds.
 
-    error: standard deviation of the residuals, in logits.  mean, spread: of the fitted encoders' logit(clean), spread their summed squares.
+    Seeds of one variant share its offset from the line, so a variant counts once however many seeds it has: intervals are held against how
+    variants scatter, and more seeds make neither the slope more certain nor a variant a stranger to the line.
+    error: standard deviation of the residuals, in logits.  mean, spread: of the variants' logit(clean), spread their summed squares.
     residuals: a row per variant: effective robustness, its difference in points from what the line of the *other* variants foretells, with
-    a 95 % interval, p and p_adj (Benjamini-Hochberg). It is held against how variants scatter, a mean over seeds each: seeds of one variant
-    share its offset, and more of them make a variant no stranger to the line. points: the encoders, with `fitted`.
+    a 95 % interval, p and p_adj (Benjamini-Hochberg). points: the encoders, every seed, with `fitted`.
     """
 
     slope: Interval
@@ -193,37 +215,37 @@ class Line:
         from scipy.stats import t
 
         x = logit(np.asarray(clean, float) / 100)
-        count = int(self.points["fitted"].sum())
+        count = self.points.loc[self.points["fitted"], "variant"].nunique()
         half = t.ppf(0.975, count - 2) * self.error * np.sqrt(1 / count + (x - self.mean) ** 2 / self.spread)
         y = self.intercept + float(self.slope.value) * x
         return tuple(100 * expit(z) for z in (y, y - half, y + half))
 
 
 def line(points: pd.DataFrame, fitted: Sequence[bool] | None = None) -> Line:
-    """The line of effective robustness (Taori et al. 2020, Miller et al. 2021), by least squares on logits, over variants x seeds.
+    """The line of effective robustness (Taori et al. 2020, Miller et al. 2021), by least squares on logits, over variants.
 
     points: columns variant, seed, clean, shifted (percent), n.  fitted: which of them the line is fitted to, all by default; the others are
-    only shown.  Logits are of (right + 1/2) / (n + 1).
+    only shown.  Logits are of (right + 1/2) / (n + 1), averaged over the seeds of a variant.
     The test clips' sampling error lies in both accuracies; it flattens the slope, and encoders that see the same clips share it.
-    Raises ValueError for fewer than four fitted encoders, or if all are as good on clean clips.
+    Raises ValueError for fewer than four fitted variants, or if all are as good on clean clips.
     """
     points = points.reset_index(drop=True).assign(fitted=True if fitted is None else list(fitted))
     own = points[points["fitted"]]
-    x, y = (_logit(own[name], own["n"]) for name in ("clean", "shifted"))
-    if len(own) < 4 or np.ptp(x) == 0:
-        raise ValueError(f"a line needs four encoders of differing clean accuracy at least; there are {len(own)}")
+    logits = pd.DataFrame({"variant": own["variant"], "x": _logit(own["clean"], own["n"]), "y": _logit(own["shifted"], own["n"])})
+    by_variant = logits.groupby("variant", sort=False)
+    means, seeds = by_variant.mean(), by_variant.size()
+    x, y = means.to_numpy().T
+    if len(means) < 4 or np.ptp(x) == 0:
+        raise ValueError(
+            f"a line needs four variants of differing clean accuracy at least; there are {len(means)}: {', '.join(means.index)}"
+        )
     slope, intercept, error, mean, spread = _least_squares(x, y)
-    from scipy.stats import t
-
-    scale = error / np.sqrt(spread)
-    half, p = t.ppf(0.975, len(x) - 2) * scale, 2 * t.sf(abs(slope) / scale, len(x) - 2) if scale > 0 else 0.0
-    means = pd.DataFrame({"variant": own["variant"], "x": x, "y": y}).groupby("variant", sort=False).mean()
-    seeds = own["variant"].value_counts()
-    found = {name: _residual(means.index == name, *means.to_numpy().T) for name in means.index}
+    found = {name: _residual(means.index == name, x, y) for name in means.index}
     rows = [{"variant": name, "seeds": int(seeds[name])} | row for name, row in found.items() if row]
     table = pd.DataFrame(rows, columns=["variant", "seeds", "value", "lo", "hi", "p"])
     table["p_adj"] = benjamini_hochberg(table["p"])
-    return Line(Interval(slope, slope - half, slope + half, p), intercept, error, mean, spread, table, points)
+    interval = Interval(*map(float, from_error(slope, error / np.sqrt(spread), len(x) - 2)))
+    return Line(interval, intercept, error, mean, spread, table, points)
 
 
 def _logit(percent: pd.Series, n: pd.Series) -> np.ndarray:
@@ -246,16 +268,13 @@ def _residual(own: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict | None:
     x, y: a point per variant.
     """
     from scipy.special import expit
-    from scipy.stats import t
 
     others = ~own
     if others.sum() < 3 or np.ptp(x[others]) == 0:
         return None
     slope, intercept, error, mean, spread = _least_squares(x[others], y[others])
     foretold = intercept + slope * x[own].item()
-    off = y[own].item() - foretold
     width = error * np.sqrt(1 + 1 / others.sum() + (x[own].item() - mean) ** 2 / spread)
-    df = others.sum() - 2
-    ends = [100 * (expit(foretold + z) - expit(foretold)) for z in (off, off - t.ppf(0.975, df) * width, off + t.ppf(0.975, df) * width)]
-    p = 2 * t.sf(abs(off) / width, df) if width > 0 else float(off == 0)
-    return {"value": ends[0], "lo": ends[1], "hi": ends[2], "p": float(p)}
+    *off, p = from_error(y[own].item() - foretold, width, others.sum() - 2)
+    value, lo, hi = (float(100 * (expit(foretold + z) - expit(foretold))) for z in off)
+    return {"value": value, "lo": lo, "hi": hi, "p": float(p)}
