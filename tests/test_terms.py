@@ -111,6 +111,16 @@ def test_sigreg_of_all_mask_kinds_together():
     assert len(lat.seen) > 1
 
 
+def test_sigreg_of_each_mask_kind_by_itself():
+    """The mean over the kinds, none of which is left out."""
+    _, lat = latents(SIGReg(view="visible"))
+    each = [seen.detach().double().numpy().reshape(-1, seen.shape[-1]) for seen in lat.seen]
+    directions = directions_at(0, each[0].shape[1], 300)
+    expected = [epps_pulley(x, directions).mean() for x in each]
+    assert len(expected) > 1 and abs(expected[0] / np.mean(expected) - 1) > 1e-3
+    close(SIGReg(slices=300, most=0, view="visible").loss(lat), np.mean(expected))
+
+
 def test_sigreg_is_small_for_normal_tokens_and_large_for_collapsed_ones():
     """Under the null, n times the statistic is sqrt(2 pi) erf(3 / sqrt 2) - sqrt(2 pi / 3) erf(3 sqrt 1.5) = 1.05 in expectation."""
     normal = Stub(torch.randn(16, 4, 8, 8, 12))

@@ -164,7 +164,7 @@ def test_interrupt_saves_and_says_how_to_go_on(world, tmp_path, monkeypatch):
         ({"heads": 0}, "heads=0: expected"),
         ({"ema": 1.5}, "ema=1.5: expected a number, 0 or more, 1 at most"),
         ({"lr": float("nan")}, "lr=nan: expected a number, 0 or more"),
-        ({"preset": 3}, "unknown preset 3: did you mean"),
+        ({"preset": 3}, "unknown preset 3: expected one of smoke"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(world, tmp_path, arguments, message):
@@ -215,6 +215,27 @@ def trainer_of(recipe, size="smoke", **options) -> Trainer:
     size, recipe = vl.preset(size), vl.recipe(recipe)
     model = train.build(recipe.teacher, recipe.stop_grad, recipe.levels, size, 0)
     return Trainer(recipe, model, vl.Loss(recipe.objective, model.width), size, 0, torch.device("cpu"), **options)
+
+
+def test_a_step_is_adamws_by_hand(world):
+    """Warm-up and cosine; weights of matrices decay, biases and scales do not; then the teacher follows the student as it is by now."""
+    size = replace(vl.preset("smoke"), steps=8, warmup=2, lr=1e-2, start_lr=1e-3, final_lr=1e-4, weight_decay=0.5, ema=0.9)
+    clips, trainer = torch.stack([world[i].clip for i in range(4)]), trainer_of("baseline", size)
+    named = dict(trainer.model.trainable())
+    start = lambda tensors: {name: p.detach().double().clone() for name, p in tensors}
+    values, teacher, m, v = start(named.items()), start(trainer.model.teacher.named_parameters()), {}, {}
+    rates = [1e-3, 5.5e-3, *(1e-4 + (1e-2 - 1e-4) * (1 + np.cos(np.pi * k / 6)) / 2 for k in range(6))]
+    for step in range(4):
+        assert trainer.step(step, clips, log=True)["lr"] == pytest.approx(rates[step])
+        for name, p in named.items():
+            g = p.grad.double()
+            m[name], v[name] = 0.9 * m.get(name, 0) + 0.1 * g, 0.999 * v.get(name, 0) + 0.001 * g**2
+            change = m[name] / (1 - 0.9 ** (step + 1)) / ((v[name] / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+            values[name] = values[name] * (1 - rates[step] * 0.5 * (p.ndim > 1)) - rates[step] * change
+            torch.testing.assert_close(p.double(), values[name], atol=1e-5, rtol=1e-4, msg=lambda said, name=name: f"{name}: {said}")
+        for name, p in trainer.model.teacher.named_parameters():
+            teacher[name] = 0.9 * teacher[name] + 0.1 * values[f"student.{name}"]
+            torch.testing.assert_close(p.double(), teacher[name], atol=1e-5, rtol=1e-4)
 
 
 def test_clipping_bounds_the_gradient(world):
