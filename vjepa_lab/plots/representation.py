@@ -47,7 +47,7 @@ def representation(rows: pd.DataFrame, metrics: Sequence[str] | None = None, *, 
             ax.set_visible(False)
         handles, labels = axes.flat[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside upper center", ncols=min(5, len(labels)), columnspacing=1.2)
-        footnote(fig, _notes(table))
+        footnote(fig, [_seen(own), *_notes(table)])
     return fig
 
 
@@ -65,18 +65,19 @@ def likeness(rows: pd.DataFrame, against: str = "baseline", *, within: Sequence[
     names = list(within or [*[name for name in known if name != "random-init"][:3], *[name for name in known if name == "random-init"]])
     null = own[own["metric"].eq("cka") & own["of"].eq("another seed") & own["variant"].eq(against)].groupby("block")["value"]
     with look(paper):
-        fig, axes = new_figure(WIDTH["double"], 2.3, 1, 1 + len(names), width_ratios=[1.7] + [1] * len(names))
+        fig, axes = new_figure(WIDTH["double"], 2.45, 1, 1 + len(names), width_ratios=[1.7] + [1] * len(names))
         ax = axes[0][0]
         if len(null):
             ax.fill_between(null.min().index, null.min(), null.max(), color=RULE, label=f"{against}, seed to seed", linewidth=2)
-        _lines(ax, between, _looks(between["variant"].unique()))
+        _lines(ax, between, _looks(known))
         low = min([*between[["value", "lo"]].min(), *null.min(), 0.9])
-        ax.set(xlabel="block", ylim=(low - 0.6 * (1.02 - low), 1.02))  # room for the legend below the lines
+        ax.set(xlabel="block", ylim=(max(low, 0) - 0.03, 1.02))
         ax.set_title(f"CKA with {against}")
-        ax.legend(loc="lower left", fontsize=6)
+        fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=6, columnspacing=1.2)
         for ax, name in zip(axes[0][1:], names, strict=True):
             _matrix(ax, inside[inside["variant"].eq(name)], name)
-        footnote(fig, ["CKA: 1 for a rotated copy, 0 for nothing shared; debiased. Right: blocks of one encoder.", *_notes(between)])
+        says = f"CKA: 1 for a rotated copy, 0 for nothing shared; debiased. {_seen(inside)} Right: blocks of one encoder."
+        footnote(fig, [says, *_notes(between)])
     return fig
 
 
@@ -179,6 +180,13 @@ def _matrix(ax, rows: pd.DataFrame, name: str) -> None:
     ax.set_yticks(ticks)
     ax.set_title(name, fontsize=7)
     ax.set_xlabel("block")
+
+
+def _seen(rows: pd.DataFrame) -> str:
+    """The clips that the encoders looked at."""
+    few, many = rows["n"].min(), rows["n"].max()
+    count = f"{few:,.0f}" + f" to {many:,.0f}" * bool(few < many)
+    return f"{count} clips of {', '.join(rows['benchmark'].unique())}."
 
 
 def _notes(table: pd.DataFrame) -> list[str]:
