@@ -15,6 +15,8 @@ from vjepa_lab.data.edited import Frozen
 from vjepa_lab.data.encode import write_video
 from vjepa_lab.data.memory import Memory
 from vjepa_lab.data.throughput import throughput
+from vjepa_lab.evaluation.evaluate import still
+from vjepa_lab.presets import preset
 
 
 class Toy(Source):
@@ -193,6 +195,12 @@ def test_mixture_labels_replacements_and_text():
     assert named.weights == (0.3, 0.7) and next(data.loader(named, 6)).clip.shape == (6, 3, 4, 16, 16)
     with pytest.raises(data.DataError, match="'x' in the mixture"):
         data.open("x*synthetic + 1*synthetic")
+    asked = data.open("0.3*synthetic + 0.7*synthetic:trs8", "test", size=16, frames=4, augment=False)
+    assert asked.fixed and len(asked) == 2000
+    with pytest.raises(data.DataError, match="synthetic has no option 'augment'"):
+        data.open("synthetic", augment=True)
+    with pytest.raises(ValueError, match=r"limit=5: .* leave limit out"):
+        still("synthetic + synthetic:trs8", "test", preset("smoke"), 5)
     with pytest.raises(data.DataError, match="one positive weight per source"):
         data.Mixture([Toy()], [1, 2])
 

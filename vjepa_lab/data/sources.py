@@ -51,6 +51,8 @@ def open(
     elif name == "synthetic":
         from .synthetic import world
 
+        if options.get("augment") is False:  # its clips never are, and a mixture says so to all its parts
+            del options["augment"]
         source = world(rest, split, **options)
     else:
         source = _files(str(spec), split, {**options, **files})
