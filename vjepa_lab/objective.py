@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vjepa_lab.masks import MultiBlock
 from vjepa_lab.schedules import Schedule, Weight
-from vjepa_lab.values import Value
+from vjepa_lab.values import Value, check
 from vjepa_lab.views import VIEWS, WHOLE, ErrorMap, Reordered, View, diff, mean_of
 from vjepa_lab.weighting import Weigher, Weighting
 
@@ -59,9 +59,7 @@ class Term(Value):
     on: str = field(default="all", kw_only=True)
 
     def __post_init__(self):
-        for name, allowed in (("view", VIEWS), ("norm", ("layer", "half", "raw")), ("on", ("all", "app", "dyn"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{type(self).__name__}({name}={getattr(self, name)!r}): expected one of {', '.join(allowed)}")
+        check(self, view=VIEWS, norm=("layer", "half", "raw"), on=("all", "app", "dyn"))
 
     def error(self, view: View, head: nn.Module | None) -> Tensor | ErrorMap:
         """The error map of any shape, in fp32; `head` is what `self.head` made."""
@@ -306,15 +304,8 @@ class Recipe(Value):
             raise TypeError(f"Recipe(masks={self.masks!r}): expected masks such as masks.AMG or MultiBlock(...)")
         if not isinstance(self.weighting, Weighting | None):
             raise TypeError(f"Recipe(weighting={self.weighting!r}): expected a rule such as GradientRatio(), or None")
-        for name, allowed in (
-            ("teacher", ("ema", "online", "frozen")),
-            ("levels", (1, 4)),
-            ("probe", ("student", "teacher", "initial")),
-            ("lr", ("cosine", "constant")),
-            ("images", ("out", "in")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"Recipe({name}={getattr(self, name)!r}): expected one of {', '.join(map(str, allowed))}")
+        check(self, teacher=("ema", "online", "frozen"), levels=(1, 4), probe=("student", "teacher", "initial"))
+        check(self, lr=("cosine", "constant"), images=("out", "in"))
         if self.weighting is not None and (len(self.objective.terms) < 2 or any(t.idle for _, t in self.objective)):
             raise ValueError(f"{self.weighting!r} weighs auxiliaries by their gradients: it needs two terms or more, none of them Detached")
         if all(term.idle for _, term in self.objective):

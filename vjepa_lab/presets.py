@@ -1,10 +1,10 @@
 """Sizes of model, clip and training, as values. `PRESETS["base"]` is the paper's Table 1."""
 
-import difflib
 import math
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 
+from vjepa_lab.arguments import suggest
 from vjepa_lab.masks import MULTIBLOCK, Blocks, MultiBlock
 from vjepa_lab.values import read
 
@@ -104,6 +104,5 @@ def preset(name: "str | Preset") -> Preset:
     if isinstance(name, Preset):
         return name
     if name not in PRESETS:
-        near = difflib.get_close_matches(str(name), PRESETS) or list(PRESETS)
-        raise ValueError(f"unknown preset {name!r}: did you mean {' or '.join(near)}?")
+        raise ValueError(f"unknown preset {name!r}: {suggest(str(name), PRESETS)}")
     return PRESETS[name]

@@ -1,6 +1,5 @@
 """Pretraining, the loop in view."""
 
-import difflib
 import hashlib
 import math
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ import torch
 
 from vjepa_lab import data as video
 from vjepa_lab import variants
+from vjepa_lab.arguments import suggest
 from vjepa_lab.objective import Recipe
 from vjepa_lab.presets import Preset, number, preset, whole
 from vjepa_lab.training import launch, locks, provenance
@@ -234,6 +234,5 @@ def overridden(base: str | Preset, overrides: dict) -> Preset:
     known = [f.name for f in fields(Preset)]
     for name in overrides:
         if name not in known:
-            near = difflib.get_close_matches(name, known) or known
-            raise ValueError(f"unknown parameter {name!r}: did you mean {' or '.join(near)}?")
+            raise ValueError(f"unknown parameter {name!r}: {suggest(name, known)}")
     return replace(size, **overrides)

@@ -1,6 +1,7 @@
 """Values that print as the code that rebuilds them, and the reader of such code."""
 
 import ast
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 
 
@@ -17,6 +18,13 @@ class Value:
             elif f.init and here != default:
                 changed.append(f"{f.name}={here!r}")
         return f"{type(self).__name__}({', '.join(required + changed)})"
+
+
+def check(value: Value, **allowed: Sequence) -> None:
+    """Refuse a value whose named fields hold anything but what is allowed. Raises ValueError, naming the field."""
+    for name, choices in allowed.items():
+        if getattr(value, name) not in choices:
+            raise ValueError(f"{type(value).__name__}({name}={getattr(value, name)!r}): expected one of {', '.join(map(repr, choices))}")
 
 
 def vocabulary() -> dict[str, type]:

@@ -16,7 +16,7 @@ from vjepa_lab.evaluation.layers import Layers
 from vjepa_lab.evaluation.multiview import Merge, extract_views
 from vjepa_lab.evaluation.probes import ProbeResult
 from vjepa_lab.evidence.results import append_rows
-from vjepa_lab.training.runs import Run, load_run, write_json
+from vjepa_lab.training.runs import Run, differing, load_run, write_json
 from vjepa_lab.training.trainer import fast_bf16
 
 PROBES = ("linear", "stepwise", "attentive", "knn")
@@ -131,8 +131,7 @@ class Subject:
             return
         path = self.folder / "config.json"
         if path.exists():
-            there = Run(self.folder).config
-            if differ := [f"{k}: {there.get(k)!r} there, {v!r} now" for k, v in self.config.items() if there.get(k) != v]:
+            if differ := differing(Run(self.folder).config, self.config):
                 raise ValueError(f"{self.folder} holds results of another encoder ({'; '.join(differ)}); choose another folder with out=")
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -166,9 +165,11 @@ def still(spec, split: str, shape, limit: int | None = None) -> video.Source:
 
     shape: a preset, or what has frames, size, stride."""
     shape = {"frames": shape.frames, "size": shape.size, "stride": shape.stride}
-    if str(spec).startswith("synthetic"):
+    if str(spec).startswith("synthetic") and " + " not in str(spec):
         return video.open(spec, split, **shape, **({} if limit is None else {"n": limit}))
     source = video.open(spec, split, augment=False, **shape)
     if limit is None or len(source) <= limit:
         return source
+    if not hasattr(source, "subset"):
+        raise ValueError(f"limit={limit}: {source.name} gives all of its clips or none; name one of its parts, or leave limit out")
     return source.subset([i * len(source) // limit for i in range(limit)])  # listings are sorted by class: the first ones are of few

@@ -30,7 +30,7 @@ from vjepa_lab.training import checkpoint, locks, provenance
 from vjepa_lab.training.health import FiniteWatch, NotFinite, all_finite
 from vjepa_lab.training.logbook import Log
 from vjepa_lab.training.processes import Interrupted, Stop, device_of
-from vjepa_lab.training.runs import Run, load_run, write_json
+from vjepa_lab.training.runs import Run, differing, load_run, write_json
 from vjepa_lab.training.trainer import fast_bf16, own_randomness, seed_step, warmup_and_cosine
 
 
@@ -242,10 +242,7 @@ def _open(folder: Path, config: dict, device: torch.device) -> None:
     if not path.exists():
         write_json(path, config | {"session": provenance.session(device, 1)})
         return
-    there = json.loads(path.read_text())
-    plain = json.loads(json.dumps(config, default=str))
-    differ = [f"{k}: {_short(there.get(k))} there, {_short(value)} asked" for k, value in plain.items() if there.get(k) != value]
-    if differ:
+    if differ := differing(json.loads(path.read_text()), json.loads(json.dumps(config, default=str)), _short):
         raise ValueError(f"{folder} holds another training ({'; '.join(differ)}); choose another folder with out=, or remove it")
 
 

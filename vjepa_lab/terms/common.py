@@ -1,6 +1,5 @@
 """What several terms share: distances over channels, heads, checks of their fields."""
 
-from collections.abc import Sequence
 from dataclasses import field
 from itertools import pairwise
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_lab.objective import Term
+from vjepa_lab.values import check
 
 
 class Distance(Term):
@@ -36,13 +36,6 @@ def mlp(*widths: int, activation: type[nn.Module] = nn.GELU) -> nn.Sequential:
 def two_layers(width: int, hidden: int, out: int) -> nn.Sequential:
     """A GELU head with one hidden layer; a linear one where `hidden` is 0."""
     return mlp(width, hidden, out) if hidden else mlp(width, out)
-
-
-def check(term: Term, **allowed: Sequence) -> None:
-    """Refuse a term whose named fields hold anything but the values allowed."""
-    for name, values in allowed.items():
-        if getattr(term, name) not in values:
-            raise ValueError(f"{type(term).__name__}({name}={getattr(term, name)!r}): expected one of {', '.join(map(repr, values))}")
 
 
 def positive(term: Term, *names: str) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +154,11 @@ def fingerprint(kind: type) -> str:
     return kind._fingerprint
 
 
+def differing(there: dict, asked: dict, show: Callable = repr) -> list[str]:
+    """In words, what of `asked` a folder's config.json says otherwise."""
+    return [f"{name}: {show(there.get(name))} there, {show(value)} asked" for name, value in asked.items() if there.get(name) != value]
+
+
 def open_folder(folder: Path, recipe: str, config: dict, known: dict, session: dict | None) -> Run:
     """Make the run folder, or check that it holds this very run; note the session that is to write it.
 
@@ -162,8 +167,7 @@ def open_folder(folder: Path, recipe: str, config: dict, known: dict, session: d
     run = Run(folder)
     if (folder / "config.json").exists():
         theirs = run.config
-        wanted = config | {name: value for name, value in known.items() if name in theirs}
-        differ = [f"{k}: {theirs.get(k)!r} there, {v!r} asked" for k, v in wanted.items() if theirs.get(k) != v]
+        differ = differing(theirs, config | {name: value for name, value in known.items() if name in theirs})
         if (there := (folder / "recipe.txt").read_text().strip()) != recipe:
             differ.append(f"recipe: {there} there, {recipe} asked")
         if differ:

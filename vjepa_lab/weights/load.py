@@ -8,7 +8,6 @@ weights.open("vjepa2.1-vitg:g.pt").predictor()
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from vjepa_lab.arguments import suggest
 from vjepa_lab.model import VJEPA, Encoder, Grid, Predictor
 from vjepa_lab.rope import positions
 
@@ -244,11 +244,9 @@ def parse(spec: str | Path, path: str | Path | None = None) -> tuple[Release | N
             raise WeightsError(f"{name!r} is a family of models; give one of its files: {name}:PATH")
         return release, place
     if path is not None:
-        near = difflib.get_close_matches(str(spec), RELEASES) or list(RELEASES)
-        raise WeightsError(f"no released model is called {str(spec)!r}: did you mean {' or '.join(near)}?")
+        raise WeightsError(f"no released model is called {str(spec)!r}: {suggest(str(spec), RELEASES)}")
     if not is_url(spec) and not Path(spec).exists():
-        near = difflib.get_close_matches(name, RELEASES) or list(RELEASES)
-        raise WeightsError(f"{str(spec)!r} is neither a path that exists nor a released model; did you mean {' or '.join(near)}?")
+        raise WeightsError(f"{str(spec)!r} is neither a path that exists nor a released model; {suggest(name, RELEASES)}")
     return None, spec
 
 
