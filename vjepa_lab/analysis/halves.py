@@ -219,8 +219,8 @@ def verdict(rows: pd.DataFrame) -> str:
     table = over_seeds(own, ["variant", "encoder"])
     worst = own.groupby(["variant", "encoder"], sort=False)["p"].max().to_dict()  # an effect has to show in every seed
     apart = [(r, worst[r["variant"], r["encoder"]]) for _, r in table.iterrows()]
-    yes = [f"{r['variant']} {shown(r, 2)}" for r, p in apart if p <= 0.05 and r["lo"] > 0]
-    no = [f"{r['variant']} {shown(r, 2)}" for r, p in apart if not (p <= 0.05 and r["lo"] > 0)]
+    yes = [f"{r['variant']} {shown(r, 3)}" for r, p in apart if p <= 0.05 and r["lo"] > 0]
+    no = [f"{r['variant']} {shown(r, 3)}" for r, p in apart if not (p <= 0.05 and r["lo"] > 0)]
     said = "Appearance and dynamics are further apart in the two halves than in random halves for " + (", ".join(yes) or "no encoder")
     said += f"; not for {', '.join(no)}" * bool(no)
     still = rows[rows["metric"].eq("frozen-dynamics") & rows["part"].eq("all")]
