@@ -6,8 +6,8 @@ The names a notebook needs; each module loads when first used, so that `import v
 import importlib
 import os
 
-# Idle OpenMP threads sleep instead of spinning: on a CPU that does anything else besides, spinning makes a training step several times
-# slower. It must be set before torch is loaded; a value of the user's own is kept.
+# Idle OpenMP threads sleep instead of spinning, which on a CPU that does anything else besides keeps others, the step's own among them,
+# from working. It must be set before torch is loaded; a value of the user's own is kept.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
@@ -39,7 +39,7 @@ _MODULES = {
         "alignment changes collected diagnose ends geometry gradients halves motion openset readers representation retention robustness "
         "shifts subjects throughput toys transfer"
     ),
-    "evidence": "claims intervals paper planning predicates results stats verdicts",
+    "evidence": "claims intervals paper planning predicates results stats verdicts worlds",
 }
 _PLACE = {module: f"{folder}.{module}".strip(".") for folder, modules in _MODULES.items() for module in modules.split()}
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}

@@ -46,7 +46,7 @@ def initialise(module: nn.Module, blocks: Iterable[Block]) -> None:
 
 
 class How(NamedTuple):
-    """How blocks are run: compiled; with activations recomputed in the backward pass (less memory, a third more time) instead of kept."""
+    """How blocks are run: compiled; with activations recomputed in the backward pass, not kept: less memory, one more forward pass."""
 
     compile: bool = False
     checkpoint: bool = False

@@ -289,7 +289,8 @@ class Latents:
     step, progress  training step and share of the training done (0 to 1), for terms that depend on them.
     full            say that `z` will be asked for: an online teacher then shares that pass instead of running its own.
     still           boolean [b]: samples that are images repeated to fill the frames, which terms about change leave out; None: none is
-    share           of one of several micro-batches: its samples that are no images, over the mean of all; terms about change count by it
+    share           weight of a micro-batch in terms about change: its number of clips that are no images, over the mean of that number over
+                    the step's micro-batches; 1 where the batch is not cut
     """
 
     def __init__(

@@ -84,8 +84,8 @@ def pretrain(
     bf16       None: where the device is fast at it
     accumulate  micro-batches that a step is cut into, one after the other: less memory at once
     clip       scale the gradients down to this norm where it is larger
-    compile    run the transformer blocks through torch.compile: a minute more at the start, and faster on CUDA; a warning where it cannot
-    checkpoint recompute activations in the backward pass instead of keeping them: less memory, about a third more time, the same gradients
+    compile    run the transformer blocks through torch.compile, with a warning where it cannot; `bench step --compile` says what it gives
+    checkpoint recompute activations in the backward pass instead of keeping them: less memory, one more forward pass, the same gradients
     workers    processes that read clips ahead, for each one that trains
     save_every  steps between checkpoints
     keep       checkpoints that stay: last.pt, the one before it last-1.pt, and so on

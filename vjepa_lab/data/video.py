@@ -119,8 +119,9 @@ def _reason(error: Exception) -> str:
 class Video:
     """An open video file: `frames`, `fps`, `read(indices)`. A context manager, opened for each clip: readers that are kept leak.
 
-    Without a named `backend`, decord (where it is installed) reads the streams that it can seek in, PyAV the others, at half of decord's
-    cost; and what one fails on, the other is asked for (damaged files, but also sound ones of 16 or 48 pixels' width, with decord).
+    Without a named `backend`, decord (where it is installed) reads the streams that it can seek in, PyAV the others, which it reads
+    faster (`bench loader`); and what one fails on, the other is asked for (damaged files, but also sound ones of 16 or 48 pixels' width,
+    with decord).
     """
 
     def __init__(self, path, backend: str | None = None):

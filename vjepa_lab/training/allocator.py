@@ -13,8 +13,8 @@ LARGEST_KEPT, MOST_KEPT = 32 * 2**20, 2**30  # bytes; the first is the most that
 def keep_freed_memory() -> bool:
     """Let this process keep freed memory, up to 1 GiB at the heap's end, for the next step; True where the C library can (glibc).
 
-    By default glibc gives large blocks back to the system at once, which hands them out again page by page, zeroed: tens of thousands of
-    page faults in each CPU training step. Left alone where a MALLOC_ variable of the environment says how memory is to be kept.
+    By default glibc gives large blocks back to the system at once, which hands them out again page by page, zeroed, in each CPU training
+    step (docs/performance.md has what that costs). Left alone where a MALLOC_ variable of the environment says how memory is to be kept.
     """
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return False
