@@ -100,9 +100,8 @@ class KenBurns(_Edited):
         axis, direction = MOTIONS[edit]
         phase, (low, high) = rng.random(4), list(SPEEDS.values())[rng.integers(len(SPEEDS))]
         path = np.tile(phase, (self.frames, 1))
-        path[:, axis] -= (
-            direction * rng.uniform(low, high) * np.arange(self.frames) / self.frames
-        )  # the camera moves, the picture the other way
+        # Minus: as the camera moves, the picture is seen to move the other way.
+        path[:, axis] -= direction * rng.uniform(low, high) * np.arange(self.frames) / self.frames
         x, y, angle, zoom = torch.from_numpy(path % 1).float().T
         half = 0.35 * 2**zoom  # of the view; the image spans -1 to 1 and its mirror images 4
         cos, sin = half * torch.cos(2 * torch.pi * angle), half * torch.sin(2 * torch.pi * angle)
