@@ -92,8 +92,8 @@ class CollapseAlarm:
     """Says once when the teacher's tokens become all alike (`std`) or lie along a line (`rank`).
 
     Nothing is said before the warm-up is over. A warning, not a verdict: a world of few factors makes few dimensions. In the reference
-    study's first runs (data/reference/curves.parquet: one colour, flat ground) `std` stays within 0.25 and 0.63 from there on, `rank` within
-    1.4 and 4.8, and a baseline that dips to 1.48 has its warning.
+    study's first runs (data/reference/curves.parquet: one colour, flat ground) `std` stays within 0.25 and 0.63 from there on, `rank`
+    within 1.4 and 4.8, and a baseline that dips to 1.48 has its warning.
     """
 
     warmup: int
