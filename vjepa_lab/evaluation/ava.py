@@ -10,7 +10,6 @@ Axes: b batch, n tokens, d channels, t h w token grid, m boxes, k actions.
 """
 
 import math
-import os
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -32,9 +31,10 @@ from vjepa_lab.data.sampling import Sampling
 from vjepa_lab.data.sets.ava import Copy, found
 from vjepa_lab.evaluation.boxes import BOX, FRAME, FrameMap, average_precision, frame_map, persons, read_boxes
 from vjepa_lab.evaluation.evaluate import Subject, subject_of
-from vjepa_lab.evaluation.features import clip_bar, device_for, fingerprint
+from vjepa_lab.evaluation.features import clip_bar, device_for, fingerprint, scaling
 from vjepa_lab.evaluation.heads import LinearHead, StackedAdamW, stack
 from vjepa_lab.evaluation.scoring import ProbeResult
+from vjepa_lab.training.checkpoint import replacing
 
 POOLS = ("max", "mean")
 
@@ -131,8 +131,8 @@ def extract(
     rows, features = torch.cat(rows), torch.cat(features)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"rows": rows, "features": features}, part := path.with_suffix(".part"))
-        os.replace(part, path)
+        with replacing(path) as part:
+            torch.save({"rows": rows, "features": features}, part)
     return People(people.iloc[rows.numpy()].reset_index(drop=True), features)
 
 
@@ -204,7 +204,7 @@ def probe(
 
     train = seen("train", truth["train"][[*FRAME, *BOX]].drop_duplicates())
     y = targets(train, truth["train"], actions)
-    mean, scale = _standard(train.features)
+    mean, scale = scaling(train.features)
     x = (train.features - mean) * scale
     fit = {"epochs": epochs, "batch": batch, "seed": seed, "device": device_for(device), "progress": progress}
     selected, search = choose(x, y, train.table["film"], list(product(lrs, wds)), val, **fit)
@@ -307,9 +307,3 @@ def train_heads(
 def _sigmoid(head: nn.Module, x: Tensor, device: torch.device) -> Tensor:
     """Probabilities [g m k], on the CPU."""
     return torch.cat([head(part.to(device)).sigmoid().cpu() for part in x.split(4096)], 1)
-
-
-def _standard(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The training set's mean, and the inverse of its deviation per channel; 0 for a channel that is constant there."""
-    std, mean = torch.std_mean(x, dim=0, correction=0)
-    return mean, torch.where(std > 1e-6 * std.max().clamp_min(1e-12), 1 / std, 0.0)

@@ -4,7 +4,6 @@ Axes: n clips, t h w token grid, d channels.
 """
 
 import hashlib
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tqdm.auto import tqdm
 
 from vjepa_lab import data
 from vjepa_lab.training.allocator import keep_freed_memory
+from vjepa_lab.training.checkpoint import replacing
 
 Grid = tuple[int, int, int]
 
@@ -100,9 +100,8 @@ def extract(
     features = _extract(encoder, source, tokens, batch, bf16, workers, device, encoder_name, progress)
     if cache is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        torch.save(vars(features), part)
-        os.replace(part, path)
+        with replacing(path) as part:
+            torch.save(vars(features), part)
     return features
 
 
@@ -194,6 +193,12 @@ def rank_in_class(y: Tensor, seed: int) -> Tensor:
     order = order[y[order].argsort(stable=True)]  # grouped by class, random inside
     first = torch.bincount(y).cumsum(0) - torch.bincount(y)
     return torch.empty_like(y).scatter_(0, order, torch.arange(len(y)) - first[y[order]])
+
+
+def scaling(x: Tensor) -> tuple[Tensor, Tensor]:
+    """What standardises features [n d]: their mean and the inverse of their deviation per channel, 0 for a channel that is constant."""
+    std, mean = torch.std_mean(x, dim=0, correction=0)
+    return mean, torch.where(std > 1e-6 * std.max().clamp_min(1e-12), 1 / std, 0.0)
 
 
 def device_for(device) -> torch.device:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vjepa_lab.evaluation.features import Features, device_for, extract, few_shot, rank_in_class
+from vjepa_lab.evaluation.features import Features, device_for, extract, few_shot, rank_in_class, scaling
 from vjepa_lab.evaluation.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, divisor, pick, stack
 from vjepa_lab.evaluation.scoring import ProbeResult, controls, paired, scored
 from vjepa_lab.rope import positions
@@ -340,6 +340,5 @@ def ridge(train: Features, test: Features, targets: tuple[Tensor, Tensor], *, na
 
 def _standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     """Both with the training set's mean and deviation per channel; a channel that is constant there becomes zero."""
-    std, mean = torch.std_mean(train, dim=0, correction=0)
-    scale = torch.where(std > 1e-6 * std.max().clamp_min(1e-12), 1 / std, 0.0)
+    mean, scale = scaling(train)
     return (train - mean) * scale, (test - mean) * scale

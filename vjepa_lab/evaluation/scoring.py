@@ -3,7 +3,6 @@
 Axes: n clips, k classes.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from vjepa_lab.evaluation.features import Features
 from vjepa_lab.evidence import results
+from vjepa_lab.training.checkpoint import replacing
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,8 +51,8 @@ class ProbeResult:
         name = "-".join(str(self.rows[0][key]) for key in ("benchmark", "probe", "encoder") if self.rows[0][key])
         path = Path(run) / "predictions" / f"{name.replace('/', '-').replace(', ', '-').replace(' ', '-')}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.predictions.to_parquet(part := path.with_suffix(".part"))
-        os.replace(part, path)
+        with replacing(path) as part:
+            self.predictions.to_parquet(part)
 
     def __repr__(self) -> str:
         columns = ["benchmark", "probe", "variant", "metric", "value", "lo", "hi", "n", "flag"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -197,7 +196,7 @@ def about(folder: Path) -> dict:
 
 
 def _write(folder: Path, cell: Cell, more: dict) -> None:
+    from ..training.runs import write_json
+
     same = {"study": cell.study.name, "cell": cell.name, "variant": cell.variant, "edition": cell.edition, "regime": cell.regime.name}
-    part = folder / f"{CELL}.part"
-    part.write_text(json.dumps(same | about(folder) | {"seed": cell.seed, "recipe": repr(cell.recipe)} | more, indent=1) + "\n")
-    os.replace(part, folder / CELL)
+    write_json(folder / CELL, same | about(folder) | {"seed": cell.seed, "recipe": repr(cell.recipe)} | more)
