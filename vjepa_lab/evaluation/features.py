@@ -201,5 +201,7 @@ def scaling(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std > 1e-6 * std.max().clamp_min(1e-12), 1 / std, 0.0)
 
 
-def device_for(device) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+def device_for(device: torch.device | str | None) -> torch.device:
+    """Where features and probes are computed: the device named, or with None or "auto" CUDA where it is there, else the CPU."""
+    asked = None if device == "auto" else device
+    return torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
