@@ -76,7 +76,8 @@ def test_verdicts_on_the_printed_tables(id, expected):
 
 def test_the_released_numbers_agree_with_the_printed_ones_within_their_noise(released):
     by_id = released[42]
-    assert by_id["S04"]["verdict"] == "supported" and by_id["S01"]["verdict"] == "undecided" and by_id["S02"]["verdict"] == "contradicted"
+    assert by_id["S04"]["verdict"] == "supported" and by_id["S01"]["verdict"] == "undecided" and by_id["P13"]["verdict"] == "contradicted"
+    assert by_id["S02"]["verdict"] == "undecided"  # a window of 0.4 points, and a point of sampling noise: that refutes nothing
     assert by_id["P01"]["verdict"] == "not applicable" and by_id["P01"]["predicates"] == dict.fromkeys(by_id["P01"]["predicates"])
     assert "one seed" in by_id["S04"]["basis"]
     assert all(by_id["S05"]["point"][name] for name in ("count", "range_13_16"))
@@ -156,6 +157,93 @@ def test_null_claims_are_rarely_called():
         worlds = claims.from_rows(df, draws=200)
         called += claims.evaluate(worlds, [claim("x", "x", 'delta("SSv2", "ld") > 0')])[0]["verdict"] != "undecided"
     assert called <= 13  # P(more | rate 0.05) < 0.1 %
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ('acc("SSv2", "a", "here") > 11 and (acc("SSv2", "b", "here") > 12 and 1 < 2)', 3),
+        ('acc("SSv2", "a", "here") > 11 or acc("SSv2", "b", "here") > 12', 1),
+        ('all(acc("SSv2", m, "here") > 11 for m in ["a", "b"])', 2),
+        ('all(10 < acc("SSv2", m, "here") <= 20 for m in ["a", "b"])', 4),
+        ('abs(delta("SSv2", "a", "here")) <= 1.5', 2),
+        ('1.5 > abs(delta("SSv2", "a", "here"))', 2),
+        ('delta("SSv2", "a", "here") == 1.5', 2),
+        ('deltas("SSv2", None, "here") == [0.0, 0.0, 0.0]', 6),
+        ('count(d > 1 for d in deltas("SSv2", None, "here")) == 2', 2),
+        ('max(methods("here"), key=lambda m: delta("SSv2", m, "here")) == "b"', 2),
+        ('rank_desc("SSv2", "b", "here") == 1', 3),
+        ('methods("here")[0] == "a"', 1),
+        ('set(methods("here")) == set(["a", "b", "c"])', 1),
+        ('[delta("SSv2", m, "here") for m in methods("here")] == BENCH', 1),
+    ],
+)
+def test_a_predicate_is_its_parts_together(text, count):
+    """On any accuracies the predicate holds exactly when every part does."""
+    rng = np.random.default_rng(0)
+    whole, parts = claims.compile_predicate(text), claims.compile_parts(text)
+    held = set()
+    for _ in range(200):
+        rows = {name: {"SSv2": float(np.round(rng.uniform(8, 14), 2))} for name in ("baseline", "a", "b", "c")}
+        env = claims.World({"here": rows}, {}).env
+        truths = parts(env)
+        assert len(truths) == count and all(truths) == bool(whole(env))
+        held.add(all(truths))
+    assert held == {True, False} or count == 1
+
+
+def test_the_papers_predicates_are_their_parts_together():
+    env = claims.printed().point.env | {"near": 1}
+    for item in claims.load():
+        for text in item.predicates.values():
+            try:
+                truths = claims.compile_parts(text)(env)
+            except claims.MissingEvidence:
+                continue
+            assert all(truths) == bool(claims.compile_predicate(text)(env)), text
+
+
+def test_many_parts_that_are_undecided_contradict_nothing():
+    """Six variants equal to the baseline: all of them better has a share of 1 in 64 at most, yet no evidence speaks against it; nor does
+    coarse evidence speak against a narrow window. One part that clearly fails does."""
+    names = [f"v{k}" for k in range(6)]
+    rng = np.random.default_rng(0)
+    everyone = f'all(delta("SSv2", m, "mixed") > 0 for m in [{", ".join(map(repr, names))}])'
+    verdicts = []
+    for _ in range(40):
+        df = runs({"baseline": {"SSv2": 20.0}} | {name: {"SSv2": 20.0} for name in names}, seeds=4)
+        known = claims.from_rows(df.assign(value=20 + rng.normal(0, 1, len(df))), draws=400)
+        verdicts += [claims.evaluate(known, [claim("x", "x", everyone)])[0]["verdict"]]
+    assert verdicts.count("contradicted") <= 5 and "supported" not in verdicts  # P(more | rate 0.025) < 0.1 %
+
+    coarse = runs({"baseline": {"SSv2": 20.0}, "ld": {"SSv2": 22.0}}, seeds=3, noise=20.0)
+    assert verdict(coarse, '1.9 <= delta("SSv2", "ld") <= 2.0')["verdict"] == "undecided"
+    assert verdict(coarse, 'delta("SSv2", "ld") == 2.0')["verdict"] == "undecided"
+    fails = runs({"baseline": {"SSv2": 20.0}} | {name: {"SSv2": 20.0} for name in names} | {"v5": {"SSv2": 15.0}})
+    assert verdict(fails, everyone)["verdict"] == "contradicted"
+
+
+def test_support_needs_every_part_and_adjusts_none():
+    """Intersection-union: parts at 98 % each support their conjunction, though all hold together in 55 % of the evidence or so."""
+    parts = {k: [0.98] for k in range(30)}
+    assert set(claims._decide(parts).values()) == {True}
+    assert set(claims._decide(parts | {30: None}).values()) == {None}
+    assert claims._decide({0: [0.98] * 30}) == {0: True} and claims._decide({0: [0.98, 0.97]}) == {0: None}
+
+
+def test_one_noisy_part_of_many_refutes_nothing():
+    """Twelve true zeros, as twelve predicates or as one of twelve parts: the worst of them must fail at 97.5 % after Bonferroni."""
+    for worst, value in ((0.5, None), (0.02, None), (0.001, False)):
+        apart = claims._decide({k: [0.5] for k in range(11)} | {11: [worst]})
+        assert apart[11] is value and claims._decide({0: [0.5] * 11 + [worst]}) == {0: value}
+    assert claims._verdict(claims._decide({0: [1.0], 1: [0.0]}).values()) == "partly"
+    assert claims._decide({0: [0.98], 1: [0.0]}) == {0: None, 1: False}, "a part that is picked as the one that holds needs more"
+
+
+def test_a_part_that_guards_another_is_judged_with_it():
+    df = runs({"baseline": {"SSv2": 10.0}, "ld": {"SSv2": 14.0}})
+    ours = 'deltas("SSv2", None, "mixed")'
+    assert verdict(df, f"len({ours}) > 3 and {ours}[3] > 0")["predicates"] == {"p": False}
 
 
 def test_runs_too_small_are_no_evidence():

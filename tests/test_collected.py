@@ -208,15 +208,6 @@ def test_the_notebook_reads_an_unfinished_study(tmp_path):
     assert len(results.load(folder)) > 0
 
 
-def test_one_noisy_predicate_of_many_refutes_nothing():
-    """Twelve true zeros: each fails in half of the evidence, all hold together in 1 of 4096; neither decides the statement."""
-    assert collected._decide(dict.fromkeys(range(12), 0.5), 12)[1] == "undecided"
-    assert collected._decide(dict.fromkeys(range(11), 0.5) | {11: 0.02}, 12)[1] == "undecided"
-    assert collected._decide(dict.fromkeys(range(11), 0.5) | {11: 0.001}, 12)[1] == "contradicted"
-    assert collected._decide(dict.fromkeys(range(12), 0.98), 12)[1] == "supported"
-    assert collected._decide({0: 1.0, 1: 0.0}, 2)[1] == "partly" and collected._decide({0: 1.0}, 2)[1] == "undecided"
-
-
 def test_the_notebook_reads_a_study_that_has_just_begun(tmp_path):
     folder = make(tmp_path / "part", dict.fromkeys(GAINS, 0) | {"baseline": 2, "random-init": 1, "ld": 1})
     said = printed(execute("14_reference_study", tmp_path, collection=str(folder), out=str(tmp_path / "figures")))

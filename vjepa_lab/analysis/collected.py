@@ -275,25 +275,8 @@ def _judge(item: claims.Claim, rows: pd.DataFrame, seeds: pd.Series, against: st
     if part["smoke"].all():
         return out | {"verdict": "undecided", "predicates": "", "lacks": "runs large enough to be evidence", "note": item.note}
     (found,) = claims.evaluate(part, [item])
-    values, whole = _decide(found["share"], len(item.predicates))
-    mark = {True: "yes", False: "no", None: "?"}
-    said = ", ".join(f"{name}: {mark[values.get(name)]}" for name in item.predicates)
-    return out | {"verdict": whole, "predicates": said, "lacks": "; ".join(found["missing"].values()), "note": item.note}
-
-
-def _decide(share: dict[str, float], count: int) -> tuple[dict[str, bool | None], str]:
-    """Each predicate's value and the statement's verdict, from the shares of the evidence in which they hold.
-
-    Supported needs every predicate at 97.5 % (then no one of them was picked: intersection-union). A single one that fails is picked out of
-    `count`, so to contradict it must fail at 97.5 % after Bonferroni.
-    """
-    if len(share) == count and all(value >= claims.LEVEL for value in share.values()):
-        return dict.fromkeys(share, True), "supported"
-    rare = (1 - claims.LEVEL) / count
-    values = {name: False if value <= rare else True if value >= 1 - rare else None for name, value in share.items()}
-    if False not in values.values():
-        return values, "undecided"
-    return values, "partly" if True in values.values() else "contradicted"
+    shown = claims.table([found]).iloc[0]
+    return out | {"verdict": found["verdict"], "predicates": shown["predicates"], "lacks": shown["lacks"], "note": item.note}
 
 
 def tally(table: pd.DataFrame) -> str:

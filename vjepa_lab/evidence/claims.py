@@ -14,8 +14,13 @@ A predicate is one expression in a small language: no attributes but `split` and
 A table is 3 (UCF-101), 4 (mixed), 5 (ablation), 6 (synthetic motion), or the name of a regime. A method is a printed name or a variant.
 
 Verdicts: `supported`, `contradicted`, `undecided` (at this n), `partly` (some parts supported, others contradicted), `not testable` (no
-table can decide it), `not applicable` (a statement about the document, asked of other evidence). With intervals, a predicate is supported
-when it holds in 97.5 % of the accuracies that the evidence allows, and contradicted when it fails in 97.5 %. An accuracy measured with
+table can decide it), `not applicable` (a statement about the document, asked of other evidence).
+
+With intervals, a statement is taken apart into comparisons that must hold together (`predicates.compile_parts`), and each has the share of
+the accuracies that the evidence allows in which it holds. It is supported when every part holds in 97.5 % of them: none was picked, so
+nothing is adjusted (intersection-union). It is contradicted when one part fails in 97.5 %, after Bonferroni over the parts among which this
+one was found. So many parts that are each undecided contradict nothing, and neither does evidence too coarse to tell 1.5 from 1.7. What is
+no conjunction (`or`, counts, sets) is one part. An accuracy measured with
 several seeds varies jointly over seeds (a multivariate t, so differences vary as in a paired t-test); one measured once varies by the
 sampling of its test set only, and `basis` says so. "Equals 5.92" then means: within 1 point of it (0.1 for a correlation).
 """
@@ -26,18 +31,18 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from . import results
-from .predicates import BUILTINS, Code, Env, MissingEvidence, compile_predicate
+from .predicates import MissingEvidence, compile_parts, compile_predicate
+from .worlds import BENCH, SYNTHETIC_MOTION, World
 
 PAPER = Path(__file__).resolve().parents[2] / "data" / "paper"
-COLUMNS = {"D-48": "d48", "IN-100": "in100", "SSv2": "ssv2"}
-BENCH = list(COLUMNS)
+COLUMNS = dict(zip(BENCH, ("d48", "in100", "ssv2"), strict=True))
 REGIMES = {3: "ucf101", 4: "mixed", 5: "mixed", 6: "ucf101"}
 ABLATION = {
     "Baseline": "baseline",
@@ -48,111 +53,10 @@ ABLATION = {
     "FWM + HW + LD": "fwm-hw-ld",
 }
 SYNTHETIC = {"Baseline": "baseline", "Kinematic-L1 (lambda=1.0)": "kin-l1", "Kinematic-L1 (lambda=0.1)": "kin-l1-weak"}
-SYNTHETIC_MOTION = "synthetic-motion"  # the only benchmark of Table 6, whose predicates name none
 LEVEL = 0.975
 
 
 # --- evidence ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class World:
-    """One set of accuracies: `values[table][method][benchmark]` in percent, None where the paper left the cell empty too."""
-
-    values: dict[int | str, dict[str, dict[str | None, float | None]]]
-    printed: dict[int, list[dict[str, str]]]
-    variants: dict[tuple[int | str, str], str] = field(default_factory=dict)
-    document: bool = False
-    "True when `printed` is the evidence itself, so that predicates may read its rows."
-
-    def _methods(self, table) -> dict[str, dict]:
-        if table not in self.values:
-            raise MissingEvidence(f"table or regime {table!r}")
-        return self.values[table]
-
-    def acc(self, bench, method, table=4):
-        rows = self._methods(table)
-        method = method if method in rows else self.variants.get((table, method), method)
-        if method not in rows:
-            raise MissingEvidence(f"{method} in table {table}")
-        if bench not in rows[method]:
-            raise MissingEvidence(f"{method} on {bench or SYNTHETIC_MOTION} (table {table})")
-        return rows[method][bench]
-
-    def delta(self, bench, method, table=4):
-        value, base = self.acc(bench, method, table), self.acc(bench, next(iter(self._methods(table))), table)
-        if value is None:
-            return None
-        if base is None:
-            raise MissingEvidence(f"the baseline on {bench} (table {table})")
-        return round(value - base, 2)
-
-    def methods(self, table=4) -> list[str]:
-        return list(self._methods(table))[1:]
-
-    def deltas(self, bench, methods=None, table=4) -> list[float]:
-        every = [self.delta(bench, method, table) for method in (self.methods(table) if methods is None else methods)]
-        return [d for d in every if d is not None]
-
-    def reported(self, method, table=3) -> list[str]:
-        return [bench for bench in BENCH if self.acc(bench, method, table) is not None]
-
-    def rank_desc(self, bench, method, table=4) -> int:
-        own = self.delta(bench, method, table)
-        if own is None:
-            raise MissingEvidence(f"{method} on {bench}")
-        return 1 + sum(d > own for d in self.deltas(bench, table=table))
-
-    def kin(self) -> list[str]:
-        return [method for method in self.methods(3) if method.startswith("Kin.")]
-
-    def dominated(self, method, methods, table=4) -> bool:
-        """Another method is at least as good on every benchmark and better on one."""
-        own = [self.delta(bench, method, table) for bench in BENCH]
-        others = [[self.delta(bench, other, table) for bench in BENCH] for other in methods if other != method]
-        return any(all(o >= m for o, m in zip(d, own, strict=True)) and d != own for d in others)
-
-    def value(self, table, row, column=None) -> str:
-        first = next(iter(self.printed[table][0]))
-        found = next((r for r in self.printed[table] if r[first] == row), None)
-        if found is None:
-            raise MissingEvidence(f"row {row!r} of table {table}")
-        return found[column or list(found)[1]]
-
-    @cached_property
-    def env(self) -> Env:
-        own = {
-            name: getattr(self, name)
-            for name in ("acc", "delta", "deltas", "methods", "reported", "rank_desc", "kin", "dominated", "value")
-        }
-        tables = self.printed if self.document else _Unreadable()
-        return (
-            BUILTINS
-            | own
-            | {"BENCH": BENCH, "T": tables, "count": _count, "spearman": _spearman, "num": _num, "near": 0 if self.document else 1}
-        )
-
-
-class _Unreadable:
-    def __getitem__(self, table):
-        raise MissingEvidence("the rows of a printed table (this evidence is not the document)")
-
-
-def _count(xs: Iterable) -> int:
-    return sum(map(bool, xs))
-
-
-def _spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    from scipy.stats import rankdata
-
-    if len(x) != len(y) or len(x) < 3:
-        raise MissingEvidence("equally many deltas on both benchmarks")
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
-
-
-def _num(text: str) -> float:
-    """The first number in a text: "~1,224 GPU-h" -> 1224."""
-    return float(re.search(r"\d[\d,]*(?:\.\d+)?", text)[0].replace(",", ""))
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,9 +252,8 @@ def evaluate(source="paper", claims: Sequence[Claim] | None = None, *, baseline_
     """Judge claims (default: the paper's) on evidence (see `evidence`).
 
     A dict per claim: `id, where, text, predicates` (name -> True, False, or None where undecided), `verdict`, `point` (name -> does it
-    hold for
-    the mean accuracies), `share` (name -> share of the accuracies that the evidence allows in which it holds), `basis`, `seeds`,
-    `missing` (name -> what the evidence lacks), `status`, `note`.
+    hold for the mean accuracies), `share` (name -> share of the accuracies that the evidence allows in which its weakest part holds),
+    `basis`, `seeds`, `missing` (name -> what the evidence lacks), `status`, `note`.
     """
     known = evidence(source, baseline_seed=baseline_seed)
     return [_judge(item, known) for item in (load() if claims is None else claims)]
@@ -359,32 +262,54 @@ def evaluate(source="paper", claims: Sequence[Claim] | None = None, *, baseline_
 def _judge(item: Claim, known: Evidence) -> dict:
     out = {"id": item.id, "where": item.where, "text": item.text, "evidence": known.name, "basis": known.basis, "seeds": known.seeds}
     point, shares, missing = {}, {}, {}
+    decisive = tuple(item.predicates) if item.formalises is None else item.formalises
     if item.kind == "document" and not known.point.document:
         values = dict.fromkeys(item.predicates)
         verdict = "not applicable"
     else:
         for name, text in item.predicates.items():
             try:
-                code = compile_predicate(text)
-                point[name], shares[name] = bool(code(known.point.env)), _share(code, known)
+                point[name], shares[name] = _point_and_shares(text, known)
             except MissingEvidence as error:
                 missing[name] = str(error)
-        values = {name: _decide(shares.get(name)) for name in item.predicates}
-        decisive = item.predicates if item.formalises is None else item.formalises
+        values = _decide({name: shares.get(name) for name in decisive})
+        values = {name: values[name] if name in values else _decide({name: shares.get(name)})[name] for name in item.predicates}
         verdict = _verdict([values[name] for name in decisive])
+    weakest = {name: min(parts, default=1.0) for name, parts in shares.items()}
     extra = {"status": item.status, "note": item.note, "new_data_test": item.new_data_test}
-    return out | {"predicates": values, "verdict": verdict, "point": point, "share": shares, "missing": missing} | extra
+    return out | {"predicates": values, "verdict": verdict, "point": point, "share": weakest, "missing": missing} | extra
 
 
-def _share(code: Code, known: Evidence) -> float:
-    worlds = known.draws or [known.point]
-    return sum(bool(code(world.env)) for world in worlds) / len(worlds)
+def _point_and_shares(text: str, known: Evidence) -> tuple[bool, list[float]]:
+    """Whether a predicate holds for the mean accuracies; the share of the accuracies that the evidence allows in which each part holds."""
+    whole, parts = compile_predicate(text), compile_parts(text)
+    point = bool(whole(known.point.env))
+    if not known.draws:
+        return point, [float(point)]
+    try:
+        truths = [parts(world.env) for world in known.draws]
+    except (LookupError, TypeError, ValueError):  # one part guards another, as in `len(xs) > 1 and xs[1] > 0`
+        truths = []
+    if len(set(map(len, truths))) != 1:
+        truths = [[bool(whole(world.env))] for world in known.draws]
+    return point, np.mean(truths, axis=0).tolist()
 
 
-def _decide(share: float | None) -> bool | None:
-    if share is None or 1 - LEVEL < share < LEVEL:
-        return None
-    return share >= LEVEL
+def _decide(shares: Mapping[str, Sequence[float] | None]) -> dict[str, bool | None]:
+    """True, False or None (undecided) for each of several predicates that a statement consists of, from the shares of their parts; no
+    shares: it could not be evaluated.
+
+    All together are true at 97.5 % each. One that is picked out needs Bonferroni: true while others are not, over the predicates; false,
+    over the parts.
+    """
+    known = {name: parts for name, parts in shares.items() if parts is not None}
+    weakest = {name: min(parts, default=1.0) for name, parts in known.items()}
+    if len(known) == len(shares) and all(share >= LEVEL for share in weakest.values()):
+        return dict.fromkeys(shares, True)
+    high = 1 - (1 - LEVEL) / max(len(shares), 1)
+    low = (1 - LEVEL) / max(sum(map(len, known.values())), 1)
+    decided = {name: True if share >= high else False if share <= low else None for name, share in weakest.items()}
+    return {name: decided.get(name) for name in shares}
 
 
 def _verdict(values: Sequence[bool | None]) -> str:

@@ -49,6 +49,73 @@ def compile_predicate(text: str, where: str = "predicate") -> Code:
         raise ValueError(f"{where}: {error}") from None
 
 
+def compile_parts(text: str) -> Code:
+    """The predicate as statements that hold together exactly when it holds: a function of its names' values that gives a list of truths.
+
+    Apart are taken: `and`, `all(...)`, chains (`2 < x < 3`), equal numbers (at most, and at least), `abs(x) < c` (both sides), and the best
+    of several (`max(xs, key=f) == x`, `rank_desc(...) == 1`: better than each rival). Everything else is one statement.
+    text: a predicate that `compile_predicate` takes.
+    """
+    return _parts(ast.parse(text, mode="eval").body, NAMES)
+
+
+def _parts(node: ast.expr, names: frozenset[str]) -> Code:
+    build = lambda child: _build(child, names)
+    together = lambda nodes: _together([_parts(each, names) for each in nodes])
+    match node:
+        case ast.BoolOp(op=ast.And(), values=values):
+            return together(values)
+        case ast.Call(
+            func=ast.Name(id="all"), args=[ast.GeneratorExp(elt=each, generators=loops) | ast.ListComp(elt=each, generators=loops)]
+        ):
+            run = _loop(each, loops, names, _parts)
+            return lambda env: [truth for parts in run(env) for truth in parts]
+        case ast.Compare(left=left, ops=ops, comparators=rights) if len(ops) > 1:
+            return together(ast.Compare(a, [op], [b]) for a, op, b in zip([left, *rights], ops, rights, strict=False))
+        case ast.Compare(left=left, ops=[ast.Gt() | ast.GtE() as op], comparators=[ast.Call(func=ast.Name(id="abs")) as right]):
+            return _parts(ast.Compare(right, [ast.Lt() if isinstance(op, ast.Gt) else ast.LtE()], [left]), names)
+        case ast.Compare(left=ast.Call(func=ast.Name(id="abs"), args=[inner]), ops=[ast.Lt() | ast.LtE() as op], comparators=[right]):
+            return together(ast.Compare(side, [op], [right]) for side in (inner, ast.UnaryOp(ast.USub(), inner)))
+        case ast.Compare(
+            left=ast.Call(func=ast.Name(id="max"), args=[among], keywords=[ast.keyword(arg="key", value=key)]),
+            ops=[ast.Eq()],
+            comparators=[best],
+        ):
+            return _best(build(among), build(key), build(best))
+        case ast.Compare(
+            left=ast.Call(func=ast.Name(id="rank_desc"), args=[bench, method, *table]), ops=[ast.Eq()], comparators=[ast.Constant(value=1)]
+        ):
+            call = lambda name, *args: build(ast.Call(ast.Name(name), list(args), []))
+            own, every = call("delta", bench, method, *table), call("deltas", bench, ast.Constant(None), *table)
+            return lambda env: [other <= own(env) for other in every(env)]
+        case ast.Compare(left=left, ops=[ast.Eq() as op], comparators=[right]):
+            a, b, whole, margin = build(left), build(right), build(node), _margin(op, left, right)
+            return lambda env: _both_sides(a(env), b(env), margin * env["near"]) or [bool(whole(env))]
+    code = build(node)
+    return lambda env: [bool(code(env))]
+
+
+def _together(parts: Sequence[Code]) -> Code:
+    return lambda env: [truth for part in parts for truth in part(env)]
+
+
+def _best(among: Code, key: Code, best: Code) -> Code:
+    """`best` is one of them, and no other has a larger key."""
+
+    def parts(env: Env) -> list[bool]:
+        every, score, first = list(among(env)), key(env), best(env)
+        return [score(other) <= score(first) for other in every if other != first] if first in every else [False]
+
+    return parts
+
+
+def _both_sides(a, b, margin: float) -> list[bool]:
+    """a <= b and a >= b of numbers, or of lists of numbers, within a margin; nothing where they are no numbers."""
+    a, b = (x if isinstance(x, list | tuple) else [x] for x in (a, b))
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (*a, *b))
+    return [side <= margin for x, y in zip(a, b, strict=True) for side in (x - y, y - x)] if numbers and len(a) == len(b) else []
+
+
 def _build(node: ast.expr, names: frozenset[str]) -> Code:
     """Turn one node into a closure; nodes without a case here are not part of the language."""
     build = lambda child: _build(child, names)
@@ -151,7 +218,7 @@ def _literals(node: ast.expr) -> list[ast.expr]:
     return [node]
 
 
-def _loop(element: ast.expr, loops: Sequence[ast.comprehension], names: frozenset[str]) -> Code:
+def _loop(element: ast.expr, loops: Sequence[ast.comprehension], names: frozenset[str], inner: Callable[..., Code] = _build) -> Code:
     steps = []
     for loop in loops:
         source = _build(loop.iter, names)
@@ -161,14 +228,14 @@ def _loop(element: ast.expr, loops: Sequence[ast.comprehension], names: frozense
         own = [target.id for target in targets]
         names = names.union(own)
         steps.append((source, own, isinstance(loop.target, ast.Tuple), [_build(test, names) for test in loop.ifs]))
-    body = _build(element, names)
+    body = inner(element, names)
 
     def run(env: Env, depth: int = 0) -> list:
         if depth == len(steps):
             return [body(env)]
         source, own, unpack, tests = steps[depth]
-        inner = (env | dict(zip(own, item if unpack else [item], strict=True)) for item in source(env))
-        return [value for scope in inner if all(test(scope) for test in tests) for value in run(scope, depth + 1)]
+        scopes = (env | dict(zip(own, item if unpack else [item], strict=True)) for item in source(env))
+        return [value for scope in scopes if all(test(scope) for test in tests) for value in run(scope, depth + 1)]
 
     return run
 
