@@ -326,6 +326,8 @@ def test_equals_do_not_beat_each_other():
     """Two rows with the same accuracies are both on the front; a tie in one column is no way past the other."""
     table = pd.DataFrame({"a": [2.0, 2.0, 2.0, 1.0], "b": [3.0, 3.0, 1.0, 4.0]}, index=["one", "same", "worse", "other"])
     assert stats.pareto(table).to_dict() == {"one": True, "same": True, "worse": False, "other": True}
+    holes = pd.DataFrame({"a": [np.nan, 2.0, 1.0], "b": [4.0, 3.0, np.nan]}, index=["no a", "whole", "no b"])
+    assert stats.pareto(holes).all(), "what was not measured neither beats nor is beaten"
 
 
 def test_rank_stability_is_kendalls_w():

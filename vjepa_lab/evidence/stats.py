@@ -313,11 +313,11 @@ def correlation(x, y, draws: int = 10_000, seed: int = 0, confidence: float = 0.
 
 
 def pareto(table: pd.DataFrame) -> pd.Series:
-    """True for the rows that no other row beats: none is at least as good in every column and better in one. NaN counts as not beaten."""
+    """True for the rows that no other row beats: none is at least as good in every column and better in one. A row with a NaN cannot be
+    compared: it beats none and is not beaten."""
     values = table.to_numpy(float)
-    with np.errstate(invalid="ignore"):
-        weak = ~(values[:, None] < values[None]).any(-1)
-        strict = (values[:, None] > values[None]).any(-1)
+    weak = (values[:, None] >= values[None]).all(-1)
+    strict = (values[:, None] > values[None]).any(-1)
     return pd.Series(~(weak & strict).any(0), index=table.index, name="pareto")
 
 
