@@ -1,6 +1,7 @@
 """The counting toy: its world, the bisimulation by hand, what training must and may do."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -43,6 +44,53 @@ def test_seeds_train_side_by_side_as_if_alone():
         assert alone[column].item() == pytest.approx(both.loc[both["seed"].eq(1), column].item(), rel=1e-4)
 
 
+def test_networks_start_from_weights_of_their_own():
+    """Encoder, transition and head of one seed share no draw, nor do seeds."""
+    nets = toys.Nets((0, 1), 1)
+    first = [stack.layers[0].weight[seed].flatten()[:64] for stack in (nets.encoder, nets.transition, nets.head) for seed in (0, 1)]
+    close = torch.corrcoef(torch.stack(first)).abs() - torch.eye(len(first))
+    assert close.max() < 0.5
+
+
+def test_what_training_merged_is_seen():
+    """Five observations of 0, 0, 1, 1 and 2 objects; the first two and the others are equivalent."""
+    classes, counts = np.array([0, 0, 1, 1, 1]), np.array([0, 0, 1, 1, 2])
+    code = np.array([0, 0.01, 1, 1, 1])
+    found = toys._held_against(abs(code[:, None] - code), classes, counts)
+    assert found == pytest.approx({"apart": 1, "far": 0.995, "near": 0.01 / 4, "counts": 6 / 8})
+    merged = toys._held_against(np.zeros((5, 5)), classes, counts)
+    assert merged == pytest.approx({"apart": 0, "far": 0, "near": 0, "counts": 0})
+    assert np.isnan(toys._held_against(np.zeros((5, 5)), np.zeros(5), counts)["apart"])
+
+
+def told(**changed) -> str:
+    """The verdict on a run of the joint setting and one of the reward alone."""
+    joint = {"setting": "dynamics + reward", "seed": 0, "classes": 9, "apart": 1.0, "counts": 1.0, "learnt": True, "cosine": -0.4}
+    alone = joint | {"setting": "reward alone", "classes": 2, "counts": 0.6, "cosine": np.nan}
+    return toys.verdict(toys.Counting(pd.DataFrame([joint | changed, alone]), {}, {}, pd.DataFrame()), 10)
+
+
+def test_the_verdict_follows_its_rows():
+    assert "100.0% for dynamics + reward (9 classes)" in told() and "as the theorem says" in told() and "60.0% for reward alone" in told()
+    assert "90.0% for dynamics + reward" in told(apart=0.9) and "which the theorem does not allow" in told(apart=0.9)
+    assert "for dynamics + reward (9 classes)" not in told(learnt=False, apart=0.9) and "(1 of 2 runs)" in told(learnt=False)
+    assert "pulling against it" in told() and "pulling against it" not in told(cosine=0.1)
+
+
+def test_learnt_is_what_a_setting_trains():
+    joint, reward, dynamics = toys.SETTINGS[:3]
+    assert (
+        toys._ends(joint, 0.01, 0.01)["learnt"]
+        and not toys._ends(joint, 0.01, 0.06)["learnt"]
+        and not toys._ends(joint, 0.06, 0.01)["learnt"]
+    )
+    assert (
+        toys._ends(reward, 9.0, 0.01)["learnt"]
+        and toys._ends(dynamics, 0.01, 9.0)["learnt"]
+        and np.isnan(toys._ends(reward, 9, 0)["dynamics"])
+    )
+
+
 def test_a_target_keeps_what_the_transition_alone_lets_go():
     torch.manual_seed(0)
     found = toys.count(seeds=(0,), steps=250, settings=toys.SETTINGS[:3:2], progress=False)
@@ -51,7 +99,7 @@ def test_a_target_keeps_what_the_transition_alone_lets_go():
     assert rows.loc["dynamics alone", "near"] < 0.75 * rows.loc["dynamics + reward", "far"]
     assert found.must["dynamics + reward"][4, 4] == 0 and found.must["dynamics + reward"][3, 4] == 1
     assert set(found.curve["setting"]) == {"dynamics + reward"} and found.curve["cosine"].between(-1, 1).all()
-    assert "Verdict (counting toy, 1 seeds" in toys.verdict(found, 250)
+    assert "Verdict (counting toy, 1 seed," in toys.verdict(found, 250)
     from vjepa_lab import plots
 
     assert len(plots.counting(found, paper=True).axes) > 4

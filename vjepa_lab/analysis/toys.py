@@ -30,7 +30,8 @@ CELLS = 9
 MERGED = 0.02
 """Codes nearer than this share of their mean distance before training count as one: what a transition learnt alone leaves of them."""
 LEARNT = 0.05
-"""Losses below this count as learnt; the transition's in units of the untrained codes' mean squared distance."""
+"""Losses below this count as learnt: the transition's in units of the trained codes' mean squared distance (that codes shrink is no merit),
+the target's in units of its variance."""
 
 
 def observations() -> np.ndarray:
@@ -101,9 +102,9 @@ class Nets(nn.Module):
 
     def __init__(self, seeds: Sequence[int], target: int, dim: int = 16, hidden: int = 128):
         super().__init__()
-        self.encoder = Stack([CELLS, hidden, hidden, dim], seeds)
-        self.transition = Stack([dim + 2, hidden, dim], seeds)
-        self.head = Stack([dim, hidden, max(target, 1)], seeds)
+        self.encoder = Stack([CELLS, hidden, hidden, dim], seeds, 0)
+        self.transition = Stack([dim + 2, hidden, dim], seeds, 1)
+        self.head = Stack([dim, hidden, max(target, 1)], seeds, 2)
 
     def losses(self, seen: Tensor, after: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Transition loss [s], target loss [s] (zero without a target) and codes [s o d]."""
@@ -116,13 +117,13 @@ class Nets(nn.Module):
 
 
 class Stack(nn.Module):
-    """s perceptrons side by side, each seed's weights drawn from that seed: x [s b d] -> [s b e]."""
+    """s perceptrons side by side, each seed's weights drawn from that seed and `part`, layer by layer: x [s b d] -> [s b e]."""
 
-    def __init__(self, widths: Sequence[int], seeds: Sequence[int]):
+    def __init__(self, widths: Sequence[int], seeds: Sequence[int], part: int):
         super().__init__()
         self.layers = nn.ModuleList()
         for i, (dim, out) in enumerate(pairwise(widths)):
-            single = [Dense(1, dim, out, torch.Generator().manual_seed(1000 * seed + i), std=dim**-0.5) for seed in seeds]
+            single = [Dense(1, dim, out, torch.Generator().manual_seed(1000 * seed + 10 * part + i), std=dim**-0.5) for seed in seeds]
             layer = Dense(len(seeds), dim, out, torch.Generator())
             layer.weight.data = torch.cat([each.weight.data for each in single])
             self.layers.append(layer)
@@ -138,8 +139,9 @@ class Counting:
     """What came out.
 
     rows     per setting and seed: classes predicted; `apart`: share of the pairs that must differ and do; `far`, `near`: mean distance of
-             the pairs that must differ and of those that may merge; losses at the end; `cosine`: mean over training of the cosine of both
-             losses' gradients on the encoder
+             the pairs that must differ and of those that may merge; `counts`: share of the pairs with different numbers of objects whose
+             codes differ, whether they must or not, so that settings compare; losses at the end, in the units of `LEARNT`; `learnt`: all
+             that the setting trains are; `cosine`: mean over training of the cosine of both losses' gradients on the encoder
     between  per setting: distance of the mean codes of two counts [9 9], mean over seeds
     must     per setting: share of the pairs of observations with these counts that must differ [9 9]
     curve    per setting and step: the cosine, mean over seeds with its 95 % interval where there are several
@@ -169,12 +171,9 @@ def count(
         scale = _mean_distance(first)
         rows += [
             {"setting": setting.name, "seed": seed, "classes": int(classes.max()) + 1, "steps": steps}
-            | _held_against(distance[s] / scale[s], classes)
-            | {
-                "dynamics": ends[0][s] / scale[s] ** 2,
-                "target": ends[1][s],
-                "cosine": float(np.nanmean(cosines[:, s])) if cosines.size else np.nan,
-            }
+            | _held_against(distance[s] / scale[s], classes, seen.sum(1))
+            | _ends(setting, ends[0][s], ends[1][s])
+            | {"cosine": float(cosines[:, s].mean()) if cosines.size else np.nan}
             for s, seed in enumerate(seeds)
         ]
         between[setting.name] = _between(codes, seen, scale)
@@ -183,11 +182,17 @@ def count(
     return Counting(pd.DataFrame(rows), between, must, pd.concat(curves, ignore_index=True) if curves else pd.DataFrame())
 
 
+def _ends(setting: Setting, dynamics: float, target: float) -> dict[str, float | bool]:
+    """Both losses at the end, nan for one that was not trained, and whether what was trained was learnt."""
+    losses = {"dynamics": dynamics if setting.dynamics else np.nan, "target": target if setting.target else np.nan}
+    return losses | {"learnt": not any(loss >= LEARNT for loss in losses.values())}
+
+
 CURVE = 50  # points of the gradient cosine over training
 
 
 def _train(setting: Setting, seen: np.ndarray, seeds, steps: int, lr: float, weights):
-    """Codes at the end and at the start [s o d], both losses at the end [s], the gradients' cosine [points s]."""
+    """Codes at the end and at the start [s o d], both losses at the end in the units of `LEARNT` [s], the gradients' cosine [points s]."""
     x, after = torch.tensor(seen, dtype=torch.float32) * 2 - 1, torch.tensor(transitions(seen))
     target = torch.tensor(targets(seen)[setting.target]) if setting.target else None
     nets = Nets(seeds, 0 if target is None else target.shape[1])
@@ -205,7 +210,9 @@ def _train(setting: Setting, seen: np.ndarray, seeds, steps: int, lr: float, wei
         schedule.step()
     with torch.no_grad():
         dynamics, known, codes = nets.losses(x, after, target)
-    return codes, first, (dynamics.numpy(), known.numpy()), np.array(cosines)
+    apart = 2 * codes.var(1, correction=0).sum(-1)  # mean squared distance of two codes
+    spread = 1.0 if target is None else target.var(correction=0)
+    return codes, first, ((dynamics / apart).numpy(), (known / spread).numpy()), np.array(cosines)
 
 
 def _cosine(a: Tensor, b: Tensor, parameters: list[nn.Parameter]) -> np.ndarray:
@@ -218,11 +225,13 @@ def _mean_distance(codes: Tensor) -> np.ndarray:
     return torch.cdist(codes, codes).mean((1, 2)).numpy()
 
 
-def _held_against(distance: np.ndarray, classes: np.ndarray) -> dict[str, float]:
-    differ, pair = classes[:, None] != classes, np.triu(np.ones_like(distance, bool), 1)
-    must, may = differ & pair, ~differ & pair
+def _held_against(distance: np.ndarray, classes: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """Distances of codes [o o] against the classes [o] that must differ, and against the number of objects [o]."""
+    pair = np.triu(np.ones_like(distance, bool), 1)
+    must, other = ((each[:, None] != each) & pair for each in (classes, counts))
     mean = lambda values, where: float(values[where].mean()) if where.any() else np.nan
-    return {"apart": mean(distance > MERGED, must), "far": mean(distance, must), "near": mean(distance, may)}
+    differ, may = distance > MERGED, pair & ~must
+    return {"apart": mean(differ, must), "far": mean(distance, must), "near": mean(distance, may), "counts": mean(differ, other)}
 
 
 def _between(codes: Tensor, seen: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -239,25 +248,29 @@ def _must(classes: np.ndarray, seen: np.ndarray) -> np.ndarray:
 def _curve(name: str, cosines: np.ndarray, steps: int) -> pd.DataFrame:
     from scipy import stats as sps
 
-    mean, seeds = np.nanmean(cosines, 1), cosines.shape[1]
+    mean, seeds = cosines.mean(1), cosines.shape[1]
     half = sps.t.ppf(0.975, seeds - 1) * cosines.std(1, ddof=1) / seeds**0.5 if seeds > 1 else np.full(len(mean), np.nan)
     at = np.arange(len(mean)) * max(steps // CURVE, 1)
     return pd.DataFrame({"setting": name, "step": at, "cosine": mean, "lo": mean - half, "hi": mean + half, "seeds": seeds})
 
 
 def verdict(found: Counting, steps: int) -> str:
-    """One sentence: whether what must differ differs, and what gradients say of it."""
-    mean = found.rows.groupby("setting", sort=False).mean(numeric_only=True)
-    learnt = mean[(mean["dynamics"].where(mean.index.str.contains("dynamics"), 0) < LEARNT) & (mean["target"] < LEARNT)]
-    told = learnt[learnt["apart"].notna()]
+    """What the theorem says of what was learnt, what settings keep apart beside it, and what gradients say, computed from the rows."""
+    rows, seeds = found.rows, found.rows["seed"].nunique()
+    bound = rows[rows["learnt"] & rows["apart"].notna()]
+    told = bound.groupby("setting", sort=False)[["apart", "classes"]].mean()
     said = ", ".join(f"{row.apart:.1%} for {name} ({row.classes:.0f} classes)" for name, row in told.iterrows())
-    fits = "" if told.empty else ", as the theorem says" if told["apart"].min() > 0.99 else ", which the theorem does not allow"
-    turned = ", ".join(f"{name} {value:+.2f}" for name, value in mean["cosine"].dropna().items())
-    against = len(told) and (told["cosine"] < 0).all()
+    fits = "" if bound.empty else ", as the theorem says" if bound["apart"].min() > 0.99 else ", which the theorem does not allow"
+    counts = ", ".join(f"{share:.1%} for {name}" for name, share in rows.groupby("setting", sort=False)["counts"].mean().items())
+    turned = rows.groupby("setting", sort=False)["cosine"].mean().dropna()
     return (
-        f"Verdict (counting toy, {found.rows['seed'].nunique()} seeds, {steps} steps): where both losses are learnt, pairs of observations "
-        f"that must have different codes have them: {said or 'no setting got there'}{fits}. Mean gradient cosine of target and transition "
-        f"on the way: {turned}"
-        + (": a target can save distinctions that the transition would drop by pulling against it" if against else "")
-        + ". This cannot speak for video, which has no actions and no exact transition."
+        f"Verdict (counting toy, {seeds} seed{'s' * (seeds != 1)}, {steps} steps): where all that is trained is learnt "
+        f"({len(rows[rows['learnt']])} of {len(rows)} runs), pairs of observations that must have different codes have them: "
+        f"{said or 'no run got there'}{fits}. Untrained codes all differ; of the pairs with different numbers of objects training leaves "
+        f"apart {counts}."
+        + f" Mean gradient cosine of target and transition on the way: {', '.join(f'{k} {x:+.2f}' for k, x in turned.items())}"
+        * bool(len(turned))
+        + ": a target can save distinctions that the transition would drop by pulling against it" * bool(len(turned) and (turned < 0).all())
+        + "." * bool(len(turned))
+        + " This cannot speak for video, which has no actions and no exact transition."
     )
