@@ -28,7 +28,8 @@ from vjepa_lab.evaluation.heads import Dense
 
 CELLS = 9
 MERGED = 0.02
-"""Codes nearer than this share of their mean distance before training count as one: what a transition learnt alone leaves of them."""
+"""Codes nearer than this share of their mean distance before training count as one. A transition trained alone brings them there slowly: in
+1500 steps to 0.07 to 0.09 of it on average (3 seeds)."""
 LEARNT = 0.05
 """Losses below this count as learnt: the transition's in units of the trained codes' mean squared distance (that codes shrink is no merit),
 the target's in units of its variance."""
