@@ -53,14 +53,23 @@ def test_networks_start_from_weights_of_their_own():
 
 
 def test_what_training_merged_is_seen():
-    """Five observations of 0, 0, 1, 1 and 2 objects; the first two and the others are equivalent."""
-    classes, counts = np.array([0, 0, 1, 1, 1]), np.array([0, 0, 1, 1, 2])
+    """Five observations; the first two are equivalent, and the others are."""
+    classes = np.array([0, 0, 1, 1, 1])
     code = np.array([0, 0.01, 1, 1, 1])
-    found = toys._held_against(abs(code[:, None] - code), classes, counts)
-    assert found == pytest.approx({"apart": 1, "far": 0.995, "near": 0.01 / 4, "counts": 6 / 8})
-    merged = toys._held_against(np.zeros((5, 5)), classes, counts)
-    assert merged == pytest.approx({"apart": 0, "far": 0, "near": 0, "counts": 0})
-    assert np.isnan(toys._held_against(np.zeros((5, 5)), np.zeros(5), counts)["apart"])
+    found = toys._held_against(abs(code[:, None] - code), classes)
+    assert found == pytest.approx({"apart": 1, "far": 0.995, "near": 0.01 / 4})
+    assert toys._held_against(np.zeros((5, 5)), classes) == pytest.approx({"apart": 0, "far": 0, "near": 0})
+    assert np.isnan(toys._held_against(np.zeros((5, 5)), np.zeros(5))["apart"])
+
+
+def test_how_much_the_number_of_objects_explains():
+    counts = toys.observations().sum(1)
+    noise = torch.randn(2, len(counts), 3, generator=torch.Generator().manual_seed(0))
+    number = torch.tensor(counts, dtype=torch.float32)[:, None].expand(-1, 3)
+    known, unknown = toys._explained(torch.stack([5 * number + 3, noise[0]]), counts)
+    assert known == pytest.approx(1) and unknown == pytest.approx(8 / 510, abs=0.02)
+    half = toys._explained((number + number.std(correction=0) * noise[1])[None], counts)
+    assert half[0] == pytest.approx(0.5, abs=0.05)
 
 
 def told(**changed) -> str:
@@ -71,7 +80,7 @@ def told(**changed) -> str:
 
 
 def test_the_verdict_follows_its_rows():
-    assert "100.0% for dynamics + reward (9 classes)" in told() and "as the theorem says" in told() and "60.0% for reward alone" in told()
+    assert "100.0% for dynamics + reward (9 classes)" in told() and "as the theorem says" in told() and "60% (reward alone)" in told()
     assert "90.0% for dynamics + reward" in told(apart=0.9) and "which the theorem does not allow" in told(apart=0.9)
     assert "for dynamics + reward (9 classes)" not in told(learnt=False, apart=0.9) and "(1 of 2 runs)" in told(learnt=False)
     assert "pulling against it" in told() and "pulling against it" not in told(cosine=0.1)

@@ -140,8 +140,8 @@ class Counting:
     """What came out.
 
     rows     per setting and seed: classes predicted; `apart`: share of the pairs that must differ and do; `far`, `near`: mean distance of
-             the pairs that must differ and of those that may merge; `counts`: share of the pairs with different numbers of objects whose
-             codes differ, whether they must or not, so that settings compare; losses at the end, in the units of `LEARNT`; `learnt`: all
+             the pairs that must differ and of those that may merge; `counts`: share of the codes' variance that the number of objects
+             explains, the same question to every setting; losses at the end, in the units of `LEARNT`; `learnt`: all
              that the setting trains are; `cosine`: mean over training of the cosine of both losses' gradients on the encoder
     between  per setting: distance of the mean codes of two counts [9 9], mean over seeds
     must     per setting: share of the pairs of observations with these counts that must differ [9 9]
@@ -169,10 +169,11 @@ def count(
         classes = predicted(setting, seen)
         codes, first, ends, cosines = _train(setting, seen, seeds, steps, lr, weights)
         distance = torch.cdist(codes, codes).numpy()
-        scale = _mean_distance(first)
+        scale, explained = _mean_distance(first), _explained(codes, seen.sum(1))
         rows += [
             {"setting": setting.name, "seed": seed, "classes": int(classes.max()) + 1, "steps": steps}
-            | _held_against(distance[s] / scale[s], classes, seen.sum(1))
+            | _held_against(distance[s] / scale[s], classes)
+            | {"counts": explained[s]}
             | _ends(setting, ends[0][s], ends[1][s])
             | {"cosine": float(cosines[:, s].mean()) if cosines.size else np.nan}
             for s, seed in enumerate(seeds)
@@ -226,13 +227,20 @@ def _mean_distance(codes: Tensor) -> np.ndarray:
     return torch.cdist(codes, codes).mean((1, 2)).numpy()
 
 
-def _held_against(distance: np.ndarray, classes: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-    """Distances of codes [o o] against the classes [o] that must differ, and against the number of objects [o]."""
+def _explained(codes: Tensor, counts: np.ndarray) -> np.ndarray:
+    """Share of the variance of codes [s o d] that lies between the numbers of objects [o]: [s]."""
+    rest = codes.clone()
+    for k in np.unique(counts):
+        rest[:, counts == k] -= codes[:, counts == k].mean(1, keepdim=True)
+    return (1 - rest.square().sum((1, 2)) / (codes - codes.mean(1, keepdim=True)).square().sum((1, 2))).numpy()
+
+
+def _held_against(distance: np.ndarray, classes: np.ndarray) -> dict[str, float]:
+    """Distances of codes [o o] against the classes [o] that must differ."""
     pair = np.triu(np.ones_like(distance, bool), 1)
-    must, other = ((each[:, None] != each) & pair for each in (classes, counts))
+    must = (classes[:, None] != classes) & pair
     mean = lambda values, where: float(values[where].mean()) if where.any() else np.nan
-    differ, may = distance > MERGED, pair & ~must
-    return {"apart": mean(differ, must), "far": mean(distance, must), "near": mean(distance, may), "counts": mean(differ, other)}
+    return {"apart": mean(distance > MERGED, must), "far": mean(distance, must), "near": mean(distance, pair & ~must)}
 
 
 def _between(codes: Tensor, seen: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -262,13 +270,13 @@ def verdict(found: Counting, steps: int) -> str:
     told = bound.groupby("setting", sort=False)[["apart", "classes"]].mean()
     said = ", ".join(f"{row.apart:.1%} for {name} ({row.classes:.0f} classes)" for name, row in told.iterrows())
     fits = "" if bound.empty else ", as the theorem says" if bound["apart"].min() > 0.99 else ", which the theorem does not allow"
-    counts = ", ".join(f"{share:.1%} for {name}" for name, share in rows.groupby("setting", sort=False)["counts"].mean().items())
+    counts = ", ".join(f"{share:.0%} ({name})" for name, share in rows.groupby("setting", sort=False)["counts"].mean().items())
     turned = rows.groupby("setting", sort=False)["cosine"].mean().dropna()
     return (
         f"Verdict (counting toy, {seeds} seed{'s' * (seeds != 1)}, {steps} steps): where all that is trained is learnt "
         f"({len(rows[rows['learnt']])} of {len(rows)} runs), pairs of observations that must have different codes have them: "
-        f"{said or 'no run got there'}{fits}. Untrained codes all differ; of the pairs with different numbers of objects training leaves "
-        f"apart {counts}."
+        f"{said or 'no run got there'}{fits}. Untrained codes all differ; after training the number of objects explains {counts} of the "
+        f"codes' variance."
         + f" Mean gradient cosine of target and transition on the way: {', '.join(f'{k} {x:+.2f}' for k, x in turned.items())}"
         * bool(len(turned))
         + ": a target can save distinctions that the transition would drop by pulling against it" * bool(len(turned) and (turned < 0).all())
