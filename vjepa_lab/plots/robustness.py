@@ -13,8 +13,8 @@ from .style import INK, PALE, PALETTE, RULE, WIDTH, footnote, look, named_rows, 
 
 PARTS = {
     "all": ("Z, all channels", PALETTE[0], "o"),
-    "app": ("Z_app, first half", PALETTE[1], "s"),
-    "dyn": ("Z_dyn, second half", PALETTE[2], "D"),
+    "app": (r"$Z_{app}$, first half", PALETTE[1], "s"),
+    "dyn": (r"$Z_{dyn}$, second half", PALETTE[2], "D"),
 }
 MARKS = "osD^vP*X"
 
@@ -193,7 +193,7 @@ def shifted_on_clean(
     """
     chosen = {key: found for key, found in lines.items() if key[1] in kinds}
     if not chosen:
-        raise ValueError("no line to draw: four trained encoders of differing clean accuracy are needed for one")
+        raise ValueError("no line to draw: four trained variants of differing clean accuracy are needed for one")
     labels, there = (list(dict.fromkeys(key[i] for key in chosen)) for i in (0, 1))
     variants = list(dict.fromkeys(name for found in chosen.values() for name in found.points["variant"]))
     with look(paper):
@@ -205,9 +205,11 @@ def shifted_on_clean(
         for ax in axes.flat:
             ax.set_visible(ax.has_data())
             ax.set(xlabel="clean accuracy (%)", ylabel="mean shifted accuracy (%)")
-        handles = [_mark(name, MARKS[i % len(MARKS)], PALETTE[i % len(PALETTE)]) for i, name in enumerate(variants)]
+        fitted = {name for found in chosen.values() for name in found.points.loc[found.points["fitted"], "variant"]}
+        faces = [PALETTE[i % len(PALETTE)] if name in fitted else "white" for i, name in enumerate(variants)]
+        handles = [_mark(name, MARKS[i % len(MARKS)], face) for i, (name, face) in enumerate(zip(variants, faces, strict=True))]
         fig.legend(handles=handles, loc="outside upper center", ncols=6, columnspacing=1.2, handletextpad=0.4)
-        note = "Logit axes. Line: least squares over trained encoders (variants x seeds) with its 95 % band; dashed: no fall."
+        note = "Logit axes. Line: least squares over the means of trained variants with its 95 % band; dashed: no fall."
         footnote(fig, [note + " Hollow: untrained, not fitted. Ringed: off the line of the other variants after correction."])
     return fig
 
