@@ -336,6 +336,16 @@ def test_seeds_are_no_independent_evidence():
     assert (found["lo"] > 0).mean() + (found["hi"] < 0).mean() < 0.3  # a bootstrap over six variants is somewhat too narrow
 
 
+def test_four_variants_with_unequal_seeds_prove_nothing():
+    """There are 24 ways to deal four benefits: no p-value below 1 in 24, however many seeds some of the variants have."""
+    points = pd.DataFrame(
+        [(f"v{i}", seed, i + 0.01 * seed, i + 0.02 * seed) for i in range(4) for seed in range(5 if i else 2)],
+        columns=["variant", "seed", "cosine", "delta"],
+    ).set_index(["variant", "seed"])
+    (row,) = alignment._correlations(points, 2000, 0)
+    assert row["rho"] > 0.9 and row["seeds"] == 2 and 0.6 / 24 < row["p"] < 2 / 24 + 0.02
+
+
 def test_too_few_variants_are_refused():
     watched, rows = study(1.0, variants=3)
     with pytest.raises(ValueError, match="at least 4 watched variants"):

@@ -340,12 +340,13 @@ def _correlations(points: pd.DataFrame, draws: int, seed: int) -> list[dict]:
         resampled.append(_ranked(np.concatenate([b[rng.integers(0, len(b), len(b))] for b in chosen])))
     whole, boot = _ranked(points.to_numpy()), np.array(resampled)  # [columns], [draws columns]
     size = min(map(len, blocks))
-    fixed = np.stack([b[:size] for b in blocks])  # [v s columns]
+    fixed = np.stack([b[:size] for b in blocks])  # [v s columns]; variants can change places where they have as many seeds
+    dealt = _ranked(fixed.reshape(-1, len(names) + 1))
     shuffled = np.array([_ranked(_permuted(fixed, rng).reshape(-1, len(names) + 1)) for _ in range(draws)])
     about = {"variants": len(blocks), "seeds": size, "points": len(points)}
     rows = []
     for i, name in enumerate(names):
-        p = (1 + (np.abs(shuffled[:, i]) >= abs(whole[i])).sum()) / (1 + draws)
+        p = (1 + (np.abs(shuffled[:, i]) >= abs(dealt[i]) - 1e-9).sum()) / (1 + draws)
         held = _partial(points, name) if "norm ratio" in names and name != "norm ratio" else np.nan
         rows.append({"predictor": name, "rho": whole[i]} | _ends(boot[:, i]) | {"p": p, "partial": held} | about)
     if {"cosine", "neutral utility"} <= set(names):

@@ -334,7 +334,8 @@ def says_foretold(found: pd.DataFrame, aligned: bool) -> str:
     sure = adjusted[adjusted["p_adj"] < 0.05]
     count = f"{len(adjusted)} correlations over {found['variants'].min()} rows"
     head = "; ".join(f"{r.predictor} with {r.benchmark} {r.rho:+.2f} [{r.lo:+.2f}, {r.hi:+.2f}]" for r in sure.itertuples())
-    said = f"Of {count}, {len(sure)} stand after correction (Holm)" + (f": {head}" if head else "") + "."
+    stand = "stands" if len(sure) == 1 else "stand"
+    said = f"Of {count}, {len(sure)} {stand} after correction (Holm)" + (f": {head}" if head else "") + "."
     open_ = " Whether the others are zero is undecided." if len(sure) < len(adjusted) else ""
     gradient = "" if aligned else " Gradients were not measured in these runs, so alignment is not among the predictors."
     return _minus(said + open_) + gradient + " A correlation over objectives does not tell what causes a gain."
