@@ -74,7 +74,7 @@ def _matplotlib(table: pd.DataFrame, lines: list[str], factors: list[str], notes
         picture = ax.imshow(np.clip(value, 0, 100), cmap=shades, vmin=0, vmax=100, aspect="auto")
         for (y, x), known in np.ndenumerate(value):
             ink = "white" if known > 62 else INK
-            ax.text(x, y - 0.06, f"{known:.0f}{mark[y, x]}", ha="center", va="center", fontsize=7.5, color=ink)
+            ax.text(x, y - 0.06, f"{known:z.0f}{mark[y, x]}", ha="center", va="center", fontsize=7.5, color=ink)
             ax.text(x, y + 0.33, f"±{half[y, x]:.0f}", ha="center", va="center", fontsize=4.8, color=ink)
         ax.set_xticks(range(len(factors)), factors)
         ax.set_yticks(range(len(lines)), lines)
@@ -101,7 +101,7 @@ def _plotly(table: pd.DataFrame, lines: list[str], factors: list[str], notes: li
 
     value, lo, hi = (_grid(table, name, lines, factors) for name in ("value", "lo", "hi"))
     mark, n, seeds = (_grid(table, name, lines, factors) for name in ("mark", "n", "seeds"))
-    text = [[f"{v:.0f} {m}".strip() for v, m in zip(*row, strict=True)] for row in zip(value, mark, strict=True)]
+    text = [[f"{v:z.0f} {m}".strip() for v, m in zip(*row, strict=True)] for row in zip(value, mark, strict=True)]
     shades = [[k / (len(SHADES) - 1), shade] for k, shade in enumerate(SHADES)]
     fig = go.Figure(
         go.Heatmap(
