@@ -9,7 +9,7 @@ from torch import nn
 
 from vjepa_lab.data.encode import x264_options
 from vjepa_lab.evaluation import ava, boxes
-from vjepa_lab.evaluation.boxes import BOX, average_precision, frame_map, overlap, read_boxes, read_excluded
+from vjepa_lab.evaluation.boxes import BOX, average_precision, frame_map, overlap, read_boxes
 from vjepa_lab.evidence import results
 
 A, B = (0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0)
@@ -181,8 +181,6 @@ def test_tables_are_read_and_bad_lines_named(tmp_path):
         file.write_text("f,902,0.1,0.1,0.5,0.5,3,1\n" + bad + "\n")
         with pytest.raises(ValueError, match=r"a\.csv, line 2: expected video_id,timestamp"):
             read_boxes(file)
-    (tmp_path / "e.csv").write_text("f,0904\ng,0905\n\n")
-    assert read_excluded(tmp_path / "e.csv") == {("f", 904), ("g", 905)}
 
 
 # ------------------------------------------------------------------------------------------------------------------- from the tokens

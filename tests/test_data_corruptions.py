@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vjepa_lab import data
-from vjepa_lab.data import apart, codecs
+from vjepa_lab.data import codecs, isolated
 from vjepa_lab.data.corruptions import CORRUPTIONS, Corrupted, corrupt
 from vjepa_lab.data.encode import x264_options
 from vjepa_lab.data.memory import Memory
@@ -108,7 +108,7 @@ def test_a_corrupted_source_gives_each_clip_its_own_draw():
 
 
 def test_an_encoder_that_dies_is_started_again(clips):
-    other = apart._Apart()
+    other = isolated._Isolated()
     pictures = clips[0].permute(1, 2, 3, 0).contiguous().numpy()
     first = other.encode(pictures, "libx264", x264_options())
     other.child.kill()
@@ -117,23 +117,23 @@ def test_an_encoder_that_dies_is_started_again(clips):
         other.encode(pictures, "nosuch", {})
     assert other.encode(pictures, "libx264", x264_options()) == first
     other.end()
-    crashes = apart._Apart((sys.executable, "-c", "import os; os.abort()"))
+    crashes = isolated._Isolated((sys.executable, "-c", "import os; os.abort()"))
     with pytest.raises(RuntimeError, match=r"the libx265 encoder crashed 3 times on a clip of .16, 48, 48, 3."):
         crashes.encode(pictures, "libx265", {})
 
 
 def test_an_interrupted_encoder_does_not_answer_the_next_clip_with_the_last(clips, monkeypatch):
-    other = apart._Apart()
+    other = isolated._Isolated()
     pictures = clips[0].permute(1, 2, 3, 0).contiguous().numpy()
     load, whole = pickle.load, other.encode(pictures, "libx264", x264_options())
 
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(apart.pickle, "load", interrupted)
+    monkeypatch.setattr(isolated.pickle, "load", interrupted)
     with pytest.raises(KeyboardInterrupt):
         other.encode(pictures[:2], "libx264", x264_options())
-    monkeypatch.setattr(apart.pickle, "load", load)
+    monkeypatch.setattr(isolated.pickle, "load", load)
     assert other.encode(pictures, "libx264", x264_options()) == whole
     other.end()
 

@@ -203,7 +203,7 @@ def test_ava(tmp_path, clip):
         "gone,0904,0.332,0.194,0.481,0.891,9,2",
     ]
     write(tmp_path / "ava_train_v2.2.csv", "\n".join(rows))
-    write(tmp_path / "ava_train_excluded_timestamps_v2.2.csv", "-5KQ66BBWC4,0904\n")
+    write(tmp_path / "ava_train_excluded_timestamps_v2.2.csv", "-5KQ66BBWC4,0904\n\n")
     actions = ((9, "martial art"), (12, "stand"), (80, "watch (a person)"))
     write(
         tmp_path / "ava_action_list_v2.2_for_activitynet_2019.pbtxt",

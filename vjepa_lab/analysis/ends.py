@@ -14,7 +14,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from vjepa_lab import data as video
-from vjepa_lab.analysis import alignment
+from vjepa_lab.analysis import alignment, subjects
 from vjepa_lab.training.runs import Run, replacing
 
 
@@ -64,8 +64,9 @@ def ends(run: Run, probe: alignment.ProbeSet, device="cpu") -> pd.DataFrame:
 
 def finished(paths: Sequence[str | Path]) -> list[Run]:
     """The finished runs of some steps in these folders. Raises FileNotFoundError naming the paths where there is none."""
-    folders = [found for path in map(Path, paths) for found in ((path,) if (path / "config.json").is_file() else sorted(path.glob("*/")))]
-    runs = [Run(folder) for folder in folders if (folder / "config.json").is_file() and (folder / "report.json").is_file()]
+    runs: list[Run] = []
+    for path in map(Path, paths):
+        runs += [Run(path)] if (path / "report.json").is_file() else subjects.finished(path)
     if not (runs := [run for run in runs if run.preset.steps]):
         raise FileNotFoundError(f"{', '.join(map(str, paths))}: no finished run there")
     return runs

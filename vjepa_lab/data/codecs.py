@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import apart
+from . import isolated
 from .encode import x264_options
 
 SMALLEST = {"libx264": 16, "libx265": 128}
@@ -50,12 +50,12 @@ def h265(clip: Tensor, **options) -> Tensor:
 def bit_rate(clip: Tensor, crf: int = 23) -> int:
     """Bits a second that a clip takes as H.264 at a constant quality."""
     packets = encode(_continued(clip, "libx264"), "libx264", {"crf": str(crf)} | x264_options())
-    return 8 * apart.FPS * sum(map(len, packets)) // len(packets)
+    return 8 * isolated.FPS * sum(map(len, packets)) // len(packets)
 
 
 def encode(clip: Tensor, encoder: str, options: dict[str, str]) -> list[bytes]:
-    """A packet per frame; see `apart.encode`."""
-    return apart.encode(_pictures(clip), encoder, options)
+    """A packet per frame; see `isolated.encode`."""
+    return isolated.encode(_pictures(clip), encoder, options)
 
 
 def decode(packets: list[bytes], decoder: str, frames: int) -> Tensor:

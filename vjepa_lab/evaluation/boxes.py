@@ -43,12 +43,6 @@ def read_boxes(path: str | Path, *, scored: bool = False) -> pd.DataFrame:
     return numbers.assign(film=table["film"])[[*FRAME, *BOX, "action", *(["score"] if scored else [])]]
 
 
-def read_excluded(path: str | Path) -> set[tuple[str, int]]:
-    """Key frames (film, second) that do not count, from `video_id,sec` lines."""
-    lines = [line.strip().split(",") for line in Path(path).read_text().splitlines() if line.strip()]
-    return {(film, int(second)) for film, second in lines}
-
-
 def persons(detected: pd.DataFrame, least: float = 0.8) -> pd.DataFrame:
     """The distinct boxes of a detector's table that it is at least so sure of: film, time, x1 ... y2."""
     return detected[detected["score"] >= least][[*FRAME, *BOX]].drop_duplicates(ignore_index=True)

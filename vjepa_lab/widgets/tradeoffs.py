@@ -11,6 +11,7 @@ import pandas as pd
 
 from .. import plots, variants
 from ..evidence import results, stats
+from ..objective import nested
 from ..plots.bars import DOUBLE_DAGGER, names_of
 from ..plots.style import INK
 from .base import Explorer, choice, several, switch
@@ -25,11 +26,7 @@ def parts_of(variant: str) -> tuple[str, ...]:
         recipe = variants.recipe(variant)
     except ValueError:
         return ("own",)
-    found = []
-    for _, term in recipe.objective:
-        while term is not None:
-            found.append(type(term).__name__)
-            term = getattr(term, "term", None)
+    found = [type(part).__name__ for _, term in recipe.objective for part in nested(term)]
     masks = ("masks",) if recipe.masks != variants.recipe("baseline").masks else ()
     ema = ("no EMA",) if recipe.teacher != "ema" else ()
     return tuple(dict.fromkeys(name for name in found if name != "JEPA")) + masks + ema

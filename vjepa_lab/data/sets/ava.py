@@ -83,7 +83,7 @@ def read_actions(path: Path) -> dict[int, str]:
 
 def _excluded(folder: Path, part: str) -> set[tuple[str, float]]:
     file = folder / f"ava_{part}_excluded_timestamps_v2.2.csv"
-    return {(row[0], float(row[1])) for row in csv.reader(read_lines(file))} if file.is_file() and file.stat().st_size else set()
+    return {(row[0], float(row[1])) for row in csv.reader(read_lines(file)) if row} if file.is_file() and file.stat().st_size else set()
 
 
 def _persons(table: Path, excluded, place: dict[int, int], films: dict[str, Path]):

@@ -1,6 +1,6 @@
 """FFmpeg's encoders in a process of their own: x264 and x265 have been seen to crash, which so costs a second try and not the run.
 
-This file is also the program that runs there (`python -P apart.py`), so it imports nothing of the package: torch would take seconds.
+This file is also the program that runs there (`python -P isolated.py`), so it imports nothing of the package: torch would take seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def encode(pictures: np.ndarray, encoder: str, options: dict[str, str]) -> list[
 
     Raises RuntimeError if the encoder refuses, or crashes three times.
     """
-    return _apart.encode(pictures, encoder, options)
+    return _isolated.encode(pictures, encoder, options)
 
 
 def _encode(pictures: np.ndarray, encoder: str, options: dict[str, str]) -> list[bytes]:
@@ -44,7 +44,7 @@ def _encode(pictures: np.ndarray, encoder: str, options: dict[str, str]) -> list
     return [bytes(packet) for packet in packets + context.encode(None)]
 
 
-class _Apart:
+class _Isolated:
     """The other process: started at the first clip, started again when it died, ended with ours."""
 
     def __init__(self, program: tuple[str, ...] = (sys.executable, "-P", __file__)):
@@ -103,7 +103,7 @@ def _serve():
 if __name__ == "__main__":
     _serve()
 else:
-    _apart = _Apart()
-    atexit.register(lambda: _apart.end())
+    _isolated = _Isolated()
+    atexit.register(lambda: _isolated.end())
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: _apart.__init__())  # a loader's worker starts its own
+        os.register_at_fork(after_in_child=lambda: _isolated.__init__())  # a loader's worker starts its own
