@@ -57,7 +57,7 @@ def collect(study: Study, runs: str | Path, to: str | Path, only: str | None = N
     rows.csv              every measurement
     predictions.parquet   what each probe said of each test clip, for paired statistics
     curves.parquet        the logged steps of each pretraining
-    alignment.parquet     gradients measured while training (`alignment.Watch`), where runs were watched
+    alignment.parquet     gradients measured while training (`alignment.Watch`) or at its ends (`ends.align`), where they were
     provenance/runs.csv   a row per run: where it comes from
     provenance/cells.csv  every cell that is planned, and where it stands
     provenance/study.txt  the study
