@@ -45,10 +45,13 @@ def case(name: str):
     return x, rope, valid, [5, 7] if "two" in name else [n]
 
 
-@pytest.mark.parametrize("products", [True, False])
+@pytest.mark.parametrize("group", [2**22, 300, 1])  # all heads at a time, a few, one
+@pytest.mark.parametrize("way", ["fused", "kept", "again"])
 @pytest.mark.parametrize("name", CASES)
-def test_every_way_computes_the_formula(name, products, monkeypatch):
-    monkeypatch.setattr(attention, "LONGEST", {torch.float32: 99} if products else {})
+def test_every_way_computes_the_formula(name, way, group, monkeypatch):
+    monkeypatch.setattr(attention, "LONGEST", {} if way == "fused" else {torch.float32: 99})
+    monkeypatch.setattr(attention, "KEPT", 99 if way == "kept" else 5)  # of the two sequences in a case, 5 and 7 long, one each way
+    monkeypatch.setattr(attention, "GROUP", group)
     torch.manual_seed(0)
     layer, (x, rope, valid, lengths) = Attention(DIM, HEADS), case(name)
     ours, formula = layer(x, rope, valid, lengths), written_out(layer, x, rope, valid, lengths)

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import torch
 
 from vjepa_lab import bench, masks, variants
 from vjepa_lab.bench import steps
+from vjepa_lab.bench.alone import plain_step_alone
 from vjepa_lab.bench.auxiliaries import Tubes
 from vjepa_lab.bench.timing import interleaved, ratio, show
 from vjepa_lab.model import VJEPA
 from vjepa_lab.options import UserError
 from vjepa_lab.presets import PRESETS
+from vjepa_lab.training.allocator import keep_freed_memory
 
 SMOKE, CPU = PRESETS["smoke"], torch.device("cpu")
 QUICK = {"batch": 4, "repeats": 2, "device": "cpu"}
@@ -48,9 +51,24 @@ def test_rows_of_step():
     assert rows["our step"]["against"] == "plain step" and rows["ld"]["against"] == "our step" and "ratio" not in rows["plain step"]
     for row in rows.values():
         assert row["q1"] <= row["ms"] <= row["q3"] and row["clips_per_s"] == pytest.approx(4e3 / row["ms"])
-        assert 0 < row["of_gemm"] < 1 and row["memory_mb"] > 0
+        assert 0 < row["of_gemm"] < 1 and row.get("memory_mb", 1) > 0
     assert rows["recomputed"]["memory_mb"] < rows["our step"]["memory_mb"]
     assert rows["ld"]["memory_mb"] > rows["our step"]["memory_mb"]
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="a C library that manages memory in its own way only")
+def test_the_plain_step_runs_by_itself_and_says_so_if_that_dies():
+    """In a process whose memory is managed by default; beside it the same step within ours."""
+    rows = {row["what"]: row for row in bench.step("smoke", "fp32", encoder=False, **QUICK)}
+    assert list(rows) == ["plain step", "plain, kept memory", "our step"] and rows["plain, kept memory"]["against"] == "plain step"
+    assert "memory_mb" not in rows["plain step"] and {row["memory_mb"] > 0 for row in list(rows.values())[1:]} == {True}
+    with plain_step_alone(steps.measured("smoke"), 4, bf16=False) as step:
+        step()
+        (child,) = multiprocessing.active_children()
+        child.kill()
+        with pytest.raises(RuntimeError, match="own process died .exit code -9"):
+            step()
+    assert not multiprocessing.active_children()
 
 
 def test_rows_of_objectives():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats as sps
 
 from vjepa_lab.evidence import claims, results
 from vjepa_lab.evidence.claims import claim
@@ -146,6 +147,16 @@ def test_simulated_differences_are_the_paired_t_interval():
     drawn = [world.delta("SSv2", "ld", "mixed") for world in worlds]
     expected = stats.compare(df).iloc[0]
     assert np.quantile(drawn, [0.025, 0.975]) == pytest.approx([expected["lo"], expected["hi"]], abs=0.15)
+
+
+def test_one_seed_is_simulated_by_jeffreys_posterior_of_its_clips():
+    """Beta(hits + 1/2, misses + 1/2) in percent, its mean, its spread and its tail."""
+    df = runs({"baseline": {"SSv2": 5.0}, "ld": {"SSv2": 40.0}}, seeds=1, noise=0.0).assign(n=20)
+    drawn = np.array([world.acc("SSv2", "baseline", "mixed") for world in claims.from_rows(df, draws=20_000).draws])
+    posterior = sps.beta(1.5, 19.5)
+    assert [drawn.mean(), drawn.std(), *np.quantile(drawn, [0.025, 0.975])] == pytest.approx(
+        [100 * posterior.mean(), 100 * posterior.std(), *(100 * posterior.ppf([0.025, 0.975]))], rel=0.05
+    )
 
 
 def test_null_claims_are_rarely_called():

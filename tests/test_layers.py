@@ -52,7 +52,7 @@ def test_features_of_other_blocks_are_not_taken_from_the_cache(tmp_path):
 
 def test_a_probe_that_reads_several_blocks_says_so_in_its_rows(tmp_path):
     run = vl.pretrain("baseline", "synthetic", runs=tmp_path, preset="smoke", progress=False)
-    how = {"labels": "motion", "probe": "attentive", "limit": 60, "epochs": 1, "progress": False}
+    how = {"labels": "motion", "probe": "attentive", "limit": 60, "epochs": 1, "device": "auto", "progress": False}
     (deep,) = vl.probe(run, layers=(0, 1), **how)
     (plain,) = vl.probe(run, **how)
     assert {row["probe"] for row in deep.rows} == {"attentive, blocks 0 1"} and {row["probe"] for row in plain.rows} == {"attentive"}

@@ -75,6 +75,7 @@ def test_schedules():
     cosine, ramp = Cosine(1.0, 0.2), Ramp(0.0, 0.5, begin=0.5)
     assert [round(cosine(p), 6) for p in (-1, 0, 0.5, 1, 2)] == [1.0, 1.0, 0.6, 0.2, 0.2]
     assert [ramp(p) for p in (0, 0.5, 0.75, 1, 2)] == [0.0, 0.0, 0.25, 0.5, 0.5]
+    assert [Ramp(1.0, 0.0)(p) for p in (-1, 0, 0.25, 1, 2)] == [1.0, 1.0, 0.75, 0.0, 0.0]  # from the start to the end
 
 
 def test_a_schedule_weighs_its_term():

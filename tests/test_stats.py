@@ -137,6 +137,7 @@ def test_tost_agrees_with_statsmodels_and_with_its_interval():
     assert result.p == pytest.approx(DescrStatsW(x).ttost_mean(-1.0, 1.0)[0])
     assert (result.p < 0.05) == (result.lo > -1 and result.hi < 1)
     assert stats.tost(x + 3, 1.0).p > 0.9
+    assert [stats.tost([d, d, d], 1.0).p for d in (0.5, 1.0, -1.0, 2.0)] == [0, 1, 1, 1]  # no spread: inside or not, the edge is not
     with pytest.raises(ValueError, match="margin"):
         stats.tost(x, 0)
 
@@ -232,6 +233,16 @@ def test_predictions_that_do_not_line_up_are_refused_and_regimes_stay_apart():
         )
     with pytest.raises(ValueError, match="no other variant"):
         stats.compare_predictions(pd.concat(arms[:3]))
+
+
+def test_predictions_of_regimes_without_a_name_count_and_exploratory_ones_control_the_false_discovery_rate():
+    own = {"motion-guided": 33, "hw-uniform": 30, "ac": 24, "ld": 36}
+    arms = [predicted(v, s, h + s % 2, regime=None) for v, h in ({"baseline": 20} | own).items() for s in range(4)]
+    out = stats.compare_predictions(pd.concat(arms), draws=1).set_index("variant")
+    assert set(out.index) == set(own) and out["regime"].isna().all()
+    rest = out[out["family"].eq("exploratory")]
+    assert list(rest["p_adj"]) == pytest.approx(list(sps.false_discovery_control(rest["p"]))) and len(rest) == 3
+    assert out.loc["ld", "p_adj"] == pytest.approx(out.loc["ld", "p"])  # alone in its family
 
 
 def test_arms_without_a_common_seed_are_compared_by_welch():

@@ -177,6 +177,14 @@ def test_a_study_that_cannot_run_is_refused(change, message):
         assert Study("s", **about).cells
 
 
+def test_a_study_knows_the_probes_that_there_are():
+    """It names them itself, so that planning loads no torch."""
+    from vjepa_lab.evaluation import evaluate
+    from vjepa_lab.study import grid
+
+    assert grid.PROBES == evaluate.PROBES
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -13,12 +13,20 @@ from torch import Tensor, nn
 
 from vjepa_lab.rope import Rotary, rotate, turned
 
-LONGEST = {torch.bfloat16: 512, torch.float32: 128}
+LONGEST = {torch.bfloat16: 1600, torch.float32: 128}
 """Up to how many tokens products beat the CPU's fused attention, forward and backward together."""
+
+KEPT = 512
+"""Up to how many tokens their probabilities are kept for the backward pass; those of longer sequences are computed once more."""
+
+GROUP = 2**22
+"""Probabilities that are worked on at a time: so many stay in a core's own memory from one pass over them to the next."""
 
 
 class Products(torch.autograd.Function):
-    """qkv [b n 3*heads*d] -> attention's output [b n heads*d], by products of matrices; the probabilities are kept for the backward pass.
+    """qkv [b n 3*heads*d] -> attention's output [b n heads*d]; the backward pass by products of matrices, some heads at a time.
+
+    The forward pass of sequences longer than `KEPT` is the fused one.
 
     turn     complex rotary factors [b n d/2] or [n d/2], or None.
     valid    keys that count, [b n] or for each query [b n n], or None.
@@ -30,35 +38,45 @@ class Products(torch.autograd.Function):
         b, n, _ = qkv.shape
         x = qkv.view(b, n, 3, heads, -1)
         d = x.shape[-1]
+        valid = None if valid is None else valid.expand(b, *valid.shape[1:])
         split = x.new_empty(3, b, heads, n, d)  # heads first: what batched products need
         to = split.permute(1, 3, 0, 2, 4)
         to[:, :, :2] = x[:, :, :2] if turn is None else turned(x[:, :, :2], turn[..., None, None, :])
         to[:, :, 2] = x[:, :, 2]
         q, k, v = split.flatten(1, 2)
-        out, chances = x.new_empty(b, n, heads, d), []
+        out, kept = x.new_empty(b, n, heads, d), []
         for at, seen in spans(lengths, valid):
-            p = product(q[:, at], k[:, at].mT, d**-0.5)
-            if seen is not None:
-                p.unflatten(0, (b, heads)).masked_fill_(~over_queries(seen), -torch.inf)
-            chances.append(torch.softmax(p, -1, out=p))
-            out[:, at] = (p @ v[:, at]).unflatten(0, (b, heads)).transpose(1, 2)
-        ctx.save_for_backward(q, k, v, turn, *chances)
+            if (length := at.stop - at.start) > KEPT:
+                mask = None if seen is None else over_queries(seen)
+                mixed = F.scaled_dot_product_attention(*(u[:, at].unflatten(0, (b, heads)) for u in (q, k, v)), attn_mask=mask)
+                kept.append(None)
+            else:
+                p, mixed = x.new_empty(b * heads, length, length), x.new_empty(b * heads, length, d)
+                for some in groups(b * heads, length):
+                    chances(q[some, at], k[some, at], seen, some, heads, out=p[some])
+                    torch.bmm(p[some], v[some, at], out=mixed[some])
+                kept.append(p)
+                mixed = mixed.unflatten(0, (b, heads))
+            out[:, at] = mixed.transpose(1, 2)
+        ctx.save_for_backward(q, k, v, turn, valid, *kept)
         ctx.heads, ctx.lengths = heads, lengths
         return out.flatten(2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
-        q, k, v, turn, *chances = ctx.saved_tensors
+        q, k, v, turn, valid, *kept = ctx.saved_tensors
         heads, (b, n, _), d = ctx.heads, gradient.shape, q.shape[-1]
         after = gradient.reshape(b, n, heads, d).transpose(1, 2).flatten(0, 1)
         split = q.new_empty(3, *q.shape)
-        for (at, _), p in zip(spans(ctx.lengths), chances, strict=True):
-            g = after[:, at]
-            split[2, :, at] = p.mT @ g
-            logits = torch._softmax_backward_data(g @ v[:, at].mT, p, -1, p.dtype)
-            split[0, :, at] = product(logits, k[:, at], d**-0.5)
-            split[1, :, at] = product(logits.mT, q[:, at], d**-0.5)
+        for (at, seen), whole in zip(spans(ctx.lengths, valid), kept, strict=True):
+            for some in groups(b * heads, at.stop - at.start):
+                g, query, key = after[some, at], q[some, at], k[some, at]
+                p = chances(query, key, seen, some, heads) if whole is None else whole[some]
+                split[2, some, at] = p.mT @ g
+                logits = torch._softmax_backward_data(g @ v[some, at].mT, p, -1, p.dtype)
+                split[0, some, at] = product(logits, key, d**-0.5)
+                split[1, some, at] = product(logits.mT, query, d**-0.5)
         x = split.unflatten(1, (b, heads)).permute(1, 3, 0, 2, 4)
         out = x.new_empty(b, n, 3, heads, d)
         out[:, :, :2] = x[:, :, :2] if turn is None else turned(x[:, :, :2], turn.conj()[..., None, None, :])
@@ -66,9 +84,25 @@ class Products(torch.autograd.Function):
         return out.flatten(2), None, None, None, None
 
 
-def product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+def groups(count: int, length: int) -> Iterator[slice]:
+    """Some of `count` heads of all clips at a time, as many as `GROUP` holds the probabilities of."""
+    step = max(1, GROUP // length**2)
+    return (slice(start, start + step) for start in range(0, count, step))
+
+
+def chances(q: Tensor, k: Tensor, seen: Tensor | None, some: slice, heads: int, out: Tensor | None = None) -> Tensor:
+    """Attention probabilities [g n n] of the heads `some`, all clips' heads standing one after the other; seen: `valid` of each clip."""
+    p = product(q, k.mT, q.shape[-1] ** -0.5, out)
+    if seen is not None:
+        clip = torch.arange(len(seen)).repeat_interleave(heads)[some]
+        p.masked_fill_(~over_queries(seen)[clip, 0], -torch.inf)
+    return torch.softmax(p, -1, out=p)
+
+
+def product(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
     """scale * a @ b for batches of matrices."""
-    return torch.baddbmm(a.new_empty(len(a), a.shape[1], b.shape[2]), a, b, beta=0, alpha=scale)
+    out = a.new_empty(len(a), a.shape[1], b.shape[2]) if out is None else out
+    return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
 
 
 def spans(lengths: Sequence[int], valid: Tensor | None = None) -> Iterator[tuple[slice, Tensor | None]]:

@@ -79,5 +79,5 @@ def _square_and_add(row: pd.Series) -> Interval:
 def shown(row, digits: int = 1, sign: bool = False) -> str:
     """Such as "65.0 [49.5, 77.9]": a value with its interval."""
     plus = "+" if sign else ""
-    lo, value, hi = (f"{x:{plus}.{digits}f}" for x in (row["lo"], row["value" if not sign else "delta"], row["hi"]))
+    lo, value, hi = (f"{x:{plus}z.{digits}f}" for x in (row["lo"], row["value" if not sign else "delta"], row["hi"]))
     return value if "nan" in lo else f"{value} [{lo}, {hi}]"

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
@@ -10,18 +11,23 @@ from torch import Tensor
 
 from vjepa_lab import data as video
 from vjepa_lab import variants
+from vjepa_lab.bench.alone import plain_step_alone
 from vjepa_lab.bench.plain import PlainTrainer
 from vjepa_lab.bench.timing import gemm_rate, interleaved, ratio, spread
 from vjepa_lab.model import VJEPA
 from vjepa_lab.objective import Loss, Recipe
 from vjepa_lab.presets import Preset, preset
 from vjepa_lab.train import Trainer, build
+from vjepa_lab.training.allocator import keep_freed_memory
 from vjepa_lab.training.meters import peak_memory
 from vjepa_lab.training.processes import device_of
 
 BATCH = {"base": 2, "small": 4, "tiny": 8, "micro": 32, "smoke": 32}
 """Clips per step on a CPU; on CUDA, BATCH_CUDA."""
 BATCH_CUDA = {"base": 32, "small": 64, "tiny": 128, "micro": 256, "smoke": 256}
+
+
+PLAIN, KEPT, CPU = "plain step", "plain, kept memory", torch.device("cpu")
 
 
 def batch_of(name: str, device: torch.device) -> int:
@@ -67,15 +73,19 @@ def step(
     Median ms, quartiles, clips/s, GFLOP/s, share of the attainable rate of matrix products, peak memory, and for ours the ratio to the
     contender it stands against, the median over rounds. Both steps must compute the same loss before either is timed.
 
+    The plain step runs as it would by itself; where our process manages its memory in a way of its own (`keep_freed_memory`) that takes
+    another process, and "plain, kept memory" is the same step within ours.
+
     variant     also time our step of this recipe
     compile     also time our step compiled (the first steps, which compile, are not counted)
     checkpoint  also time our step with activations recomputed
     """
     device, size = device_of(device), measured(name)
     batch, bf16 = batch or batch_of(name, device), dtype == "bf16"
+    apart = device.type == "cpu" and keep_freed_memory()
     clip, recipe = random_clips(size, batch, device), variants.recipe("baseline")
     plain = PlainTrainer(build("ema", True, 1, size, 0, bf16).to(device), size, 0, device)
-    steps: dict[str, PlainTrainer | Trainer] = {"plain step": plain, "our step": trainer(recipe, size, device, bf16)}
+    steps: dict[str, PlainTrainer | Trainer] = {KEPT if apart else PLAIN: plain, "our step": trainer(recipe, size, device, bf16)}
     same_loss(steps["our step"], plain, clip, bf16)
     if compile:
         steps["compiled"] = trainer(recipe, size, device, bf16, compile=True)
@@ -86,19 +96,22 @@ def step(
     rate = gemm_rate(batch * 256, size.dim, torch.bfloat16 if bf16 else torch.float32, device)
     contenders = {what: in_turn(each, clip) for what, each in steps.items()}
     work = dict.fromkeys(steps, recipe.cost(size, batch).total)
-    against = {"our step": "plain step", "compiled": "plain step", "recomputed": "our step", "our encoder": "HF encoder"}
+    against = {KEPT: PLAIN, "our step": PLAIN, "compiled": PLAIN, "recomputed": "our step", "our encoder": "HF encoder"}
     if variant:
         work[variant], against[variant] = variants.recipe(variant).cost(size, batch).total, "our step"
     if encoder and (theirs := hugging_face(size, clip, bf16)):
         contenders |= {"HF encoder": theirs, "our encoder": our_encoder(steps["our step"].model, clip)}
         work |= dict.fromkeys(("HF encoder", "our encoder"), 3 * recipe.cost(size, batch).passes["teacher"])
-    times = interleaved(contenders, repeats, device, warmup=6 if compile else 2)
-    rows = []
+    with ExitStack() as stack:
+        alone = {PLAIN: stack.enter_context(plain_step_alone(size, batch, bf16))} if apart else {}
+        times = interleaved(alone | contenders, repeats, device, warmup=6 if compile else 2)
+    work[PLAIN], rows = work["our step"], []
     for what, ms in times.items():
         row = {"preset": name, "dtype": dtype, "batch": batch, "threads": torch.get_num_threads(), "what": what, **spread(ms)}
         row |= {"clips_per_s": 1e3 * batch / row["ms"], "gflop_per_s": work[what] * batch / row["ms"] * 1e3}
         row["of_gemm"] = row["gflop_per_s"] / rate
-        if device.type == "cuda" or what != "compiled":  # elsewhere memory is counted by following operations, which compiled ones evade
+        # Off CUDA memory is counted by following operations, which compiled ones and another process's evade.
+        if device.type == "cuda" or what in contenders and what != "compiled":
             row["memory_mb"] = peak_memory(contenders[what], device) / 2**20
         if against.get(what) in times:
             row |= {"ratio": ratio(ms, times[against[what]]), "against": against[what]}
