@@ -66,7 +66,7 @@ def test_the_plain_step_runs_by_itself_and_says_so_if_that_dies():
         step()
         (child,) = multiprocessing.active_children()
         child.kill()
-        with pytest.raises(RuntimeError, match="own process died .exit code -9"):
+        with pytest.raises(RuntimeError, match=r"own process died \(exit code -9\)"):
             step()
     assert not multiprocessing.active_children()
 
@@ -144,6 +144,17 @@ def test_a_wrong_word_is_named():
         bench.main(["stepp"])
     with pytest.raises(ValueError, match="did you mean micro"):
         bench.main(["step", "--preset", "mikro"])
+
+
+def test_what_torch_reads_when_it_loads_is_set_before_and_a_users_own_value_kept():
+    script = "import os, vjepa_lab; print(os.environ['OMP_WAIT_POLICY'], os.environ['THP_MEM_ALLOC_ENABLE'])"
+    names = ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")
+
+    def run(**own) -> list[str]:
+        environment = {name: value for name, value in os.environ.items() if name not in names} | own
+        return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+    assert run() == ["PASSIVE", "1"] and run(OMP_WAIT_POLICY="ACTIVE", THP_MEM_ALLOC_ENABLE="0") == ["ACTIVE", "0"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")

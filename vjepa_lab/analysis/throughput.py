@@ -272,12 +272,13 @@ def pretraining(
 
 
 def summary(table: pd.DataFrame, by: Sequence[str] = ("objective", "frames", "resolution")) -> pd.DataFrame:
-    """Medians over blocks of every number, and the 95 % interval of the time (t, on its logarithm, over blocks)."""
+    """Medians over blocks of every number, and the 95 % interval of the time (t, on its logarithm, over blocks); small clips first."""
     by = list(by)
     out = table.groupby(by, sort=False).median(numeric_only=True).drop(columns="block")
     ends = table.groupby(by, sort=False)["ms"].agg(_interval)
     out["lo"], out["hi"] = ends.str[0], ends.str[1]
-    return out.assign(blocks=table.groupby(by, sort=False).size()).reset_index()
+    out = out.assign(blocks=table.groupby(by, sort=False).size()).reset_index()
+    return out.sort_values([name for name in ("frames", "resolution") if name in by], kind="stable", ignore_index=True)
 
 
 def _interval(ms: pd.Series) -> tuple[float, float]:

@@ -111,7 +111,7 @@ def step(
         row |= {"clips_per_s": 1e3 * batch / row["ms"], "gflop_per_s": work[what] * batch / row["ms"] * 1e3}
         row["of_gemm"] = row["gflop_per_s"] / rate
         # Off CUDA memory is counted by following operations, which compiled ones and another process's evade.
-        if device.type == "cuda" or what in contenders and what != "compiled":
+        if device.type == "cuda" or (what in contenders and what != "compiled"):
             row["memory_mb"] = peak_memory(contenders[what], device) / 2**20
         if against.get(what) in times:
             row |= {"ratio": ratio(ms, times[against[what]]), "against": against[what]}
