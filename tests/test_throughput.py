@@ -165,6 +165,7 @@ def test_finetuning_measures_every_objective_and_shape():
     assert not torch.equal(before, encoders["ld"].patch_embed.weight)  # it did fine-tune
     summed = throughput.summary(table)
     assert len(summed) == 8 and (summed["lo"] <= summed["hi"]).all() and set(summed["blocks"]) == {3}
+    assert summed[["frames", "resolution"]].equals(summed[["frames", "resolution"]].sort_values(["frames", "resolution"]))
 
 
 def test_a_frozen_encoder_stays_and_asks_for_less_memory():

@@ -7,7 +7,7 @@ import importlib
 import os
 
 # Idle OpenMP threads sleep instead of spinning, which on a CPU that does anything else besides keeps others, the step's own among them,
-# from working. Both are set before torch is loaded; values of the user's own are kept.
+# from working. Both must be set before torch is loaded; values of the user's own are kept.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Huge pages for large tensors on a CPU, where Linux offers them: the system hands out memory page by page, and a step's is gigabytes.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -10,9 +10,11 @@ what JEPA sees (the seen tokens) and what an auxiliary sees (the whole clip) mee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -310,7 +312,8 @@ def predictions(
     """How well each predictor foretells the benefit of the auxiliaries: rank correlation over variants x seeds, per benchmark.
 
     averaged: of `averages`, or any table of its columns with metrics `names`;  rows: probe results (`results.load`), benchmarks ending in
-    /LABEL. A variant's seeds are no independent evidence, so intervals resample variants, then seeds, and p-values permute whole variants.
+    /LABEL. A variant's seeds are no independent evidence, so intervals resample variants, then seeds, and p-values permute whole variants
+    (in every order of up to 8).
     Columns benchmark, predictor, rho, lo, hi, p, partial (with the norm ratio held fixed), variants, seeds, points; the predictor
     "neutral utility - cosine" is the pre-registered comparison. Benchmarks with fewer than 4 variants are left out; if none is left,
     ValueError.
@@ -341,14 +344,13 @@ def _correlations(points: pd.DataFrame, draws: int, seed: int) -> list[dict]:
     whole, boot = _ranked(points.to_numpy()), np.array(resampled)  # [columns], [draws columns]
     size = min(map(len, blocks))
     fixed = np.stack([b[:size] for b in blocks])  # [v s columns]; variants can change places where they have as many seeds
-    dealt = _ranked(fixed.reshape(-1, len(names) + 1))
-    shuffled = np.array([_ranked(_permuted(fixed, rng).reshape(-1, len(names) + 1)) for _ in range(draws)])
+    dealt = np.abs(_dealt(fixed, rng))  # [orders columns], the first as it was measured
+    p = (dealt >= dealt[0] - 1e-9).mean(0)
     about = {"variants": len(blocks), "seeds": size, "points": len(points)}
     rows = []
     for i, name in enumerate(names):
-        p = (1 + (np.abs(shuffled[:, i]) >= abs(dealt[i]) - 1e-9).sum()) / (1 + draws)
         held = _partial(points, name) if "norm ratio" in names and name != "norm ratio" else np.nan
-        rows.append({"predictor": name, "rho": whole[i]} | _ends(boot[:, i]) | {"p": p, "partial": held} | about)
+        rows.append({"predictor": name, "rho": whole[i]} | _ends(boot[:, i]) | {"p": p[i], "partial": held} | about)
     if {"cosine", "neutral utility"} <= set(names):
         a, b = names.index("neutral utility"), names.index("cosine")
         rows.append({"predictor": DIFFERENCE, "rho": whole[a] - whole[b]} | _ends(boot[:, a] - boot[:, b]) | about)
@@ -356,19 +358,32 @@ def _correlations(points: pd.DataFrame, draws: int, seed: int) -> list[dict]:
 
 
 DIFFERENCE = "neutral utility - cosine"
+ORDERS = math.factorial(8)
+"Of the variants; drawn at random, so many move a p-value of 0.003 by a tenth of itself."
 
 
-def _permuted(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Points [variants seeds columns] whose last column, the benefit, is dealt to other variants."""
-    return np.concatenate([points[..., :-1], points[rng.permutation(len(points)), :, -1:]], axis=-1)
+def _dealt(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Spearman correlations [orders columns - 1] of the columns of points [v s columns] with the last one, the benefit, as it was measured
+    and dealt to other variants: in every order of the variants, where there are more than `ORDERS` in so many of them."""
+    count = len(points)
+    every = math.factorial(count) <= ORDERS
+    others = permutations(range(count)) if every else (rng.permutation(count) for _ in range(ORDERS - 1))
+    orders = np.array(list(others) if every else [np.arange(count), *others])
+    ranks = _unit_ranks(points.reshape(-1, points.shape[-1]))
+    return ranks[:, -1].reshape(count, -1)[orders].reshape(len(orders), -1) @ ranks[:, :-1]
 
 
 def _ranked(points: np.ndarray) -> np.ndarray:
     """Spearman correlation of each column with the last one, 0 where a column is constant: [columns - 1]."""
+    ranks = _unit_ranks(points)
+    return ranks[:, -1] @ ranks[:, :-1]
+
+
+def _unit_ranks(points: np.ndarray) -> np.ndarray:
+    """Ranks within each column, centred and of length 1; 0 where it is constant."""
     ranks = sps.rankdata(points, axis=0)
     ranks -= ranks.mean(0)
-    scale = np.sqrt((ranks**2).sum(0))
-    return ranks[:, -1] @ ranks[:, :-1] / np.maximum(scale[:-1] * scale[-1], 1e-12)
+    return ranks / np.maximum(np.sqrt((ranks**2).sum(0)), 1e-12)
 
 
 def _partial(points: pd.DataFrame, name: str) -> float:

@@ -79,5 +79,6 @@ def _square_and_add(row: pd.Series) -> Interval:
 def shown(row, digits: int = 1, sign: bool = False) -> str:
     """Such as "65.0 [49.5, 77.9]": a value with its interval."""
     plus = "+" if sign else ""
-    lo, value, hi = (f"{x:{plus}z.{digits}f}" for x in (row["lo"], row["value" if not sign else "delta"], row["hi"]))
+    value = f"{row['delta' if sign else 'value']:{plus}z.{digits}f}"
+    lo, hi = (f"{row[end]:{plus}.{digits}f}" for end in ("lo", "hi"))  # an end at -0.0 still says on which side of zero it lies
     return value if "nan" in lo else f"{value} [{lo}, {hi}]"

@@ -330,9 +330,11 @@ def foretold(study: Collected, against: str = "baseline", least: int = LEAST) ->
 
 def says_foretold(found: pd.DataFrame, aligned: bool) -> str:
     """What foretells a gain, from the rows of `foretold`: a predictor counts where its p, Holm-adjusted over the table, is below 5 %."""
-    adjusted = found.assign(p_adj=stats.holm(found["p"]))
+    tested = found.dropna(subset=["p"])  # differences of two correlations have an interval only
+    adjusted = tested.assign(p_adj=stats.holm(tested["p"]))
     sure = adjusted[adjusted["p_adj"] < 0.05]
-    count = f"{len(adjusted)} correlations over {found['variants'].min()} rows"
+    least, most = adjusted["variants"].agg(["min", "max"])
+    count = f"{len(adjusted)} correlations over {least}{f' to {most}' * (most > least)} rows"
     head = "; ".join(f"{r.predictor} with {r.benchmark} {r.rho:+.2f} [{r.lo:+.2f}, {r.hi:+.2f}]" for r in sure.itertuples())
     stand = "stands" if len(sure) == 1 else "stand"
     said = f"Of {count}, {len(sure)} {stand} after correction (Holm)" + (f": {head}" if head else "") + "."

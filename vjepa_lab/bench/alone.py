@@ -1,9 +1,11 @@
-"""The plain step in a process of its own, whose memory the C library manages by its defaults: upstream's step as upstream would meet it.
+"""The plain step in a process of its own, whose memory torch and the C library manage by their defaults, as upstream's step finds it.
 
-Within our own process it profits from `keep_freed_memory`, one of the things that are to be measured.
+Within our own process it profits from `keep_freed_memory` and huge pages, two of the things that are to be measured. Idle threads sleep in
+both: with spinning ones no two processes can be timed on one machine.
 """
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -26,7 +28,8 @@ def plain_step_alone(size: Preset, batch: int, bf16: bool) -> Iterator[Callable[
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, size, batch, bf16, torch.get_num_threads()), daemon=True)
-    process.start()
+    with _with("THP_MEM_ALLOC_ENABLE", "0"):
+        process.start()
     there.close()
 
     def step() -> None:
@@ -43,6 +46,21 @@ def plain_step_alone(size: Preset, batch: int, bf16: bool) -> Iterator[Callable[
         here.close()
         process.join(END_S)
         process.kill()
+        process.join()
+
+
+@contextmanager
+def _with(name: str, value: str) -> Iterator[None]:
+    """A variable of the environment set for the processes that are started meanwhile."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _serve(pipe: Connection, size: Preset, batch: int, bf16: bool, threads: int) -> None:

@@ -73,8 +73,9 @@ def step(
     Median ms, quartiles, clips/s, GFLOP/s, share of the attainable rate of matrix products, peak memory, and for ours the ratio to the
     contender it stands against, the median over rounds. Both steps must compute the same loss before either is timed.
 
-    The plain step runs as it would by itself; where our process manages its memory in a way of its own (`keep_freed_memory`) that takes
-    another process, and "plain, kept memory" is the same step within ours.
+    The plain step runs with the memory management that it would have by itself; where ours differs (`keep_freed_memory`, huge pages) that
+    takes another process, and "plain, kept memory" is the same step within ours. Python starts that process by importing the main script
+    anew: a script of your own needs `if __name__ == "__main__":`. Raises RuntimeError if the steps disagree or that process dies.
 
     variant     also time our step of this recipe
     compile     also time our step compiled (the first steps, which compile, are not counted)
