@@ -6,21 +6,23 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vjepa_lab import bench, masks, variants
 from vjepa_lab.bench import steps
-from vjepa_lab.bench.alone import plain_step_alone
+from vjepa_lab.bench.alone import Alone
 from vjepa_lab.bench.auxiliaries import Tubes
 from vjepa_lab.bench.timing import interleaved, ratio, show
 from vjepa_lab.model import VJEPA
 from vjepa_lab.options import UserError
 from vjepa_lab.presets import PRESETS
-from vjepa_lab.training.allocator import keep_freed_memory
 
 SMOKE, CPU = PRESETS["smoke"], torch.device("cpu")
 QUICK = {"batch": 4, "repeats": 2, "device": "cpu"}
@@ -47,25 +49,33 @@ def test_a_step_that_computes_something_else_is_not_timed(monkeypatch):
 
 
 def test_rows_of_step():
-    rows = {row["what"]: row for row in bench.step("smoke", "fp32", variant="ld", checkpoint=True, **QUICK)}
+    rows = {row["what"]: row for row in bench.step("smoke", "fp32", variant="ld", checkpoint=True, encoder=False, **QUICK)}
     assert {"plain step", "our step", "recomputed", "ld"} <= set(rows)
     assert rows["our step"]["against"] == "plain step" and rows["ld"]["against"] == "our step" and "ratio" not in rows["plain step"]
     for row in rows.values():
         assert row["q1"] <= row["ms"] <= row["q3"] and row["clips_per_s"] == pytest.approx(4e3 / row["ms"])
-        assert 0 < row["of_gemm"] < 1 and (row["what"] == "plain step" or row["memory_mb"] > 0)
+        assert 0 < row["of_gemm"] < 1 and row["memory_mb"] > 0
     assert rows["recomputed"]["memory_mb"] < rows["our step"]["memory_mb"]
     assert rows["ld"]["memory_mb"] > rows["our step"]["memory_mb"]
 
 
-@pytest.mark.skipif(not keep_freed_memory(), reason="a C library that manages memory in its own way only")
-def test_the_plain_step_runs_by_itself_and_says_so_if_that_dies():
-    """In a process whose memory is managed by default; beside it the same step within ours."""
-    rows = {row["what"]: row for row in bench.step("smoke", "fp32", encoder=False, **QUICK)}
-    assert list(rows) == ["plain step", "plain, kept memory", "our step"] and rows["plain, kept memory"]["against"] == "plain step"
-    assert "memory_mb" not in rows["plain step"] and {row["memory_mb"] > 0 for row in list(rows.values())[1:]} == {True}
+def test_encoders_go_forward_and_backward():
+    """Of one size, ours and Hugging Face's: as many operations, and no gradient left for the next turn."""
+    flops = []
+    for make in (steps.our_encoder, steps.hugging_face):
+        run = make("smoke", 4, CPU, False)
+        with FlopCounterMode(display=False) as counter:
+            run()
+        flops.append(counter.get_total_flops())
+    assert flops[0] == pytest.approx(flops[1], rel=0.1) and flops[0] > 0
+
+
+def test_a_contender_runs_by_itself_and_says_so_if_that_dies():
+    """In a process of its own, where memory is managed as it would be; nothing of it stays."""
     before = set(multiprocessing.active_children())
-    with plain_step_alone(steps.measured("smoke"), 4, bf16=False) as step:
+    with closing(Alone(partial(steps.plain_step, "smoke", 4, CPU, False), huge_pages=False)) as step:
         step()
+        assert step.memory() > 1e6
         (child,) = set(multiprocessing.active_children()) - before
         assert b"THP_MEM_ALLOC_ENABLE=0" in Path(f"/proc/{child.pid}/environ").read_bytes().split(b"\0")
         assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"

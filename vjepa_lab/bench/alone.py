@@ -1,57 +1,64 @@
-"""The plain step in a process of its own, whose memory torch and the C library manage by their defaults, as upstream's step finds it.
+"""Contenders in processes of their own, so that each has its own heap and manages memory as it would by itself.
 
-Within our own process it profits from `keep_freed_memory` and huge pages, two of the things that are to be measured. Idle threads sleep in
-both: with spinning ones no two processes can be timed on one machine.
+Side by side in one process they fragment one another's memory, and the plain step would profit from what ours does to the allocator. Idle
+threads sleep in all of them: with spinning ones no two processes can be timed on one machine.
 """
 
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 
 import torch
 
-from vjepa_lab.bench.plain import PlainTrainer
-from vjepa_lab.presets import Preset
-from vjepa_lab.train import build
+from vjepa_lab.training.meters import peak_memory
 
 END_S = 10.0
+Make = Callable[[], Callable[[], None]]
+"""Makes a contender: what it returns takes one step. It must be a function of a module, or a `partial` of one, to be sent."""
 
 
-@contextmanager
-def plain_step_alone(size: Preset, batch: int, bf16: bool) -> Iterator[Callable[[], None]]:
-    """A function that has the other process take its next step, on the CPU.
+class Alone:
+    """A contender in a process of its own, on the CPU: calling it has it take its next step, `memory` one more, for its peak in bytes.
 
-    Raises RuntimeError if that process died.
+    huge_pages  whether torch asks the system for huge pages there
+    RuntimeError if that process dies. Python starts it by importing the main script anew: a script of your own needs
+    `if __name__ == "__main__":`.
     """
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, size, batch, bf16, torch.get_num_threads()), daemon=True)
-    with _with("THP_MEM_ALLOC_ENABLE", "0"):
-        process.start()
-    there.close()
 
-    def step() -> None:
+    def __init__(self, make: Make, huge_pages: bool = True):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, there = context.Pipe()
+        self.process = context.Process(target=_serve, args=(there, make, torch.get_num_threads()), daemon=True)
+        with _set("THP_MEM_ALLOC_ENABLE", str(int(huge_pages))):
+            self.process.start()
+        there.close()
+
+    def __call__(self) -> None:
+        self._ask("step")
+
+    def memory(self) -> int:
+        return self._ask("memory")
+
+    def _ask(self, what: str) -> int | None:
         try:
-            here.send(None)
-            here.recv()
+            self.pipe.send(what)
+            return self.pipe.recv()
         except (EOFError, OSError):
-            process.join(END_S)
-            raise RuntimeError(f"the plain step's own process died (exit code {process.exitcode}); what it printed stands above") from None
+            self.process.join(END_S)
+            code = self.process.exitcode
+            raise RuntimeError(f"a contender's own process died (exit code {code}); what it printed stands above") from None
 
-    try:
-        yield step
-    finally:
-        here.close()
-        process.join(END_S)
-        process.kill()
-        process.join()
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join(END_S)
+        self.process.kill()
+        self.process.join()
 
 
 @contextmanager
-def _with(name: str, value: str) -> Iterator[None]:
-    """A variable of the environment set for the processes that are started meanwhile."""
+def _set(name: str, value: str) -> Iterator[None]:
+    """A variable of the environment, for the processes that are started meanwhile."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -63,16 +70,12 @@ def _with(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def _serve(pipe: Connection, size: Preset, batch: int, bf16: bool, threads: int) -> None:
-    from vjepa_lab.bench.steps import CPU, in_turn, random_clips
-
+def _serve(pipe, make: Make, threads: int) -> None:
     torch.set_num_threads(threads)
-    plain = PlainTrainer(build("ema", True, 1, size, 0, bf16), size, 0, CPU)
-    step = in_turn(plain, random_clips(size, batch, CPU))
+    run = make()
     while True:
         try:
-            pipe.recv()
+            what = pipe.recv()
         except EOFError:
             return
-        step()
-        pipe.send(None)
+        pipe.send(run() if what == "step" else peak_memory(run, torch.device("cpu")))
