@@ -348,6 +348,17 @@ def test_four_variants_with_unequal_seeds_prove_nothing():
     assert row["rho"] > 0.9 and row["seeds"] == 2 and 1 / 24 <= row["p"] <= 2 / 24
 
 
+def test_four_variants_in_perfect_order_decide_nothing():
+    """Their bootstrap intervals have no width; the rarest of 24 orders is not rare."""
+    points = pd.DataFrame(
+        [(f"v{i}", 0, i, -i, i) for i in range(4)], columns=["variant", "seed", "neutral utility", "cosine", "delta"]
+    ).set_index(["variant", "seed"])
+    found = pd.DataFrame(alignment._correlations(points, 500, 0)).assign(benchmark="w/motion")
+    assert found["lo"].max() > 0 and found["p"].min() >= 2 / 24
+    said = alignment.verdict(found)
+    assert "undecided" in said and "of 1 benchmarks: none" in said
+
+
 def test_few_variants_are_dealt_in_every_order():
     """The p-value of five variants with two seeds, from all 120 orders, each correlated by scipy; of nine, nearly the same as from all."""
     rng = np.random.default_rng(3)

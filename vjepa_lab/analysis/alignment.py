@@ -403,8 +403,10 @@ def verdict(found: pd.DataFrame, smoke: bool = False) -> str:
     """One sentence from the rows of `predictions`, by the pre-registered rule, and what it cannot decide."""
     if smoke:
         return "Verdict: none; smoke size only shows that it runs."
-    signs = {name: _signs(part) for name, part in found.groupby("predictor")}
-    count, total = f"{found['variants'].min()} variants x {found['seeds'].min()} seeds", found["benchmark"].nunique()
+    told = found["variants"].ge(5) & ~found["p"].gt(0.05)  # resampling four variants gives intervals of no width; the p-values know better
+    signs = {name: _signs(part[told[part.index]]) for name, part in found.groupby("predictor")}
+    seeds, total = found["seeds"].min(), found["benchmark"].nunique()
+    count = f"{found['variants'].min()} variants x {seeds} seed{'s' * int(seeds > 1)}"
     above = signs.get(DIFFERENCE, (0, 0))
     silent = all(signs.get(name) == (0, 0) for name in ("utility", "neutral utility"))  # measured, and telling nothing
     if silent and sum(signs.get("norm ratio", (0, 0))):
@@ -419,7 +421,8 @@ def verdict(found: pd.DataFrame, smoke: bool = False) -> str:
         head = "undecided: no interval separates the neutral utility from the cosine"
     said = "; ".join(f"{name} {up} positive, {down} negative" for name, (up, down) in signs.items() if name != DIFFERENCE and up + down)
     return (
-        f"Verdict over {count}: {head}. Predictors whose interval excludes 0, of {total} benchmarks: {said or 'none'}. "
+        f"Verdict over {count}: {head}. "
+        f"Predictors whose interval excludes 0 and whose p is below 0.05, of {total} benchmarks: {said or 'none'}. "
         "A correlation over objectives cannot tell whether alignment causes a benefit, nor speak for other data or sizes."
     )
 
