@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import statistics
-import time
 from pathlib import Path
 
 import lab
@@ -60,14 +59,29 @@ def shots(tmp_path_factory) -> Path:
     return folder
 
 
-def changed(shown, look: str, before: str, patience_s: float = 60) -> float:
-    """Milliseconds until what `look` returns differs from `before`."""
-    begun = time.perf_counter()
-    while time.perf_counter() - begun < patience_s:
-        if shown.evaluate(look) != before:
-            return 1000 * (time.perf_counter() - begun)
-        time.sleep(0.005)
-    raise AssertionError("the picture did not follow its control")
+WATCH = """(look) => {
+    const seen = eval(look), before = seen();
+    window.reaction = null;
+    const begin = () => {
+        const start = performance.now();
+        const frame = () => {
+            const now = seen();
+            if (now && now !== before) window.reaction = performance.now() - start;
+            else requestAnimationFrame(frame);
+        };
+        requestAnimationFrame(frame);
+    };
+    for (const kind of ['change', 'keydown']) document.addEventListener(kind, begin, {capture: true, once: true});
+}"""
+"From the first use of a control to the first frame that shows another picture, as the page itself sees it."
+
+
+def reaction(shown, look: str, act) -> float:
+    """Milliseconds from `act`, the use of one control, to the first frame in which what `look` returns is there and differs."""
+    shown.evaluate(WATCH, look)
+    act()
+    shown.wait_for_function("() => window.reaction !== null")
+    return shown.evaluate("() => window.reaction")
 
 
 def test_explorers_follow_their_controls(address, shots):
@@ -77,17 +91,14 @@ def test_explorers_follow_their_controls(address, shots):
         shown.wait_for_selector(".js-plotly-plot .bars .point path", state="attached")
         masks = []
         for _ in range(7):
-            before = shown.evaluate(PICTURES)
             handle = shown.locator(".widget-slider:has-text('draw') .noUi-handle").first
             handle.focus()
-            shown.keyboard.press("ArrowRight")
-            masks.append(changed(shown, PICTURES, before))
+            masks.append(reaction(shown, PICTURES, lambda: shown.keyboard.press("ArrowRight")))
         trades = []
         sort = shown.locator(".widget-dropdown:has-text('sorted') select").first
         for label in ("by SSv2", "by D-48", "by IN-100", "by SSv2", "by mean"):
-            before = shown.evaluate(BARS)
-            sort.select_option(label=label)
-            trades.append(changed(shown, BARS, before))
+            trades.append(reaction(shown, BARS, lambda label=label: sort.select_option(label=label)))
+        shown.wait_for_timeout(1000)  # plotly draws again after the first frame
         bar = shown.locator(".js-plotly-plot .bars .point path").first
         bar.scroll_into_view_if_needed()
         bar.hover(force=True)

@@ -471,3 +471,11 @@ def test_one_candidate_needs_no_selection():
     train, test = few_shot(planted("mean", 100, "train"), 1), planted("mean", 50, "test")
     result = linear(train, test, lrs=(1e-2,), wds=(0.1,), epochs=5, **QUICK)
     assert result.selected == {"lr": 1e-2, "wd": 0.1, "refit": True, "epochs": 5} and result.search.empty
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert probes.device_for(None).type == probes.device_for("auto").type == "cpu" and probes.device_for("mps").type == "mps"
+    with pytest.raises(ValueError, match="'cuda:1' is not available here"):
+        probes.device_for("cuda:1")

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from vjepa_lab import data
 from vjepa_lab.training.allocator import keep_freed_memory
 from vjepa_lab.training.checkpoint import replacing
+from vjepa_lab.training.processes import device_of
 
 Grid = tuple[int, int, int]
 
@@ -202,6 +203,5 @@ def scaling(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def device_for(device: torch.device | str | None) -> torch.device:
-    """Where features and probes are computed: the device named, or with None or "auto" CUDA where it is there, else the CPU."""
-    asked = None if device == "auto" else device
-    return torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """Where features and probes are computed: as `device_of`, but on Apple's MPS only when it is named."""
+    return device_of(device, mps=False)

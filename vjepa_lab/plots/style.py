@@ -14,6 +14,7 @@ PALETTE = ("#1f3a5f", "#d9792b", "#8fcfbb", "#7a4f8c", "#e6c34a", "#9aa0a6")
 "Dark blue, orange, pale green, ...: neighbours differ in luminance (CIE L about 24, 60, 79, 40, 80, 65), so grey print keeps them apart."
 HATCHES = ("", "", "", "///", "\\\\\\", "...")
 INK, PALE, RULE = "#222222", "#b8bdc4", "#d9dce0"
+DAGGER, DOUBLE_DAGGER = "†", "‡"
 
 WIDTH = {"single": 3.25, "double": 6.875}
 "Column widths in inches."

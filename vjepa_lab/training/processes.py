@@ -190,15 +190,18 @@ def over_processes(mean: Tensor) -> Tensor:
     return sum_over_processes(mean) / _sharing if _sharing > 1 else mean
 
 
-def device_of(name: str) -> torch.device:
-    """ "auto": CUDA, else Apple's MPS, else the CPU; or a device by name. Raises ValueError if it is not there."""
-    if name != "auto":
-        kind = torch.device(name).type
+def device_of(asked: torch.device | str | None = "auto", *, mps: bool = True) -> torch.device:
+    """A device, or one by name; None or "auto": CUDA, else Apple's MPS unless `mps` is False, else the CPU.
+
+    Raises ValueError if it is not there.
+    """
+    if asked not in (None, "auto"):
+        kind = torch.device(asked).type
         there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(kind, False)
         if not there:
-            raise ValueError(f"device {name!r} is not available here; use 'auto' or 'cpu'")
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+            raise ValueError(f"device {str(asked)!r} is not available here; use 'auto' or 'cpu'")
+        return torch.device(asked)
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps and torch.backends.mps.is_available() else "cpu")
 
 
 def exact(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ MOST = "1120px"
 class Explorer:
     """Controls above a picture that follows them.
 
-    view      a plain function of the controls' values that returns a figure
+    view      a plain function of the controls' values that returns a figure, or a plotly figure's plain data, which is shown unchecked
     controls  {argument of `view`: ipywidgets control}; all of them can be used from the keyboard
     below     further widgets under the picture, such as buttons
     static    the same picture without scripts, for headless runs and PDFs; by default `view`
@@ -50,7 +50,13 @@ class Explorer:
         from IPython.display import HTML, display
 
         try:
-            display(self.view(**values))
+            drawn = self.view(**values)
+            if isinstance(drawn, dict):
+                import plotly.io
+
+                plotly.io.show(drawn, validate=False)
+            else:
+                display(drawn)
         except ValueError as error:
             display(HTML(f"<p>{html.escape(str(error))}</p>"))
 
@@ -59,7 +65,12 @@ class Explorer:
         return {name: control.value for name, control in self.controls.items()}
 
     def figure(self):
-        return self.view(**self.values)
+        drawn = self.view(**self.values)
+        if not isinstance(drawn, dict):
+            return drawn
+        import plotly.graph_objects as go
+
+        return go.Figure(drawn)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         bundle = dict(self.widget._repr_mimebundle_() or {})

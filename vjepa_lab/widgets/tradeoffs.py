@@ -78,9 +78,10 @@ class Tradeoffs:
         }
         return {name: value for name, (value, default) in wanted.items() if value != default}
 
-    def view(self, *, paper: bool = False, **choice):
+    def view(self, *, paper: bool = False, plain: bool = False, **choice):
         """The trade-off figure of a choice: regime, sources, benchmarks, baseline, parts, sort, intervals."""
-        return plots.tradeoffs(self.rows, compared=self.compared(choice["baseline"]), paper=paper, **self.arguments(**choice))
+        compared = self.compared(choice["baseline"])
+        return plots.tradeoffs(self.rows, compared=compared, paper=paper, plain=plain, **self.arguments(**choice))
 
     def table(self, **choice) -> pd.DataFrame:
         """The comparisons that the figure shows."""
@@ -122,12 +123,11 @@ def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out:
         "intervals": switch("95 % intervals", True),
     }
 
-    def view(**chosen):
-        figure = known.view(**chosen)
-        figure.layout.updatemenus = ()  # the control above sorts
-        return clickable(figure, known.names)
-
-    made = Explorer(view, controls, static=lambda **chosen: known.view(paper=True, **chosen))
+    made = Explorer(
+        lambda **chosen: clickable(known.view(plain=True, **chosen), known.names),
+        controls,
+        static=lambda **chosen: known.view(paper=True, **chosen),
+    )
 
     def keep(_):
         stem = Path(out) / f"tradeoffs-{made.values['regime']}"
@@ -150,21 +150,27 @@ def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out:
     return made
 
 
-def clickable(figure, names: dict[str, str]):
-    """The figure with a note on every bar, hidden until the bar is clicked: its objective as an expression. `names`: {label: variant}."""
+def clickable(drawn: dict, names: dict[str, str]) -> dict:
+    """A figure's data with a note on every bar, hidden until the bar is clicked: its objective as an expression.
+
+    names  {label without marks: variant}
+    """
     card = {"showarrow": False, "visible": False, "clicktoshow": "onoff", "bgcolor": "white", "bordercolor": INK, "borderpad": 6}
     card |= {"x": 0, "yanchor": "top", "yshift": -55, "align": "left", "font": {"family": "monospace", "size": 12}}
-    notes = []
-    for trace in figure.data:
-        for label, delta in zip(trace.y, trace.x, strict=True) if trace.type == "bar" else ():
-            lines = textwrap.wrap(_expression(names.get(label.rstrip(MARKS), label)), 56, break_on_hyphens=False)
-            text = "<br>".join(map(html.escape, lines))
-            notes.append(card | {"text": text, "xref": trace.xaxis, "yref": trace.yaxis, "y": label, "xclick": delta, "yclick": label})
-    figure.layout.annotations = [*figure.layout.annotations, *notes]
-    return figure
+    for bars in (trace for trace in drawn["data"] if trace["type"] == "bar"):
+        on = card | {"xref": bars["xaxis"], "yref": bars["yaxis"]}
+        for delta, label in zip(bars["x"], bars["y"], strict=True):
+            name = label.rstrip(MARKS)
+            note = on | {"text": _card(names.get(name, name)), "y": label, "xclick": delta, "yclick": label}
+            drawn["layout"]["annotations"].append(note)
+    return drawn
 
 
 @lru_cache(maxsize=256)
+def _card(variant: str) -> str:
+    return "<br>".join(map(html.escape, textwrap.wrap(_expression(variant), 56, break_on_hyphens=False)))
+
+
 def _expression(variant: str) -> str:
     try:
         return repr(variants.recipe(variant))

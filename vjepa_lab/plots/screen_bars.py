@@ -1,0 +1,203 @@
+"""Figure 2 on the screen: the bars of `bars.tradeoffs` as plain data for plotly, with everything known of each in its hover text.
+
+Plain data, since plotly's own objects check each value: that takes longer than all else, too long for a figure that follows a control.
+Margins are given, too: a browser that must find them lays the figure out twice.
+"""
+
+from __future__ import annotations
+
+import copy
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, lru_cache
+
+import numpy as np
+import pandas as pd
+
+from .style import DAGGER, INK, PALE, RULE, colours
+
+SIZE = 12
+"Of letters, in pixels."
+HEAD, FOOT, BETWEEN = 90, 135, 110
+"Margins in pixels: above without a menu, below, and between panels that stand one above the other."
+
+
+def spec(
+    panels: Mapping[str, pd.DataFrame],
+    orders: Sequence[Sequence[str]],
+    labels: Mapping[str, str],
+    *,
+    benchmarks: Sequence[str],
+    against: str,
+    notes: Sequence[str],
+    shared: bool,
+    menu: bool = False,
+) -> dict:
+    """{"data": traces, "layout": ...}, which plotly.graph_objects.Figure takes.
+
+    panels      comparisons of one source, edition and regime each, by title
+    orders      the variants of each panel, top down
+    labels      variant -> the name that is shown
+    benchmarks  all of them, each panel's in this order
+    notes       lines below the figure
+    shared      panels side by side with one list of names; else one above the other
+    menu        whether the figure has a menu of its own that sorts
+    """
+    colour = colours(benchmarks)
+    groups = [_by_benchmark(part.assign(name=part["variant"].map(labels)), benchmarks) for part in panels.values()]
+    pixels = [len(order) * (15 * len(group) + 8) for order, group in zip(orders, groups, strict=True)]
+    titles = tuple(title.replace("\n", "<br>") for title in panels)
+    layout = copy.deepcopy(_grid(titles) if shared else _grid(titles, tuple(pixels)))
+    same = shared and len({frozenset(group) for group in groups}) == 1
+    traces, lines, legend = [], [], set()
+    ends = ["", *range(2, len(panels) + 1)]  # plotly's own numbers of axes
+    for order, group, end in zip(orders, groups, ends, strict=True):
+        on = {"xaxis": f"x{end}", "yaxis": f"y{end}"}
+        for benchmark, rows in group.items():
+            traces += [on | _bars(rows, benchmark, colour[benchmark], against, benchmark not in legend), on | _daggers(rows, benchmark)]
+            legend.add(benchmark)
+        line = {"color": INK, "width": 1}
+        lines.append({"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "xref": f"x{end}", "yref": f"y{end} domain", "line": line})
+        names = [labels[name] for name in order]
+        y = {"categoryorder": "array", "categoryarray": names, "range": [len(names) - 0.5, -0.5], "showgrid": False, "ticks": ""}
+        x = {"title": {"text": f"difference from {against} (pp)"}, "showgrid": True, "gridcolor": RULE, "zeroline": False}
+        layout[f"yaxis{end}"] |= y | {"automargin": False}
+        layout[f"xaxis{end}"] |= x | {"automargin": False} | ({"matches": "x"} if same else {})
+    menu = menu and shared
+    above, left = HEAD + 30 * menu, _width(labels[name] for order in orders for name in order)
+    layout |= {
+        "template": template(),
+        "annotations": [note | {"font": {"size": 13}} for note in layout["annotations"]] + [_written(notes)],
+        "shapes": lines,
+        "barmode": "group",
+        "scattermode": "group",
+        "bargap": 0.25,
+        "height": (max(pixels) if shared else sum(pixels) + BETWEEN * (len(panels) - 1)) + above + FOOT,
+        "margin": {"l": left, "r": 14, "t": above, "b": FOOT},
+        "legend": {
+            "orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "top", "yref": "container", "itemsizing": "constant",
+        },
+        "font": {"family": "Helvetica, Arial, sans-serif", "size": SIZE, "color": INK},
+    }  # fmt: skip
+    if menu:
+        layout["updatemenus"] = [_sort_menu(panels, benchmarks, labels, [labels[name] for name in orders[0]])]
+    return {"data": traces, "layout": layout}
+
+
+@cache
+def template() -> dict:
+    """Plotly's white look as plain data."""
+    from plotly import io
+
+    return io.templates["simple_white"].to_plotly_json()
+
+
+@lru_cache(maxsize=64)
+def _grid(titles: tuple[str, ...], pixels: tuple[int, ...] = ()) -> dict:
+    """Axes and titles of panels: side by side, or of these heights one above the other."""
+    from plotly.subplots import make_subplots
+
+    shape = {"rows": 1, "cols": len(titles), "horizontal_spacing": 0.03, "shared_yaxes": True}
+    if pixels:
+        spacing = BETWEEN / (sum(pixels) + BETWEEN * len(pixels))
+        shape = {"rows": len(titles), "cols": 1, "row_heights": list(pixels), "vertical_spacing": spacing}
+    layout = make_subplots(**shape, subplot_titles=titles).layout.to_plotly_json()
+    return {name: value for name, value in layout.items() if name != "template"}
+
+
+def _by_benchmark(part: pd.DataFrame, benchmarks: Sequence[str]) -> dict[str, pd.DataFrame]:
+    found = dict(list(part.groupby("benchmark", sort=False)))
+    return {name: found[name] for name in benchmarks if name in found}
+
+
+def _width(names: Iterable[str]) -> int:
+    """Pixels that the longest of some names needs, at most: the advances of Arial, capitals and others."""
+    return int(SIZE * max(sum(0.75 if letter.isupper() else 0.56 for letter in name) for name in names)) + 12
+
+
+def _written(notes: Sequence[str]) -> dict:
+    """The notes below the figure."""
+    text = "<br>".join(line for note in notes for line in textwrap.wrap(note, 100))
+    place = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -62, "xanchor": "left", "yanchor": "top"}
+    return place | {"text": text, "showarrow": False, "align": "left", "font": {"size": 11}}
+
+
+def _bars(rows: pd.DataFrame, benchmark: str, colour: str, against: str, showlegend: bool) -> dict:
+    return {
+        "type": "bar",
+        "x": rows["delta"].tolist(),
+        "y": rows["name"].tolist(),
+        "orientation": "h",
+        "name": benchmark,
+        "legendgroup": benchmark,
+        "offsetgroup": benchmark,
+        "showlegend": showlegend,
+        "marker": {"color": colour, "line": {"color": INK, "width": 0.5}, "opacity": np.where(rows["smoke"], 0.35, 1.0).tolist()},
+        "error_x": {
+            "symmetric": False,
+            "array": (rows["hi"] - rows["delta"]).tolist(),
+            "arrayminus": (rows["delta"] - rows["lo"]).tolist(),
+            "thickness": 1.3,
+            "width": 0,
+            "color": "#7d828a",  # mid grey shows on the dark bars and on white
+        },
+        "customdata": [_about(row, against) for row in rows.itertuples(index=False)],
+        "hovertemplate": "%{customdata}<extra></extra>",
+    }
+
+
+def _daggers(rows: pd.DataFrame, benchmark: str) -> dict:
+    """Marks beside the bars that are no better than a constant."""
+    rows = rows[rows["flag"].ne("")]
+    return {
+        "type": "scatter",
+        "x": rows["hi"].clip(lower=0).tolist(),
+        "y": rows["name"].tolist(),
+        "mode": "text",
+        "text": DAGGER,
+        "textposition": "middle right",
+        "textfont": {"size": 9},
+        "legendgroup": benchmark,
+        "offsetgroup": benchmark,
+        "orientation": "h",
+        "showlegend": False,
+        "hoverinfo": "skip",
+    }
+
+
+def _about(r, against: str) -> str:
+    """Everything known of one bar, in lines."""
+    basis = {"seeds": "over seed pairs", "seeds, unpaired": "over seeds that do not pair up", "samples": "test sampling only"}[r.basis]
+    lines = [
+        f"<b>{r.name}</b>, {r.benchmark} ({r.probe})",
+        f"{r.value:.2f} % against {r.base:.2f} % of {against}: <b>{r.delta:+.2f} pp</b>",
+        f"95 % interval {r.lo:+.2f} to {r.hi:+.2f} ({basis})",
+        f"{r.seeds} seed{'s' * (r.seeds != 1)}, n " + ("unknown" if np.isnan(r.n) else f"= {r.n:,.0f}"),
+        f"no better than a constant predictor ({r.flag})" if r.flag else "",
+        "an untrained encoder was measured" if r.random_init else "",
+        "demonstration size: not evidence" if r.smoke else "",
+    ]
+    return "<br>".join(filter(None, lines))
+
+
+def _sort_menu(panels: Mapping[str, pd.DataFrame], benchmarks: Sequence[str], labels: Mapping[str, str], names: list[str]) -> dict:
+    """Drop-down that reorders the variants by one benchmark of the first panel that has it."""
+    orders = {"sorted by mean": names}
+    table = pd.concat(panels.values()).drop_duplicates(["variant", "benchmark"])
+    for benchmark in benchmarks:
+        ranked = list(table[table["benchmark"].eq(benchmark)].sort_values("delta", ascending=False)["variant"].map(labels))
+        orders[f"sorted by {benchmark}"] = [*ranked, *(name for name in names if name not in ranked)]
+    axes = ["yaxis", *(f"yaxis{k}" for k in range(2, len(panels) + 1))]
+    buttons = [
+        {"label": text, "method": "relayout", "args": [{f"{axis}.categoryarray": order for axis in axes}]} for text, order in orders.items()
+    ]
+    return {
+        "buttons": buttons,
+        "x": 1,
+        "xanchor": "right",
+        "y": 1,
+        "yanchor": "bottom",
+        "pad": {"b": 62},
+        "bgcolor": "white",
+        "bordercolor": PALE,
+    }
