@@ -59,6 +59,10 @@ def shots(tmp_path_factory) -> Path:
     return folder
 
 
+ROOM = """() => Math.min(...[...document.querySelectorAll('.js-plotly-plot')].flatMap(plot =>
+    [...plot.querySelectorAll('.yaxislayer-above text')].map(text =>
+        text.getBoundingClientRect().left - plot.getBoundingClientRect().left)))"""
+"Pixels between the figure's left edge and the longest name of a row."
 WATCH = """(look) => {
     const seen = eval(look), before = seen();
     window.reaction = null;
@@ -99,6 +103,7 @@ def test_explorers_follow_their_controls(address, shots):
         for label in ("by SSv2", "by D-48", "by IN-100", "by SSv2", "by mean"):
             trades.append(reaction(shown, BARS, lambda label=label: sort.select_option(label=label)))
         shown.wait_for_timeout(1000)  # plotly draws again after the first frame
+        assert 0 <= shown.evaluate(ROOM) < 100, "a name runs out of the figure, or none is there"
         bar = shown.locator(".js-plotly-plot .bars .point path").first
         bar.scroll_into_view_if_needed()
         bar.hover(force=True)

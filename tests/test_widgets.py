@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
 
@@ -161,6 +162,13 @@ def test_the_tradeoff_explorer_draws_what_its_code_draws(known, tmp_path, monkey
     explorer = tradeoffs.tradeoff_explorer("data/paper", out=tmp_path)
     explorer.widget.children[-1].children[0].click()
     assert {path.suffix for path in tmp_path.iterdir()} == {".pdf", ".png", ".csv", ".py"}
+
+
+def test_the_plain_figure_is_the_figure(known):
+    choice = {"regime": "mixed", "sources": ("paper", "released"), "benchmarks": ("D-48", "SSv2"), "baseline": "baseline"}
+    choice |= {"parts": (), "sort": "SSv2", "intervals": True}
+    assert go.Figure(known.view(plain=True, **choice)).to_json() == known.view(**choice).to_json()
+    assert "updatemenus" not in known.view(plain=True, **choice | {"sort": "mean"})["layout"], "the explorer's control sorts"
 
 
 def test_a_click_on_a_bar_shows_the_objective(known):
