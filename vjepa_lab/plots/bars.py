@@ -129,6 +129,12 @@ def panel_title(source: str, seeds: pd.Series, smoke: bool, about: Sequence[str]
     )
 
 
+def _whose(title: str) -> str:
+    """What a panel's title says before it counts seeds, for use inside a sentence."""
+    head = title.splitlines()[0].rpartition(", ")[0]
+    return head[0].lower() + head[1:]
+
+
 def _shared(panels: dict[str, pd.DataFrame]) -> bool:
     """True when the panels have most variants in common, so that they stand side by side with one list of names; else stacked."""
     sets = [set(part["variant"]) for part in panels.values()]
@@ -169,14 +175,14 @@ def benchmark_order(panels: Iterable[pd.DataFrame]) -> list[str]:
 def _notes(panels: dict[str, pd.DataFrame], against: str) -> list[str]:
     table = pd.concat(panels.values())
     bases = [
-        f"{title.splitlines()[0].split(',')[0].lower()} "
+        f"({_whose(title)}): "
         + ", ".join(
             f"{b} {v:.2f} %{DAGGER * bool(f)}"
             for b, (v, f) in part.groupby("benchmark", sort=False)[["base", "base_flag"]].first().iterrows()
         )
         for title, part in panels.items()
     ]
-    notes = [f"Accuracy of {against}: " + "; ".join(dict.fromkeys(bases)) + "."]
+    notes = [f"Accuracy of {against} {one}." for one in dict.fromkeys(bases)]
     notes += filter(None, [clips_note(table)])
     flagged = table[table["flag"].ne("") | table["base_flag"].ne("")]
     if len(flagged):

@@ -18,8 +18,10 @@ from .style import DAGGER, INK, PALE, RULE, colours
 
 SIZE = 12
 "Of letters, in pixels."
-HEAD, FOOT, BETWEEN = 90, 135, 110
-"Margins in pixels: above without a menu, below, and between panels that stand one above the other."
+HEAD, FOOT, BETWEEN = 90, 62, 110
+"Room in pixels: above without a menu, below to the notes, and between panels that stand one above the other."
+SMALL = 11
+"Of the notes' letters."
 
 
 def spec(
@@ -64,16 +66,17 @@ def spec(
         layout[f"yaxis{end}"] |= y | {"automargin": False}
         layout[f"xaxis{end}"] |= x | {"automargin": False} | ({"matches": "x"} if same else {})
     menu = menu and shared
-    above, left = HEAD + 30 * menu, _width(labels[name] for order in orders for name in order)
+    written = [line for note in notes for line in textwrap.wrap(note, 110)]
+    above, below = HEAD + 30 * menu, FOOT + round(1.3 * SMALL * len(written)) + 12
     layout |= {
         "template": template(),
-        "annotations": [note | {"font": {"size": 13}} for note in layout["annotations"]] + [_written(notes)],
+        "annotations": [note | {"font": {"size": 13}} for note in layout["annotations"]] + [_written(written)],
         "shapes": lines,
         "barmode": "group",
         "scattermode": "group",
         "bargap": 0.25,
-        "height": (max(pixels) if shared else sum(pixels) + BETWEEN * (len(panels) - 1)) + above + FOOT,
-        "margin": {"l": left, "r": 14, "t": above, "b": FOOT},
+        "height": (max(pixels) if shared else sum(pixels) + BETWEEN * (len(panels) - 1)) + above + below,
+        "margin": {"l": _width(labels[name] for order in orders for name in order), "r": 14, "t": above, "b": below},
         "legend": {
             "orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "top", "yref": "container", "itemsizing": "constant",
         },
@@ -115,11 +118,10 @@ def _width(names: Iterable[str]) -> int:
     return int(SIZE * max(sum(0.75 if letter.isupper() else 0.56 for letter in name) for name in names)) + 12
 
 
-def _written(notes: Sequence[str]) -> dict:
+def _written(lines: Sequence[str]) -> dict:
     """The notes below the figure."""
-    text = "<br>".join(line for note in notes for line in textwrap.wrap(note, 100))
-    place = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -62, "xanchor": "left", "yanchor": "top"}
-    return place | {"text": text, "showarrow": False, "align": "left", "font": {"size": 11}}
+    place = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -FOOT, "xanchor": "left", "yanchor": "top"}
+    return place | {"text": "<br>".join(lines), "showarrow": False, "align": "left", "font": {"size": SMALL}}
 
 
 def _bars(rows: pd.DataFrame, benchmark: str, colour: str, against: str, showlegend: bool) -> dict:
