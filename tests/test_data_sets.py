@@ -10,9 +10,11 @@ from vjepa_lab import data
 from vjepa_lab.data.check import check
 from vjepa_lab.data.crops import view_crop
 from vjepa_lab.data.encode import write_video
-from vjepa_lab.data.listing import mirrors
+from vjepa_lab.data.files import decode
+from vjepa_lab.data.listing import Clip, list_folder, list_manifest, mirrors
 from vjepa_lab.data.prepare import prepare
 from vjepa_lab.data.sampling import Sampling
+from vjepa_lab.data.scenes import MOTIONS
 from vjepa_lab.data.sets import SETS
 from vjepa_lab.data.video import Video
 
@@ -340,3 +342,239 @@ def test_a_clip_that_begins_after_its_file_ends_is_named(tmp_path, clip):
     assert torch.equal(source.read(0).clip, truth)
     with pytest.raises(data.ClipError, match="begins at 900 s, the video ends at 2 s"):
         source.read(1)
+
+
+# ------------------------------------------------------------------------------------------- what check and prepare leave as it was
+
+
+def told(spec, split):
+    """The clips of a split, without the folders of their files, and with class names."""
+    listing = (list_folder if spec.is_dir() else list_manifest)(spec, split)
+    return [(c.path.split("/")[-1], listing.classes["class"][c.labels["class"]], c.start, c.end) for c in listing.clips]
+
+
+@pytest.fixture
+def listed(tmp_path, clip):
+    """A folder and a function that gives it a manifest written by hand."""
+    root = tmp_path / "listed"
+    put(clip, *(root / f"{i}.mp4" for i in range(4)))
+
+    def by_hand(text):
+        write(root / "manifest.csv", text)
+        return root
+
+    return by_hand
+
+
+def kept(root, splits, tmp_path):
+    """Check and prepare a folder: its manifest stays, and theirs tell the same of every split. Returns the report."""
+    text = (root / "manifest.csv").read_text()
+    report = check("folder", root, workers=0, progress=False)
+    found, small = report.write(), prepare(report, tmp_path / "small", side=16, progress=False)
+    assert found == root / "checked.csv" and "manifest.csv is kept as it is" in str(report) and (root / "manifest.csv").read_text() == text
+    for split in splits:
+        truth = told(root, split)
+        assert told(found, split) == truth and told(small, split) == truth and truth
+    return report
+
+
+def test_segments_of_one_film_keep_their_labels_and_times(listed, tmp_path):
+    root = listed("path,label,split,start,end\n0.mp4,jump,train,0,1\n0.mp4,run,train,1,2\n1.mp4,run,train,,\n1.mp4,jump,test,1,\n")
+    report = kept(root, ("train", "test"), tmp_path)
+    assert told(root / "checked.csv", "train") == [("0.mp4", "jump", 0, 1), ("0.mp4", "run", 1, 2), ("1.mp4", "run", None, None)]
+    assert "2 files are not read" in str(report) and "0.mp4, 0.mp4" not in str(report)
+    assert len(list((tmp_path / "small").glob("*.mp4"))) == 2
+
+
+def test_splits_of_a_manifest_keep_their_names(listed, tmp_path):
+    root = listed("path,label,split\n0.mp4,a,train\n1.mp4,b,train\n2.mp4,a,fold1\n3.mp4,b,fold1\n")
+    report = kept(root, ("train", "fold1"), tmp_path)
+    assert report.table["split"].tolist() == ["train", "train", "fold1", "fold1"] and "not read" not in str(report)
+
+
+def test_a_manifest_without_splits_gets_none(listed, tmp_path):
+    root = listed("path,label\n0.mp4,a\n1.mp4,b\n2.mp4,a\n3.mp4,b\n")
+    report = kept(root, ("all",), tmp_path)
+    assert len(report.table) == 4 and "split" not in report.table and "in two splits" not in str(report)
+
+
+def test_a_manifest_is_not_overwritten_by_name_either(listed, tmp_path, clip):
+    root = listed("path,label\n0.mp4,a\n1.mp4,b\n")
+    report = check("folder", root, workers=0, progress=False)
+    with pytest.raises(data.DataError, match="is not overwritten; name another place"):
+        report.write(root / "manifest.csv")
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "manifest.csv", "path,label\nx.mp4,a\n")
+    with pytest.raises(data.DataError, match=r"holds a manifest\.csv that no preparation wrote"):
+        prepare(report, tmp_path / "mine", progress=False)
+    put(clip, tmp_path / "new" / "a" / "1.mp4")
+    first, again = (check("folder", tmp_path / "new", workers=0, progress=False).write().name for _ in range(2))
+    assert (first, again) == ("manifest.csv", "checked.csv")
+
+
+def test_prepared_files_of_one_stem_stay_apart(tmp_path):
+    names = {
+        "val/a/x.avi": (200, "mpeg4"),
+        "val/a/x.webm": (20, "vp9"),
+        "train/a/x.avi": (100, "mpeg4"),
+        "train/a/x.avi.avi": (60, "mpeg4"),
+    }
+    names["train/a/x.mp4"] = (150, "h264")
+    for name, (grey, codec) in names.items():
+        write_video(tmp_path / "set" / name, torch.full((3, 3, 32, 32), grey, dtype=torch.uint8), 25, codec)
+    report = check("folder", tmp_path / "set", workers=0, progress=False)
+    small = prepare(report, tmp_path / "small", progress=False)
+    shown = {}
+    for split in ("train", "val"):
+        source = data.open(small, split, frames=2, size=16, augment=False)
+        shown |= {c.path.split("small/")[1]: source[i].clip.float().mean().item() for i, c in enumerate(source.listing.clips)}
+    assert len(shown) == 5
+    for name, (grey, _) in names.items():
+        assert shown[f"{name}.mp4"] == pytest.approx(grey, abs=3)
+
+
+def test_prepared_files_stay_in_their_folder(tmp_path, clip):
+    far, root = tmp_path / "far", tmp_path / "set"
+    for name in ("p.avi", "q.mp4"):
+        far.mkdir(exist_ok=True)
+        shutil.copy(clip, far / name)
+    put(clip, root / "r.mp4")
+    write(root / "manifest.csv", f"path,label,split\n{far}/p.avi,a,train\n../far/q.mp4,b,train\nr.mp4,a,train\n../set/r.mp4,b,train\n")
+    small = prepare(check("folder", root, workers=0, progress=False), tmp_path / "small", side=16, progress=False)
+    assert sorted(path.name for path in far.iterdir()) == ["p.avi", "q.mp4"]
+    paths = [c.path for c in list_folder(small).clips]
+    assert [path.split("_")[-1] for path in paths[:2]] == ["p.mp4", "q.mp4"] and paths[2] == paths[3] == str(small / "r.mp4")
+    assert all(path.startswith(f"{small}/outside/") for path in paths[:2])
+    with Video(paths[1]) as video:
+        assert video.stream.height == 16
+
+
+def test_a_prepared_copy_keeps_classes_without_a_clip(tmp_path, clip):
+    put(clip, *(tmp_path / "set" / name for name in ("train/a/1.mp4", "train/c/2.mp4", "test/a/3.mp4")))
+    for name in "bd":
+        (tmp_path / "set" / "train" / name).mkdir()
+    report = check("folder", tmp_path / "set", workers=0, progress=False)
+    small = data.open(prepare(report, tmp_path / "small", side=16, progress=False), frames=2, size=16)
+    assert small.classes == {"class": ["a", "b", "c", "d"]} and small.labels["class"].tolist() == [0, 2]
+
+
+@pytest.fixture
+def ava(tmp_path, clip):
+    rows = [("f1", 902, 1), ("f1", 902, 3), ("f1", 904, 3)]
+    write(tmp_path / "ava_train_v2.2.csv", "".join(f"{film},{time:04d},0.1,0.1,0.9,0.9,{action},1\n" for film, time, action in rows))
+    write(tmp_path / "ava_action_list_v2.2_for_activitynet_2019.pbtxt", 'item { name: "a" id: 1 }\nitem { name: "b" id: 3 }\n')
+    film = torch.arange(150, dtype=torch.uint8).view(1, 150, 1, 1).expand(3, 150, 32, 32)
+    (tmp_path / "videos_15min").mkdir()
+    write_video(tmp_path / "videos_15min" / "f1.mp4", film, 25, crf=1)
+    return tmp_path
+
+
+def test_what_no_manifest_holds_is_not_written_as_one(ava, tmp_path):
+    report = check("ava", ava, splits=("train",), workers=0, progress=False)
+    assert report.write() == ava / "checked.csv" and len(report.table) == 1 and f"open ava:{ava} itself" in str(report)
+    with pytest.raises(data.DataError, match=f"several classes and a box.*open ava:{ava} itself"):
+        prepare(report, tmp_path / "small", progress=False)
+
+
+@pytest.mark.parametrize("seconds, first, last", [(2, 25, 74), (4, 0, 99), (6, 0, 124), (9, 0, 149)])
+def test_a_window_that_begins_before_its_film_is_cut_there(ava, seconds, first, last):
+    """Around second 2 of a film of 6 s at 25 frames a second that shows its frame numbers."""
+    source = data.open(f"ava:{ava}", frames=last - first + 1, size=16, seconds=seconds, stride=1, augment=False)
+    assert source.listing.clips[0].start == 2 - seconds / 2
+    shown = source.read(0).clip.float().mean((0, 2, 3))
+    assert (shown - torch.arange(first, last + 1)).abs().max() < 4
+
+
+def test_a_clip_begins_at_the_frame_that_its_time_names(ava):
+    film = str(ava / "videos_15min" / "f1.mp4")
+    with Video(film) as video:
+        every = video.read(list(range(video.frames)))
+    for number in (29, 57, 58, 112):  # times 25 each is a little less in floats
+        start = round(number * 0.04, 2)
+        assert torch.equal(decode(Clip(film, {}, start=start), Sampling(1, whole=True))[0], every[(number + 150) // 2]), number
+        assert torch.equal(decode(Clip(film, {}, start=start, end=start), Sampling(1))[0], every[number]), number
+
+
+# --------------------------------------------------------------------------------------------------------------------- lists
+
+
+def test_split_folders_in_capitals_are_split_folders(tmp_path, clip):
+    put(clip, *(tmp_path / name for name in ("Train/cat/1.mp4", "Train/dog/2.mp4", "Test/cat/3.mp4")))
+    train, test = (list_folder(tmp_path, split) for split in ("train", "test"))
+    assert train.classes == test.classes == {"class": ["cat", "dog"]} and (len(train.clips), len(test.clips)) == (2, 1)
+
+
+def test_a_stray_file_leaves_the_groups_apart(tmp_path, clip):
+    names = [f"v_Archery_g{group:02d}_c{take:02d}.avi" for group in range(1, 10) for take in (1, 2)]
+    put(clip, *(tmp_path / "Archery" / name for name in (*names, "extra.mp4", "more.mp4")))
+    train, test = (list_folder(tmp_path, split) for split in ("train", "test"))
+    assert {c.group for c in test.clips} - {""} == {f"g{i:02d}" for i in range(1, 8)}
+    assert {c.group for c in train.clips} - {""} == {"g08", "g09"} and len(train.clips) + len(test.clips) == 20
+    assert "2 files of other names" in test.notes[0]
+    with pytest.raises(data.DataError, match="a random split of UCF-101 leaks"):
+        list_folder(tmp_path, "test", random=True)
+
+
+def test_a_manifest_and_options_that_deal_folders_exclude_each_other(listed):
+    root = listed("path,label,split\n0.mp4,a,train\n1.mp4,b,test\n")
+    for options in ({"held_out": 0.5}, {"random": True}, {"leak": True}):
+        with pytest.raises(data.DataError, match=f"{root}/manifest.csv decides what is read there; leave them out"):
+            data.open(root, "test", **options)
+
+
+@pytest.mark.parametrize("text", [
+    "path, label, split\na.mp4, cat, train\nb.mp4,cat,train\n c.mp4 ,dog , train \n",
+    "path\tlabel\tsplit\tstart\tend\na.mp4\tcat\ttrain\t\t\nb.mp4\tcat\ttrain\t\t\nc.mp4\tdog\ttrain\t\t\n",
+    "path,label,split,,\na.mp4,cat,train,,\nb.mp4,cat,train,,\nc.mp4,dog,train,,,\n",
+])  # fmt: skip
+def test_blanks_and_empty_cells_around_a_tables_values(tmp_path, text):
+    write(tmp_path / "list.csv", text)
+    assert told(tmp_path / "list.csv", "train") == [
+        ("a.mp4", "cat", None, None),
+        ("b.mp4", "cat", None, None),
+        ("c.mp4", "dog", None, None),
+    ]
+
+
+@pytest.mark.parametrize("text, message", [
+    ("my clip.mp4,0\nyour clip.mp4,1\n", r"line 1: expected `path label`, found 'my clip.mp4,0'; a table with commas needs a header"),
+    ("my clip.mp4, 0\n", "a table with commas needs a header"),
+    ("path,label,start,end\na.mp4,cat,5,2\n", "a.mp4 starts at '5' and ends at '2'; expected seconds, start <= end"),
+    ("path,label,start,end\na.mp4,cat,nan,2\n", "a.mp4 starts at 'nan'"),
+    ("path,label,label_id\na.mp4,cat,0\nb.mp4,dog,\n", "line 3: label_id is ''; expected a class number"),
+])  # fmt: skip
+def test_lists_that_cannot_mean_what_they_say(tmp_path, text, message):
+    write(tmp_path / "list.csv", text)
+    with pytest.raises(data.DataError, match=message):
+        list_manifest(tmp_path / "list.csv")
+
+
+def test_quotes_keep_the_commas_of_a_path(tmp_path):
+    write(tmp_path / "list.txt", "'a, b' 0\na, b.mp4 1\n")
+    assert [c.path for c in list_manifest(tmp_path / "list.txt").clips] == [str(tmp_path / "a, b"), str(tmp_path / "a, b.mp4")]
+
+
+# ----------------------------------------------------------------------------------------------------------------- the exported world
+
+
+def test_a_flip_turns_the_order_of_mirrored_motions_around(tmp_path):
+    root = data.export(tmp_path / "order", task="order", clips={"train": 120}, size=16, frames=2, progress=False)
+    always, never = (data.open(root, frames=2, size=16, flips=p) for p in (1.0, 0.0))
+    order, turned = list(MOTIONS), 0
+    for flipped, plain in zip(always, never, strict=True):
+        first, then, said = (always.classes[name][flipped.labels[name]] for name in ("motion", "then", "order"))
+        assert (
+            said
+            == ("backward" if order.index(first) > order.index(then) else "forward")
+            == always.classes["class"][flipped.labels["class"]]
+        )
+        turned += flipped.labels["order"] != plain.labels["order"]
+    assert turned > 3
+    for name in ("ucf101", "ssv2"):
+        with pytest.raises(data.DataError, match=f"{name} has no place for the two motions.*format='folder'"):
+            data.export(tmp_path / name, name, task="order", clips={"train": 8}, size=16, frames=2, progress=False)
+
+
+def test_held_out_splits_of_exported_images_share_no_file(tmp_path):
+    root = data.export(tmp_path / "images", "imagenet100", clips={"train": 5, "val": 60, "test": 60}, size=16, progress=False)
+    assert len(list((root / "val").rglob("*.JPEG"))) == 120 and len(data.open(f"imagenet100:{root}", "val", size=16)) == 120

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .core import ClipError, DataError, Source
-from .listing import Clip, Listing, class_file, list_folder
+from .listing import Clip, Listing, keep_classes, list_folder, list_manifest, splits_of
 from .sets import SETS
 from .video import Video, is_image, is_media, read_image
 from .workers import batches
@@ -23,7 +23,8 @@ CHUNK = 8
 
 @dataclass
 class Report:
-    """What `check` found: `table`, one row per file; `classes`, those of the set, with clips or without; `facts`, `problems` in words."""
+    """What `check` found: `table`, one row per clip, or per file of a set with several classes a clip (`multi`), which has no manifest;
+    `classes`, those of the set, with clips or without; `facts`, `problems` in words."""
 
     name: str
     root: Path
@@ -31,25 +32,34 @@ class Report:
     classes: list[str] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    multi: bool = False
 
     @property
     def ok(self) -> bool:
         return not self.problems
 
+    @property
+    def place(self) -> Path:
+        """Where `write` puts the table: manifest.csv in the root, which decides what is read there; checked.csv beside one that is there,
+        as it may hold what nothing else does, and for a table that is no manifest."""
+        return self.root / ("checked.csv" if self.multi or (self.root / "manifest.csv").exists() else "manifest.csv")
+
     def write(self, path=None) -> Path:
-        """Write the table as a manifest (.csv or .parquet) that `data.open` takes; by default manifest.csv in the root.
+        """Write the table as a manifest (.csv or .parquet) that `data.open` takes, by default to `place`; the root's manifest.csv is never
+        overwritten.
 
         Beside it, in a file that ends in .classes.json, the class names: some may have no clip here.
         """
-        path = Path(path or self.root / "manifest.csv")
-        table = self.table.copy()
-        if path.parent.resolve() != self.root.resolve():
+        path = Path(path or self.place)
+        table, here = self.table.copy(), path.parent.resolve() == self.root.resolve()
+        if here and path.name == "manifest.csv" and path.exists():
+            raise DataError(f"{path} is there and decides what is read, so it is not overwritten; name another place, or remove it first")
+        if not here:
             table["path"] = [str(self.root.resolve() / file) for file in table["path"]]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             (table.to_parquet if path.suffix == ".parquet" else table.to_csv)(path, index=False)
-            if self.classes:
-                class_file(path).write_text(json.dumps(self.classes, indent=0) + "\n")
+            keep_classes(path, self.classes)
         except OSError as error:
             raise DataError(f"the manifest cannot be written to {path} ({error.strerror}); name another place") from error
         return path
@@ -65,7 +75,8 @@ def check(
     """Inspect the copy of a data set `name` (or "folder") below `root`.
 
     Counts against the official ones, missing and undecodable files, duplicates (also across splits), classes without clips, the largest
-    class, lengths, rates, sizes, and videos that end in the dark. Every file is opened and its middle and last frame decoded.
+    class, lengths, rates, sizes, and videos that end in the dark. Every file is opened and its middle and last frame decoded, once.
+    `splits`: by default those of the set, or of the folder's manifest.
     """
     if name != "folder" and name not in SETS:
         raise DataError(f"unknown data set {name!r}; one of folder, {', '.join(SETS)}")
@@ -73,22 +84,30 @@ def check(
         raise DataError(f"workers is {workers}; it must be at least 0")
     root, lister = Path(root), list_folder if name == "folder" else SETS[name].listing
     official = {} if name == "folder" else SETS[name].OFFICIAL
-    listings, absent = _listings(lister, root, splits or tuple(official) or ("train", "val", "test"))
-    rows = []
-    for listing in listings:
-        rows += _inspect(listing, root, hashes, workers, progress)
-    report = Report(name, root, pd.DataFrame(rows), [] if listings[0].multi else listings[0].classes.get("class", []))
+    manifest = root / "manifest.csv"
+    own = splits_of(manifest) if name == "folder" and manifest.is_file() else ()
+    if own and (not splits or own == ("all",)):
+        listings, absent = _listings(lister, root, own, twice=True)
+    else:
+        listings, absent = _listings(lister, root, splits or tuple(official) or ("train", "val", "test"))
+    multi = listings[0].multi
+    table = pd.DataFrame(_inspect(listings, root, hashes, workers, progress))
+    report = Report(name, root, table, [] if multi else listings[0].classes.get("class", []), multi=multi)
     report.problems += absent
     if name == "folder":
         _judge_manifest(report)
     for listing in listings:
         _judge_listing(report, listing, official.get(listing.split))
     _judge_files(report)
+    if multi:
+        report.facts.append(f"no manifest holds several classes and a box a clip: the table lists the files; open {name}:{root} itself")
+    elif manifest.exists():
+        report.facts.append(f"{manifest} is kept as it is; by default the table goes beside it, to {report.place.name}")
     return report
 
 
-def _listings(lister, root: Path, splits) -> tuple[list[Listing], list[str]]:
-    """The listings that can be had, a held-out part that serves as val and as test only once, and why others cannot."""
+def _listings(lister, root: Path, splits, twice: bool = False) -> tuple[list[Listing], list[str]]:
+    """The listings that can be had, and why others cannot; unless `twice`, a held-out part that serves as val and as test only once."""
     listings, absent, seen = [], [], set()
     for split in splits:
         try:
@@ -96,9 +115,9 @@ def _listings(lister, root: Path, splits) -> tuple[list[Listing], list[str]]:
         except DataError as error:
             absent.append(f"{split}: {error}")
             continue
-        files = (split == "train", frozenset(clip.path for clip in listing.clips))
-        if files not in seen:
-            seen.add(files)
+        clips = (split == "train", frozenset((clip.path, clip.start, clip.end, clip.box) for clip in listing.clips))
+        if twice or clips not in seen:
+            seen.add(clips)
             listings.append(listing)
     if not listings:
         raise DataError("; ".join(dict.fromkeys(why.partition(": ")[2] for why in absent)))
@@ -168,25 +187,41 @@ def _file_facts(path: str, hashes: bool) -> dict:
     return facts
 
 
-def _inspect(listing: Listing, root: Path, hashes: bool, workers: int, progress: bool) -> list[dict]:
-    """One row per file of a listing."""
-    clips = list({clip.path: clip for clip in listing.clips}.values())  # AVA names a film many times
-    source, rows = _Inspector(clips, listing.name, hashes), []
+def _inspect(listings: list[Listing], root: Path, hashes: bool, workers: int, progress: bool) -> list[dict]:
+    """The rows of the table; a file with many clips is opened once."""
+    facts, rows = {}, []
+    for listing in listings:
+        files = {clip.path: clip for clip in listing.clips}
+        new = [clip for path, clip in files.items() if path not in facts]
+        found = _read(listing, new, hashes, workers, progress) if new else []
+        facts |= dict(zip((clip.path for clip in new), found, strict=True))
+        rows += [_row(listing, clip, root) | facts[clip.path] for clip in (files.values() if listing.multi else listing.clips)]
+    return rows
+
+
+def _read(listing: Listing, clips: list[Clip], hashes: bool, workers: int, progress: bool) -> list[dict]:
+    source, facts = _Inspector(clips, listing.name, hashes), []
     keys = ([(index, 0) for index in range(first, min(first + CHUNK, len(clips)))] for first in range(0, len(clips), CHUNK))
     found = batches(source, keys, workers, replace=False, patience=120.0) if workers else (source.batch(chunk) for chunk in keys)
     with tqdm(total=len(clips), desc=f"{listing.name} [{listing.split}]", disable=not progress) as bar:
-        for facts in found:
-            rows += facts
-            bar.update(len(facts))
-    return [_row(listing, clip, root) | facts for clip, facts in zip(clips, rows, strict=True)]
+        for part in found:
+            facts += part
+            bar.update(len(part))
+    return facts
 
 
 def _row(listing: Listing, clip: Clip, root: Path) -> dict:
     path = Path(clip.path)
-    row = {"path": str(path.relative_to(root) if path.is_relative_to(root) else path), "split": listing.split}
-    for label, names in {} if listing.multi else listing.classes.items():
+    row = {"path": str(path.relative_to(root) if path.is_relative_to(root) else path)}
+    if listing.split != "all":
+        row["split"] = listing.split
+    if listing.multi:
+        return row
+    for label, names in listing.classes.items():
         number = clip.labels[label]
         row |= {"label": names[number], "label_id": number} if label == "class" else {label: names[number]}
+    if clip.start is not None:
+        row |= {"start": clip.start, "end": clip.end}
     return row | ({"group": clip.group} if clip.group else {})
 
 
@@ -195,9 +230,9 @@ def _judge_manifest(report: Report) -> None:
     manifest = report.root / "manifest.csv"
     if not manifest.is_file():
         return
-    listed = set(report.table["path"])
+    listed = {os.path.abspath(clip.path) for clip in list_manifest(manifest, "all").clips}
     found = (path for path in report.root.rglob("*") if is_media(path) and path.name[0] != "." and path.is_file())
-    stray = sorted(str(path.relative_to(report.root)) for path in found if str(path.relative_to(report.root)) not in listed)
+    stray = sorted(str(path.relative_to(report.root)) for path in found if os.path.abspath(path) not in listed)
     if stray:
         report.problems.append(
             f"{len(stray)} files are not read, because {manifest} does not list them or calls them unreadable, the first: {stray[0]}; "
@@ -224,13 +259,16 @@ def _judge_listing(report: Report, listing: Listing, official: int | None) -> No
 
 def _judge_files(report: Report) -> None:
     """Faults, duplicates, and what the files are like."""
-    table = report.table
+    clips = report.table
+    table = clips.drop_duplicates("path")
     faults = table[table["fault"].notna()] if "fault" in table else table[:0]
     report.problems += [f"unreadable: {row.path}: {row.fault}" for row in faults.head(20).itertuples()]
     if len(faults) > 20:
         report.problems.append(f"... and {len(faults) - 20} more unreadable files (column `fault` of the table)")
     if "hash" in table:
-        same = [group for _, group in table.dropna(subset="hash").groupby("hash") if len(group) > 1]
+        parts = clips if "split" in clips else clips.assign(split="all")
+        parts = parts.drop_duplicates(["path", "split"]).dropna(subset="hash")
+        same = [group for _, group in parts.groupby("hash") if len(group) > 1]
         across = [group for group in same if group["split"].nunique() > 1]
         report.problems += [f"the same file in two splits: {', '.join(group['path'])}" for group in across[:5]]
         report.facts += [f"duplicates: {', '.join(group['path'].head(4))}" for group in same[:5] if group["split"].nunique() == 1]

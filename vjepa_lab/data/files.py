@@ -85,7 +85,7 @@ class Files(Source):
             return Sample(frames.movedim(1, 0).contiguous(), labels, place, is_image(clip.path))
         crop = random_crop(*frames.shape[-2:], rng, self.scale, self.ratio, self.flips)
         if crop.mirrored:
-            labels |= {name: table.get(labels[name], labels[name]) for name, table in self.listing.mirrored.items()}
+            labels = self.listing.mirror(labels)
         sample = Sample(frames.movedim(1, 0), labels, place, is_image(clip.path), (crop, self.size))
         return sample if self.augment == "device" else sample.cut()
 
@@ -146,11 +146,11 @@ def _span(clip: Clip, video: Video | Kept) -> tuple[int, int]:
     """First frame and number of frames of the part that `clip` names."""
     if clip.start is None or video.fps <= 0:
         return 0, video.frames
-    first = int(clip.start * video.fps)
+    first = max(int(clip.start * video.fps + 1e-6), 0)  # 1.16 s at 25 a second is frame 29, in floats 28.999...
     if first >= video.frames:
         raise ClipError(clip.path, f"the clip begins at {clip.start:g} s, the video ends at {video.frames / video.fps:g} s")
     last = video.frames if clip.end is None else min(round(clip.end * video.fps), video.frames)
-    return max(first, 0), max(last - first, 1)
+    return first, max(last - first, 1)
 
 
 def _cut(frames: Tensor, box) -> Tensor:

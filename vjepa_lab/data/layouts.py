@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from .core import DataError, Source, known
 from .encode import ENCODERS, write_video
+from .listing import ORDER
 from .synthetic import world
 
 WNID = "n9{:07d}"
@@ -39,7 +40,7 @@ def export(
     `imagenet100`  {train,val}/<wnid>/*.JPEG and imagenet100.txt; a class is a shape in a hue
 
     `clips`: how many per split (default 240 train, 80 test). `frames` at `fps` show the whole motion, so a reader with stride 2 wants
-    frames / 2. Raises DataError if the folder holds something already.
+    frames / 2. Raises DataError if the folder holds something already, or if the format cannot hold the task.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -53,6 +54,11 @@ def export(
     sources = _sources(task, clips, frames=frames, size=size, seed=seed)
     if format == "imagenet100" and not all({"shape", "hue"} <= set(source.classes) for source in sources.values()):
         raise DataError(f"the classes of imagenet100 are shapes in hues, which synthetic:{task} does not have; leave out task")
+    if format in ("ucf101", "ssv2") and any(set(source.classes["class"]) == ORDER for source in sources.values()):
+        raise DataError(
+            f"{format} has no place for the two motions of synthetic:{task}, without which a flip's effect on their order is unknown; "
+            "export with format='folder'"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=sum(map(len, sources.values())), desc=f"writing {folder.name} as {format}", disable=not progress) as bar:
         for _ in WRITERS[format](folder, sources, fps, codec):
@@ -147,12 +153,14 @@ def _imagenet100(root: Path, sources: dict[str, Source], fps: float, codec: str 
     first = next(iter(sources.values()))
     hues = len(first.classes["hue"])
     (root / "imagenet100.txt").write_text("".join(f"{WNID.format(i)}\n" for i in range(hues * len(first.classes["shape"]))))
+    held = 0  # splits that are not train share the folder val, and its numbers
     for split, source in sources.items():
-        part = "train" if split == "train" else "val"
         for index in range(len(source)):
             sample = source[index]
             wnid = WNID.format(sample.labels["shape"] * hues + sample.labels["hue"])
-            path = root / part / wnid / (f"{wnid}_{index}.JPEG" if part == "train" else f"ILSVRC2012_val_{index + 1:08d}.JPEG")
+            held += split != "train"
+            name = f"train/{wnid}/{wnid}_{index}" if split == "train" else f"val/{wnid}/ILSVRC2012_val_{held:08d}"
+            path = root / f"{name}.JPEG"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(sample.clip[:, 0].permute(1, 2, 0).numpy()).save(path, quality=92)
             yield

@@ -65,6 +65,18 @@ class Listing:
         """Label name -> {class: the class that a flip of left and right turns it into}; see `mirrors`."""
         return {} if self.multi else {label: mirrors(names) for label, names in self.classes.items()}
 
+    def mirror(self, labels: dict) -> dict:
+        """The labels of a clip after a flip of left and right.
+
+        Two motions that are each other's mirror image (`motion`, `then` of synthetic:order) change places, so their order turns around.
+        """
+        flipped = labels | {name: table.get(labels[name], labels[name]) for name, table in self.mirrored.items()}
+        if {"motion", "then"} <= labels.keys():
+            before, after = ([self.classes[name][of[name]] for name in ("motion", "then")] for of in (labels, flipped))
+            if before != after == before[::-1]:
+                flipped |= {name: 1 - labels[name] for name, names in self.classes.items() if set(names) == ORDER}
+        return flipped
+
     def count(self, label: str = "class") -> dict[str, int]:
         """Clips per class."""
         labels = (clip.labels[label] for clip in self.clips)
@@ -73,6 +85,8 @@ class Listing:
 
 
 SIDES = {"left": "right", "right": "left", "clockwise": "counterclockwise", "counterclockwise": "clockwise", "cw": "ccw", "ccw": "cw"}
+ORDER = {"forward", "backward"}
+"""The class names of a label that tells the order of two motions."""
 COMPASS = {"n": "n", "ne": "nw", "e": "w", "se": "sw", "s": "s", "sw": "se", "w": "e", "nw": "ne"}
 
 
@@ -95,14 +109,22 @@ def list_folder(root, split: str = "train", held_out: float = 0.25, random: bool
 
     Without split folders the clips are dealt by name: UCF-101's names by its official rule (groups 1-7 are the test set), others by a hash
     of the name, `held_out` of them for the test. `random` deals UCF-101's clips by that hash too; as its clips of one group are cut from
-    one recording, that is refused without `leak`. Raises DataError for a missing folder or one without media files.
+    one recording, that is refused without `leak`. Raises DataError for a missing folder or one without media files, and for these
+    options where a manifest decides.
     """
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"no folder {root}")
-    if (root / "manifest.csv").is_file():
-        return list_manifest(root / "manifest.csv", split)
-    parts = {name: next((root / alias for alias in aliases if (root / alias).is_dir()), None) for name, aliases in SPLITS.items()}
+    manifest = root / "manifest.csv"
+    if manifest.is_file():
+        if (held_out, random, leak) != (0.25, False, False):
+            raise DataError(
+                f"held_out, random and leak deal the clips of a folder, but {manifest} decides what is read there; leave them out, "
+                "or remove the manifest"
+            )
+        return list_manifest(manifest, split)
+    folders = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
+    parts = {name: next((folders[alias] for alias in aliases if alias in folders), None) for name, aliases in SPLITS.items()}
     part = root if split == "all" and not any(parts.values()) else parts.get(split)
     if any(parts.values()) and part is None:
         raise DataError(f"{root} has no folder for the split {split!r}; it has {', '.join(sorted(p.name for p in parts.values() if p))}")
@@ -138,26 +160,26 @@ def _dealt(files, split: str, held_out: float, random: bool, leak: bool):
     """Deal the files of class folders to train and test by their names."""
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}; one of train, val, test, all")
-    grouped = all(group_of(path.stem) for _, path in files)
+    grouped = {path for _, path in files if group_of(path.stem)}
     if grouped and random and not leak:
         raise DataError(
             "a random split of UCF-101 leaks: the clips of a group (v_..._gNN_cNN) are cut from one recording, and a random split puts "
             "them on both sides. On the 731 clips of six classes the nearest neighbour of the mean frame then scores 95 % instead of 65 %. "
             "Leave random out for the official rule (groups 1-7 are the test set), or pass leak=True to see the leak."
         )
-    if grouped and not random:
-        tested = {path for _, path in files if int(group_of(path.stem)[1:]) <= 7}
-        note = "no split folders: UCF-101's rule, groups 1-7 are the test set"
+    ruled = set() if random else grouped
+    tested = {path for path in ruled if int(group_of(path.stem)[1:]) <= 7}
+    loose = [file for file in files if file[1] not in ruled]
+    for label in {label for label, _ in loose}:
+        own = sorted((path for i, path in loose if i == label), key=lambda path: zlib.crc32(path.stem.encode()))
+        tested.update(own[: math.ceil(held_out * len(own)) if len(own) > 1 else 0])
+    if ruled:
+        others = f"; {len(loose)} files of other names are dealt by a hash of the name" if loose else ""
+        note = f"no split folders: UCF-101's rule, groups 1-7 are the test set{others}"
+    elif grouped:
+        note = "a random split: it LEAKS, clips of one recording lie on both sides"
     else:
-        tested = set()
-        for label in {label for label, _ in files}:
-            own = sorted((path for i, path in files if i == label), key=lambda path: zlib.crc32(path.stem.encode()))
-            tested.update(own[: math.ceil(held_out * len(own)) if len(own) > 1 else 0])
-        note = (
-            "a random split: it LEAKS, clips of one recording lie on both sides"
-            if grouped
-            else (f"no split folders: {held_out:.0%} of each class held out by file name; clips of one recording may lie on both sides")
-        )
+        note = f"no split folders: {held_out:.0%} of each class held out by file name; clips of one recording may lie on both sides"
     return [file for file in files if (file[1] in tested) != (split == "train")], (note,)
 
 
@@ -169,19 +191,9 @@ def list_manifest(path, split: str = "train") -> Listing:
     paths start at the manifest's folder. A bad line raises DataError.
     """
     path = Path(path)
-    if path.suffix == ".parquet":
-        return _parquet(path, split)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the manifest {path} cannot be read as text: {error}") from error
-    rows = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
-        raise DataError(f"the manifest {path} is empty; expected lines of `path label`")
-    comma = "\t" if "\t" in rows[0][1] and "," not in rows[0][1] else ","
-    header = [name.strip() for name in next(csv.reader([rows[0][1]], delimiter=comma))]
-    if "path" in header:
-        return _table(path, header, [(n, next(csv.reader([line], delimiter=comma))) for n, line in rows[1:]], split)
+    header, rows = _rows(path)
+    if header:
+        return _table(path, header, rows, split)
     if rows[0][1].split() == ["path", "label"]:
         rows = rows[1:]
     pairs = [_pair(path, number, line) for number, line in rows]
@@ -192,9 +204,44 @@ def list_manifest(path, split: str = "train") -> Listing:
     return Listing(path.stem, split, clips, {"class": names}, ("a list without splits: every split gives all of it",))
 
 
+def _rows(path: Path) -> tuple[list[str], list]:
+    """A manifest's header, empty for bare lines, and the numbered rows below it, as cells; as text for bare lines."""
+    if path.suffix == ".parquet":
+        import pandas as pd
+
+        table = pd.read_parquet(path).astype(object).fillna("")
+        return list(table.columns), [(n, [str(value) for value in row]) for n, row in enumerate(table.itertuples(index=False), 1)]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the manifest {path} cannot be read as text: {error}") from error
+    rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise DataError(f"the manifest {path} is empty; expected lines of `path label`")
+    comma = "\t" if "\t" in rows[0][1] and "," not in rows[0][1] else ","
+    cells = lambda line: [cell.strip() for cell in next(csv.reader([line], delimiter=comma))]
+    header = cells(rows[0][1])
+    if "path" in header:
+        return header, [(number, cells(line)) for number, line in rows[1:]]
+    return [], [(number, line.strip()) for number, line in rows]
+
+
 def class_file(manifest: Path) -> Path:
     """Where a manifest's class names are kept, also of classes without a clip: a JSON list beside it."""
     return manifest.with_suffix(".classes.json")
+
+
+def keep_classes(manifest: Path, classes: list[str]) -> None:
+    """Write the class names beside a manifest: its rows tell only of classes that have a clip."""
+    if classes:
+        class_file(manifest).write_text(json.dumps(classes, indent=0) + "\n")
+
+
+def splits_of(manifest) -> tuple[str, ...]:
+    """The splits that a manifest names, in its order; ("all",) where it has no `split` column."""
+    path = Path(manifest)
+    header, rows = _rows(path)
+    return tuple(dict.fromkeys(record["split"] for _, record in _records(path, header, rows))) if "split" in header else ("all",)
 
 
 def _pair(path: Path, number: int, line: str) -> tuple[str, str]:
@@ -208,26 +255,31 @@ def _pair(path: Path, number: int, line: str) -> tuple[str, str]:
         file, label = parts if len(parts) == 2 else ("", "")
     else:
         file, label = ["", *line.rsplit(maxsplit=1)][-2:]
+        if "," in line and not is_media(file):  # rather a table whose paths hold blanks
+            file = ""
     if not file.strip() or not label.strip():
-        hint = "; a table with commas needs a header with a column `path`" if "," in line else ""
+        hint = "; a table with commas needs a header with a column `path`, a path with commas quotes" if "," in line else ""
         raise DataError(f"{path}, line {number}: expected `path label`, found {line!r}{hint}")
     return file.strip(), label.strip()
 
 
 def _table(path: Path, header: list[str], rows, split: str) -> Listing:
     """Rows of a manifest with a header -> clips of one split."""
-    labels = [name for name in header if name not in NOT_LABELS]
+    labels = [name for name in header if name and name not in NOT_LABELS]
     if not labels:
         raise DataError(f"{path}: the header names no label column; found {', '.join(header)}")
-    records = []
-    for number, row in rows:
-        if len(row) != len(header):
-            raise DataError(f"{path}, line {number}: {len(row)} values for {len(header)} columns ({', '.join(header)})")
-        records.append(dict(zip(header, row, strict=True)))
-        if lacking := [name for name in ("path", *labels) if not records[-1][name].strip()]:
+    numbered = _records(path, header, rows)
+    for number, record in numbered:
+        if lacking := [name for name in ("path", *labels) if not record[name]]:
             raise DataError(f"{path}, line {number}: nothing in the column {lacking[0]!r}; fill it in, or take the line or the column out")
+    records = [record for _, record in numbered]
     encoded = {name: _encode([record[name] for record in records]) for name in labels}
     if {"label", "label_id"} <= set(header):  # class numbers as the data set's own files give them
+        for number, record in numbered:
+            if not record["label_id"].isdecimal():
+                raise DataError(
+                    f"{path}, line {number}: label_id is {record['label_id']!r}; expected a class number from 0, or no such column"
+                )
         numbers = [int(record["label_id"]) for record in records]
         names = {number: record["label"] for number, record in zip(numbers, records, strict=True)}
         every = json.loads(class_file(path).read_text()) if class_file(path).is_file() else []
@@ -242,7 +294,7 @@ def _table(path: Path, header: list[str], rows, split: str) -> Listing:
             _resolve(path, record["path"]),
             {called[name]: encoded[name][1][i] for name in labels},
             record.get("group", ""),
-            *(_seconds(path, record, edge) for edge in ("start", "end")),
+            *_seconds(path, record),
         )
         for i, record in enumerate(records)
         if (split == "all" or record.get("split", wanted) == wanted) and not record.get("fault")
@@ -251,22 +303,32 @@ def _table(path: Path, header: list[str], rows, split: str) -> Listing:
     return Listing(name, split, clips, {called[name]: encoded[name][0] for name in labels})
 
 
-def _seconds(path: Path, record: dict[str, str], edge: str) -> float | None:
-    """Where a clip starts or ends in its file; without a word on either, None. A start that is not told is 0."""
-    if not (record.get("start") or record.get("end")):
-        return None
-    try:
-        return float(record[edge]) if record.get(edge) else 0.0 if edge == "start" else None
-    except ValueError as error:
-        raise DataError(f"{path}: {edge} of {record['path']} is {record[edge]!r}; expected seconds") from error
+def _records(path: Path, header: list[str], rows) -> list[tuple[int, dict[str, str]]]:
+    """Rows by their columns' names, with their numbers. Empty cells beyond the header are a spreadsheet's, not values."""
+    records = []
+    for number, row in rows:
+        while len(row) > len(header) and not row[-1]:
+            row = row[:-1]
+        if len(row) != len(header):
+            raise DataError(f"{path}, line {number}: {len(row)} values for {len(header)} columns ({', '.join(header)})")
+        records.append((number, {name: cell.strip() for name, cell in zip(header, row, strict=True)}))
+    return records
 
 
-def _parquet(path: Path, split: str) -> Listing:
-    import pandas as pd
-
-    table = pd.read_parquet(path).astype(object).fillna("")
-    rows = [(number, [str(value) for value in row]) for number, row in enumerate(table.itertuples(index=False), 1)]
-    return _table(path, list(table.columns), rows, split)
+def _seconds(path: Path, record: dict[str, str]) -> tuple[float | None, float | None]:
+    """Where a clip starts and ends in its file; without a word on either, None. A start that is not told is 0."""
+    told, seconds = [record.get(edge) for edge in ("start", "end")], []
+    if not any(told):
+        return None, None
+    for edge, value in zip(("start", "end"), told, strict=True):
+        try:
+            seconds.append(float(value) if value else 0.0 if edge == "start" else None)
+        except ValueError as error:
+            raise DataError(f"{path}: {edge} of {record['path']} is {value!r}; expected seconds") from error
+    start, end = seconds
+    if not math.isfinite(start) or (end is not None and not start <= end < math.inf):
+        raise DataError(f"{path}: {record['path']} starts at {told[0]!r} and ends at {told[1]!r}; expected seconds, start <= end")
+    return start, end
 
 
 def _encode(values: list[str]) -> tuple[list[str], list[int]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +17,7 @@ from tqdm.auto import tqdm
 from .check import Report
 from .core import ClipError, DataError
 from .encode import x264_options
+from .listing import keep_classes
 from .video import is_image, probe
 
 
@@ -25,9 +28,14 @@ def prepare(
 
     Videos: short side at most `side`, H.264, a key frame every `key_every` frames, CRF `quality`. Images are copied. What is there
     already is kept, so an interrupted run goes on where it stopped; files of other settings are refused (prepared.json says which they
-    were). Files that fail are left out and named in faults.csv.
+    were). Files that fail are left out and named in faults.csv. Raises DataError for a multi-label set.
     """
     folder = Path(folder)
+    if report.multi:
+        raise DataError(
+            f"{report.name}: a clip has several classes and a box, which the manifest of a prepared copy cannot hold; open "
+            f"{report.name}:{report.root} itself, with cache=FOLDER to keep decoded frames"
+        )
     if folder.resolve() == report.root.resolve():
         raise DataError(f"{folder} is the data set itself; prepare into another folder")
     if side < 16 or key_every < 1 or not 0 <= quality <= 51 or workers < 1:
@@ -36,31 +44,62 @@ def prepare(
     _same_settings(folder, {"side": side, "key_every": key_every, "quality": quality})
     table = report.table[report.table["fault"].isna()] if "fault" in report.table else report.table
 
-    def one(row: dict) -> dict:
-        name = row["path"] if is_image(row["path"]) else str(Path(row["path"]).with_suffix(".mp4"))
+    names = _names(report.root, table["path"])
+
+    def one(name: str, path: str) -> dict:
         target = folder / name
         try:
             if not target.exists():
-                _place(report.root / row["path"], target, side, key_every, quality)
-            return row | {"path": name, "bytes": target.stat().st_size} | _new_facts(target)
+                _place(report.root / path, target, side, key_every, quality)
+            return {"path": name, "bytes": target.stat().st_size} | _new_facts(target)
         except ClipError as error:
-            return {"path": row["path"], "why": error.fault.why}
+            return {"path": path, "why": error.fault.why}
 
+    jobs = {name: path for path, name in names.items()}  # a file may have many clips, and a path many spellings
     with ThreadPoolExecutor(workers) as pool:  # FFmpeg works outside the interpreter's lock
-        done = pool.map(one, table.to_dict("records"))
-        made = list(tqdm(done, total=len(table), desc=f"preparing {report.name}", disable=not progress))
-    rows, faults = ([row for row in made if ("why" in row) == failed] for failed in (False, True))
+        done = tqdm(pool.map(one, jobs, jobs.values()), total=len(jobs), desc=f"preparing {report.name}", disable=not progress)
+        made = dict(zip(jobs, done, strict=True))
+    faults = [facts for facts in made.values() if "why" in facts]
+    rows = [row | made[names[row["path"]]] for row in table.to_dict("records") if "why" not in made[names[row["path"]]]]
     if not rows:
-        raise DataError(f"none of the {len(table)} files of {report.root} could be prepared: {faults[0]['path']}: {faults[0]['why']}")
+        raise DataError(f"none of the {len(jobs)} files of {report.root} could be prepared: {faults[0]['path']}: {faults[0]['why']}")
     pd.DataFrame(rows).drop(columns=["hash", "dark_end"], errors="ignore").to_csv(folder / "manifest.csv", index=False)
+    keep_classes(folder / "manifest.csv", report.classes)
     if faults:
         pd.DataFrame(faults).to_csv(folder / "faults.csv", index=False)
     return folder
 
 
+def _names(root: Path, paths) -> dict[str, str]:
+    """Path in the table -> the name of its copy below the folder, one for each file: sources whose names would become one keep their suffix
+    (x.avi.mp4), those that lie outside the root go to outside/."""
+    files = {path: os.path.abspath(root / path) for path in paths}
+    inside = {file: _inside(file, os.path.abspath(root)) for file in files.values()}
+    whole: set[str] = set()
+    while True:
+        names = {
+            file: name if is_image(name) else f"{name}.mp4" if file in whole else str(Path(name).with_suffix(".mp4"))
+            for file, name in inside.items()
+        }
+        counts = Counter(names.values())
+        shared = {file for file, name in names.items() if counts[name] > 1} - whole
+        if not shared:
+            return {path: names[file] for path, file in files.items()}
+        whole |= shared
+
+
+def _inside(file: str, root: str) -> str:
+    name = os.path.relpath(file, root)
+    if Path(name).parts[0] != "..":
+        return name
+    return f"outside/{hashlib.blake2b(file.encode(), digest_size=6).hexdigest()}_{Path(file).name}"
+
+
 def _same_settings(folder: Path, settings: dict[str, int]) -> None:
-    """Note the settings in the folder; raises DataError where its files were made with others."""
+    """Note the settings in the folder; raises DataError where its files were made with others, or its manifest by others."""
     file = folder / "prepared.json"
+    if (folder / "manifest.csv").exists() and not file.is_file():
+        raise DataError(f"{folder} holds a manifest.csv that no preparation wrote; name another folder")
     there = json.loads(file.read_text()) if file.is_file() else settings
     if there != settings:
         raise DataError(f"{folder} was prepared with {there}, not {settings}; name another folder, or remove this one")
