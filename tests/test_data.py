@@ -4,13 +4,15 @@ import multiprocessing as mp
 import os
 import signal
 import time
+from dataclasses import replace
 from itertools import chain, islice
 
 import pytest
 import torch
 
 from vjepa_lab import data
-from vjepa_lab.data.core import ClipError, Sample, Source
+from vjepa_lab.data import video
+from vjepa_lab.data.core import ClipError, Fault, Faults, Sample, Source
 from vjepa_lab.data.edited import Frozen
 from vjepa_lab.data.encode import write_video
 from vjepa_lab.data.memory import Memory
@@ -112,6 +114,17 @@ def test_too_many_unreadable_clips_stop_the_run(n, broken):
     assert ".mp4: no such stream" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("n", "bad", "allowed"), [(1000, 0.05, 50), (100, 0.29, 29), (20, 0.05, 2), (1000, 0.0, 2), (4, 0.05, 1), (2, 0.9, 0)]
+)
+def test_up_to_the_share_may_fail(n, bad, allowed):
+    """At least 3 files stop a run, half of the source always does."""
+    found = Faults(n, bad)
+    found.record(Fault(f"{i}.mp4", "no such stream") for i in range(allowed))
+    with pytest.raises(data.DataError, match=f"{allowed + 1} of {n} files cannot be read"):
+        found.record([Fault("last.mp4", "no such stream")])
+
+
 class Deadly(Toy):
     """Reading clip 5 kills the process; reading clip 11 never ends."""
 
@@ -203,6 +216,34 @@ def test_mixture_labels_replacements_and_text():
         still("synthetic + synthetic:trs8", "test", preset("smoke"), 5)
     with pytest.raises(data.DataError, match="one positive weight per source"):
         data.Mixture([Toy()], [1, 2])
+
+
+class Several(Toy):
+    """Clips of several classes at once."""
+
+    name = "several"
+
+    def read(self, index, epoch=0):
+        return replace(super().read(index, epoch), labels={"class": self.labels["class"][index]})
+
+    @property
+    def labels(self):
+        return {"class": torch.stack([torch.arange(self.n) % 2, torch.ones(self.n, dtype=torch.long)], 1)}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_mixture_with_a_multi_label_part(first):
+    parts = [Several(3, fixed=True), Toy(4, fixed=True)]
+    source = data.Mixture(parts if first else parts[::-1], [1, 1])
+    own, other = (slice(0, 3), slice(3, 7)) if first else (slice(4, 7), slice(0, 4))
+    several, plain = source.labels["several.class"], source.labels["toy.class"]
+    assert several.shape == (7, 2) and several[own].tolist() == [[0, 1], [1, 1], [0, 1]] and several[other].eq(-1).all()
+    assert plain[other].tolist() == [0, 1, 0, 1] and plain[own].eq(-1).all()
+    assert source.labels["source"][own].unique().tolist() == [0 if first else 1] and list(source.labels) == list(source.classes)
+    keys = [(index, 0) for index in range(7)]
+    read, kept = source.batch(keys).labels, Memory(source, progress=False).batch(keys).labels
+    assert all(torch.equal(read[name], source.labels[name]) and torch.equal(kept[name], read[name]) for name in source.classes)
+    assert "several.class: 2 classes" in data.views.card(source, examples=1).text
 
 
 def test_videos_and_still_images_come_as_parts():
@@ -311,3 +352,11 @@ def test_throughput_measures_every_kind_of_source():
     assert len(table) == 14 and (table["clips_per_s_per_core"] > 0).all()
     cost = table.set_index("reader")["ms_per_clip"]
     assert cost["gathered"] < cost["memory map"] < cost["decord, 1 thread"].max()
+
+
+def test_throughput_without_decord(monkeypatch):
+    """It is installed on x86-64 Linux only; the rest is measured all the same."""
+    monkeypatch.setattr(video, "find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match="'decord' is not installed: its rows are left out"):
+        table = throughput(frames=2, size=16, seconds=0.01, length=6, progress=False)
+    assert len(table) == 7 and not table["reader"].str.contains("decord").any()

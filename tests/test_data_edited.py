@@ -48,6 +48,25 @@ def test_time_edits_do_what_their_label_says():
     assert seen == set(EDITS)
 
 
+def test_three_frames_are_the_fewest_that_can_be_shuffled():
+    source = TimeEdit(Counter(frames=6))
+    shuffled = [source[i].clip[0, :, 0, 0] for i in range(60) if EDITS[source.labels["edit"][i]] == "shuffled"]
+    assert shuffled and all(len(set(clip.diff().tolist())) > 1 for clip in shuffled)
+    with pytest.raises(data.DataError, match=r"3 frames or more after the edit, 6 before it; counter gives clips of 4"):
+        TimeEdit(Counter(frames=4))[0]
+
+
+def test_splits_of_any_name_have_edits_of_their_own():
+    def edits(split):
+        source = Counter()
+        source.split = split
+        return TimeEdit(source).labels["edit"].tolist()
+
+    assert edits("fold1") != edits("fold2") and edits("fold1") == edits("fold1")
+    expected = [int(np.random.default_rng((0, 2, index, 0xED17)).integers(len(EDITS))) for index in range(60)]
+    assert edits("test") == expected  # the numbers of the known splits stay
+
+
 def test_time_edits_of_real_videos(clips):
     source = data.open(f"time:{clips / 'ucf101_6cls_128p'}", "test", frames=4, size=32)
     batch = next(data.loader(source, 6, train=False))

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vjepa_lab as vl
 from vjepa_lab import data
@@ -22,7 +23,7 @@ from vjepa_lab.data.files import apart
 from vjepa_lab.data.listing import list_folder, list_manifest
 from vjepa_lab.data.prepare import prepare
 from vjepa_lab.data.sampling import Sampling
-from vjepa_lab.data.video import BACKENDS, Video, check_seek, probe
+from vjepa_lab.data.video import BACKENDS, Video, check_seek, probe, read_image
 
 BITS = 8
 KINDS = {
@@ -131,6 +132,15 @@ def test_a_seek_check_tells_exact_streams(counters):
     assert probe(str(counters / "h264.mp4")).seekable and not probe(str(counters / "mpeg4_b_frames.avi")).seekable
 
 
+def test_a_file_that_is_written_anew_is_read_anew(tmp_path):
+    path = write_video(tmp_path / "a.mp4", counter_clip(10), 25)
+    with Video(path) as video:
+        assert video.frames == 10
+    write_video(path, counter_clip(40), 25)
+    with Video(path) as video:
+        assert video.frames == 40 and numbers_shown(video.read([0, 39])) == [0, 39]
+
+
 def test_real_clips_agree_between_backends(clips):
     files = [*sorted((clips / "ucf101").rglob("*.avi"))[::9], *sorted((clips / "ssv2").rglob("*.webm"))[::4]]
     files += [clips / "edge" / "rot90_3frames.mov"]
@@ -176,6 +186,17 @@ def test_short_videos_hold_their_last_frame_or_loop():
     assert Sampling(8, 2, short="loop").numbers(5).tolist() == [0, 2, 4, 1, 3, 0, 2, 4]
     assert Sampling(4, whole=True).numbers(1).tolist() == [0, 0, 0, 0]
     assert Sampling(4, 2, segments=3).numbers(2, segment=2).max() <= 1
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"fps": 12.5}, {"fps": 10.3}, {"stride": 2, "short": "loop"}], ids=str)
+def test_segments_shorter_than_the_clip_still_show_the_video(options):
+    """The clip begins before its segment rather than hold the last frame."""
+    sampling, rng = Sampling(16, segments=4, **options), np.random.default_rng(0)
+    for segment in range(4):
+        for numbers in (sampling.numbers(40, 25.0, segment), sampling.numbers(40, 25.0, segment, rng)):
+            assert (np.diff(numbers) >= 2).all() and 0 <= numbers[0] <= 10 * segment and numbers[-1] < 40
+    assert sampling.numbers(40, 25.0, 3)[-1] >= 39 - (options.get("fps") == 10.3)
+    assert sampling.numbers(40, 25.0, 0)[0] == 0
 
 
 def test_whole_video_sampling_avoids_the_last_frame():
@@ -251,6 +272,26 @@ def test_images_fill_the_frames_or_stay_still(tmp_path):
     repeated, still = (data.open(root, frames=4, size=16, images=images)[0].clip for images in ("repeat", "still"))
     assert repeated.shape == (3, 4, 16, 16) and torch.equal(repeated[:, 0], repeated[:, 3])
     assert still.shape == (3, 1, 16, 16) and len(data.open(root, "val", size=16)) == 4
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png"])
+def test_an_animation_is_no_still_image(tmp_path, kind):
+    pictures = [Image.fromarray(frame) for frame in counter_clip(10, 32).permute(1, 2, 3, 0).contiguous().numpy()]
+    pictures[3].save(tmp_path / f"still.{kind}")
+    assert read_image(tmp_path / f"still.{kind}").shape == (1, 3, 32, 32)
+    pictures[0].save(tmp_path / f"moving.{kind}", save_all=True, append_images=pictures[1:], duration=40)
+    with pytest.raises(ClipError, match=rf"moving\.{kind}: an animation of 10 frames, not a still image; convert it to a video") as error:
+        read_image(tmp_path / f"moving.{kind}")
+    assert error.value.fault.path == str(tmp_path / f"moving.{kind}")
+
+
+def test_a_photograph_with_a_preview_is_a_still_image(tmp_path):
+    """Cameras write a second picture into a JPEG, and scanners further pages into a TIFF: the first is the image."""
+    for name, kind in (("photo.jpg", "MPO"), ("scan.tif", "TIFF")):
+        first, second = (Image.new("RGB", (32, 24), colour) for colour in ("red", "blue"))
+        first.save(tmp_path / name, kind, save_all=True, append_images=[second])
+        frame = read_image(tmp_path / name)
+        assert frame.shape == (1, 3, 24, 32) and frame[0, 0].min() > 200 > 50 > frame[0, 2].max()
 
 
 def test_cache_gives_the_same_clips_as_decoding(tree, tmp_path):

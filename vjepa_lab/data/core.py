@@ -208,7 +208,7 @@ def listed(faults: list[Fault], most: int = 5) -> str:
 class Faults:
     """Counts distinct bad files against the files tried, and says when there are too many to go on.
 
-    Up to `share` of the source may fail (but at least 3 files before a run is stopped, and never half of the source).
+    Up to `share` of the source may fail. Fewer than 3 files never stop a run, unless they are half of the source, which always does.
     """
 
     total: int
@@ -216,13 +216,15 @@ class Faults:
     seen: dict[str, str] = field(default_factory=dict)
 
     @property
-    def limit(self) -> float:
-        return min(max(3.0, self.share * self.total), self.total / 2)
+    def too_many(self) -> bool:
+        """Whether more failed than may; not by a product, whose rounding would refuse 29 of 100 at a share of 0.29."""
+        bad = len(self.seen)
+        return bad > 0 and (2 * bad >= self.total or (bad >= 3 and bad / self.total > self.share))
 
     def record(self, faults) -> None:
-        """Add faults; raises DataError with the first few names once the limit is passed."""
+        """Add faults; raises DataError with the first few names once there are too many."""
         self.seen.update({fault.path: fault.why for fault in faults})
-        if self.seen and len(self.seen) >= self.limit:
+        if self.too_many:
             raise DataError(
                 f"{len(self.seen)} of {self.total} files cannot be read, too many to go on (allowed: {self.share:.0%}); "
                 f"remove or replace them, or pass bad=SHARE to allow more:\n" + listed([Fault(*item) for item in self.seen.items()])

@@ -83,13 +83,14 @@ class Mixture(Source):
 
     @cached_property
     def labels(self) -> dict[str, Tensor]:
-        parts = {name: [] for name in self.classes}
+        found = {"source": torch.repeat_interleave(torch.tensor([len(source) for source in self.sources]))}
         for which, source in enumerate(self.sources):
-            own = {f"{self.names[which]}.{name}": values for name, values in source.labels.items()}
-            own["source"] = torch.full((len(source),), which)
-            for name, values in parts.items():
-                values.append(own.get(name, torch.full((len(source),), NO_LABEL)))
-        return {name: torch.cat(values) for name, values in parts.items()}
+            first = self.ends[which] - len(source)
+            for name, values in source.labels.items():  # [n], multi-label [n classes]
+                column = torch.full((len(self), *values.shape[1:]), NO_LABEL, dtype=torch.promote_types(values.dtype, torch.long))
+                column[first : self.ends[which]] = values
+                found[f"{self.names[which]}.{name}"] = column
+        return {name: found.get(name, torch.full((len(self),), NO_LABEL)) for name in self.classes}
 
     def __repr__(self) -> str:
         return "\n".join([f"{self.name} [{self.split}]", *(f"  {w:.1%} {s!r}" for w, s in zip(self.weights, self.sources, strict=True))])

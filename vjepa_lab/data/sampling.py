@@ -17,7 +17,8 @@ class Sampling:
     `stride`    every stride-th frame, exactly (V-JEPA's loader takes linspace over the window, so 0, 2, .., 14, 17, 19 for stride 2);
     `fps`       frames that lie 1/fps seconds apart, the nearest ones, whatever the video's own rate; overrides the stride;
     `whole`     frames spread evenly over the whole video (the middles of equal parts, so neither the first nor the often black last frame).
-    `segments`  the video is cut into that many equal parts, a clip comes from each.
+    `segments`  the video is cut into that many equal parts, a clip comes from each; a clip longer than its part begins with it, or
+                earlier where the video would else end before the clip.
     `short`     what follows when the video ends before the clip: "repeat" holds its last frame, "loop" starts it again.
     """
 
@@ -40,7 +41,7 @@ class Sampling:
     def numbers(self, total: int, rate: float = 0.0, segment: int = 0, rng: np.random.Generator | None = None) -> np.ndarray:
         """Frame numbers `[f]` of one clip of a video with `total` frames at `rate` frames a second.
 
-        With `rng` the clip begins anywhere in its segment, without it the clip is the segment's centre.
+        With `rng` the clip lies anywhere in its segment, without it in its centre, where the segment has room for it.
         """
         first = segment * total // self.segments
         last = max((segment + 1) * total // self.segments, first + 1)
@@ -49,7 +50,10 @@ class Sampling:
             return np.minimum(first + (np.arange(self.frames) + shift) * (last - first) / self.frames, total - 1).astype(int)
         offsets = np.arange(self.frames) * self._step(rate)
         room = math.floor(last - 1 - first - offsets[-1])  # how far the clip can move within its segment
-        start = first if room <= 0 else first + (room // 2 if rng is None else int(rng.random() * (room + 1)))
+        if room > 0:
+            start = first + (room // 2 if rng is None else int(rng.random() * (room + 1)))
+        else:
+            start = min(first, max(0, math.floor(total - 1 - offsets[-1])))
         numbers = (start + offsets + 0.5).astype(int)
         return numbers % total if self.short == "loop" else np.minimum(numbers, total - 1)
 

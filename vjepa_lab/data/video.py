@@ -8,6 +8,7 @@ an edit list hides, as in files that were cut without being encoded anew, are no
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from .core import ClipError, DataError
 BACKENDS = ("decord", "pyav")
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp", ".ts"}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
+
+_ANIMATED = {"GIF", "PNG", "WEBP"}  # not JPEG or TIFF, where further pictures are previews, depth, pages: cameras write them
 
 _DECORD_CODECS = {"h264", "hevc", "vp8", "vp9"}
 _SEEKABLE_CODECS = {"h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "libvpx", "libvpx-vp9"}
@@ -56,12 +59,16 @@ class Stream:
         return self.seekable and self.plain and self.codec in _DECORD_CODECS
 
 
-@lru_cache(maxsize=1 << 16)
 def probe(path: str) -> Stream:
-    """Read a file's header and its packets' times; raises ClipError if it has no video stream."""
+    """Read a file's header and its packets' times, anew once the file has changed; raises ClipError if it has no video stream."""
+    stat = require_file(path)
+    return _probed(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1 << 16)
+def _probed(path: str, mtime: int, size: int) -> Stream:
     import av
 
-    require_file(path)
     try:
         with av.open(path) as container:
             if not container.streams.video:
@@ -94,14 +101,16 @@ def _order(container) -> tuple[int, bool]:
     return frames, plain
 
 
-def require_file(path) -> None:
-    """Raise ClipError for what is plainly no media file: missing, a folder, empty."""
+def require_file(path) -> os.stat_result:
+    """What the disk says of a file; raises ClipError for what is plainly no media file: missing, a folder, empty."""
     path = Path(path)
     try:
         if not path.is_file():
             raise ClipError(path, "is not a file" if path.exists() else "no such file")
-        if path.stat().st_size == 0:
+        stat = path.stat()
+        if stat.st_size == 0:
             raise ClipError(path, "the file is empty")
+        return stat
     except OSError as error:  # a folder that may not be entered, a disk that is gone
         raise ClipError(path, error.strerror or error) from error
 
@@ -174,14 +183,19 @@ class Video:
         self._reader.close()
 
 
+def backends() -> tuple[str, ...]:
+    """Those of BACKENDS that are installed."""
+    return BACKENDS if find_spec("decord") else ("pyav",)
+
+
 def check_backend(name: str | None, for_decord: bool = True) -> list[type]:
     """The readers to try, in order; raises DataError for a name that is unknown or not installed."""
     if name is None:
         both = [_Decord, _PyAV] if for_decord else [_PyAV, _Decord]
-        return both if find_spec("decord") else [_PyAV]
+        return both if "decord" in backends() else [_PyAV]
     if name not in BACKENDS:
         raise DataError(f"unknown video backend {name!r}; one of {', '.join(BACKENDS)}")
-    if name == "decord" and not find_spec("decord"):
+    if name not in backends():
         raise DataError("the video backend 'decord' is not installed (it has no wheel for every platform); use 'pyav'")
     return [_Decord if name == "decord" else _PyAV]
 
@@ -294,13 +308,17 @@ def check_seek(path, backend: str | None = None, most: int = 16) -> bool:
 
 
 def read_image(path) -> Tensor:
-    """An image file as one frame `[1 c y x]` uint8 RGB."""
+    """An image file as one frame `[1 c y x]` uint8 RGB; raises ClipError for one that cannot be read, and for an animation."""
     from PIL import Image
 
     require_file(path)
     try:
         with Image.open(path) as image:
+            if image.format in _ANIMATED and image.n_frames > 1:
+                raise ClipError(path, f"an animation of {image.n_frames} frames, not a still image; convert it to a video (.mp4)")
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+    except ClipError:
+        raise
     except Exception as error:
         raise ClipError(path, _reason(error)) from error
 

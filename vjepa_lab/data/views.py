@@ -104,7 +104,7 @@ def _own(source: Source) -> bool:
 
 def _bars(name: str, source: Source, most: int) -> str:
     values, names = source.labels[name], source.classes[name]
-    counts = values.sum(0) if values.ndim == 2 else torch.bincount(values[values >= 0], minlength=len(names))
+    counts = values.clamp_min(0).sum(0) if values.ndim == 2 else torch.bincount(values[values >= 0], minlength=len(names))
     order = counts.argsort(descending=True, stable=True)[:most].tolist()
     rows = "".join(
         f'<tr><td>{html.escape(str(names[i]))}</td><td style="text-align:left"><span style="display:inline-block;height:10px;'
