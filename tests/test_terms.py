@@ -205,6 +205,14 @@ def test_a_sum_over_channels_in_jepa_and_its_context():
         close(term(reduce="sum").loss(lat), net.width * term().loss(lat).item())
 
 
+@pytest.mark.parametrize("options", [{"on": "app"}, {"on": "dyn", "norm": "raw"}, {"norm": "half"}], ids=str)
+@pytest.mark.parametrize("term", [JEPA, Context])
+def test_what_jepa_and_its_context_cannot_do_is_refused(term, options):
+    """They see the predictor's output and the teacher, never z, which `on` and `norm` are about."""
+    with pytest.raises(ValueError, match=rf"{term.__name__}\(.*=.*leave them out"):
+        term(**options)
+
+
 def test_soft_velgate_against_numpy():
     lat, z, h = views()
     speed = np.abs(np.diff(h, axis=1)).mean(-1)

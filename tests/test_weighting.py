@@ -128,6 +128,51 @@ def test_smoothing_remembers():
     assert float(weigher.gram[0, 1]) == pytest.approx(0.9 * 6 + 0.1 * -2)
 
 
+@pytest.mark.parametrize("rule", [GradientRatio(0.3), CosineWeight(), Projection(every=5, momentum=0.9)])
+def test_smoothing_starts_where_a_term_first_has_gradient(rule):
+    """Where training begins with a batch of single images, nothing is known of terms about change: the zeros are no measurement."""
+    own, theta = [1.0, 1.0], torch.nn.Parameter(torch.ones(2))
+    late, main = Weigher(rule, own), torch.tensor(MAIN) @ theta
+    late.measure([main, 0 * theta.sum()], [theta], own)
+    for weigher in (late, prompt := Weigher(rule, own)):
+        weigher.measure([main, torch.tensor(AGAINST) @ theta], [theta], own)
+    torch.testing.assert_close(late.gram, prompt.gram)
+    assert late.now == pytest.approx(prompt.now)
+
+
+@pytest.mark.parametrize(("rule", "wanted"), [
+    (Fixed(), [1.0, 0.25]),
+    (CosineWeight(), [1.0, 0.25 * 0.6]),
+    (CosineGate(), [1.0, 0.25]),
+    (Projection(every=50), [1.0, 0.25]),
+    (GradientRatio(0.3), [1.0, 0.75]),
+    (TorchJD("MGDA", (("max_iters", 1000),), every=50), [1.0, 0.25]),  # relative to the step that was measured
+])  # fmt: skip
+def test_weights_follow_a_schedule_between_measurements(rule, wanted):
+    theta = torch.nn.Parameter(torch.tensor([0.3, -0.2]))
+    losses, weigher = [torch.tensor(g) @ theta for g in (MAIN, WITH)], Weigher(rule, [1.0, 0.5])
+    weigher.measure(losses, [theta], [1.0, 0.5])
+    if isinstance(rule, TorchJD):
+        wanted = [weigher.now[0], weigher.now[1] / 2]
+    before = list(weigher.now)
+    with torch.no_grad():
+        torch.testing.assert_close(weigher.total(losses, [], [1.0, 0.25]), wanted[0] * losses[0] + wanted[1] * losses[1])
+    assert weigher.now == before  # an evaluation leaves it as it is
+    weigher.total(losses, [], [1.0, 0.25]).backward()
+    torch.testing.assert_close(theta.grad, wanted[0] * torch.tensor(MAIN) + wanted[1] * torch.tensor(WITH))
+    assert weigher.now == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("rule", [Fixed(), GradientRatio(0.3), TorchJD("MGDA", every=50)], ids=repr)
+def test_a_state_of_before_schedules_were_followed_is_read(rule):
+    theta = torch.nn.Parameter(torch.ones(2))
+    losses = [torch.tensor(g) @ theta for g in (MAIN, WITH)]
+    old, new = Weigher(rule, [1.0, 0.5]), Weigher(rule, [1.0, 0.5])
+    old.measure(losses, [theta], [1.0, 0.5])
+    new.set_extra_state({k: v for k, v in old.get_extra_state().items() if k != "solved"})
+    assert new.now == old.now and torch.equal(new.total(losses, [], [1.0, 0.5]), old.total(losses, [], [1.0, 0.5]))
+
+
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 def test_a_rule_is_a_value(rule):
     assert read(repr(rule)) == rule and hash(read(repr(rule))) == hash(rule)
@@ -189,7 +234,7 @@ def test_a_rule_trains_and_resumes_exactly(rule, world, tmp_path):
 def test_fixed_is_training_without_a_rule(world, tmp_path):
     how = {"preset": "smoke", "progress": False}
     plain, fixed = (
-        vl.pretrain(Recipe(JEPA() + 0.5 * Delta(), weighting=rule), world, out=tmp_path / name, **how)
+        vl.pretrain(Recipe(JEPA() + Ramp(0.2, 0.5) * Delta(), weighting=rule), world, out=tmp_path / name, **how)
         for name, rule in (("plain", None), ("fixed", Fixed()))
     )
     a, b = plain.checkpoint()["model"], fixed.checkpoint()["model"]

@@ -354,7 +354,8 @@ def _positions(size: Size, grid: Sequence[int]) -> Grid:
 
 
 def _generator(*key: int) -> torch.Generator:
-    """Generator of its own for each key: neighbouring seeds, steps and ranks give unrelated streams."""
+    """Generator for a key: neighbouring seeds, steps and ranks give unrelated streams. Keys of up to four numbers that differ in zeros at
+    their end alone give one stream (SeedSequence fills up with zeros): rank 0 draws its places from the one that drew the blocks' size."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 

@@ -224,7 +224,8 @@ class Loss(nn.Module):
 
         Several latents are the parts of one batch, such as videos and single images: a term's loss is the mean over parts, each counted
         by the samples that count in it, so that images neither enter nor dilute a term about change.
-        With gradient on, an adaptive rule measures the terms' gradients at the steps where it is due.
+        With gradient on, an adaptive rule measures the terms' gradients at the steps where it is due; its weights follow the written ones
+        at every step.
         """
         parts, own = self.parts(*latents), self.written(latents[0].progress)
         if self.weigher is None:
@@ -248,7 +249,7 @@ class Loss(nn.Module):
         return [w(progress) if isinstance(w, Schedule) else w for w, _ in self.objective]
 
     def weights(self, progress: float = 0.0) -> list[float]:
-        """The weights in force: a rule's, or the written ones."""
+        """The weights in force: a rule's as of its last step, or the written ones at a progress."""
         return self.written(progress) if self.weigher is None else self.weigher.now
 
     @staticmethod

@@ -23,7 +23,10 @@ TINY = 1e-30
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Weighting(Value):
-    """Base of the rules. The Gramian is measured every `every` steps, a backward pass per term, and smoothed by `momentum`."""
+    """Base of the rules. The Gramian is measured every `every` steps, a backward pass per term, and smoothed by `momentum`.
+
+    Between measurements the weights follow the written ones, which a schedule may move at every step.
+    """
 
     every: int = 50
     momentum: float = 0.9
@@ -33,11 +36,14 @@ class Weighting(Value):
             raise ValueError(f"{self!r}: expected every >= 1 (steps) and momentum in [0, 1)")
 
     def weights(self, gram: Tensor, own: Tensor, solver: nn.Module | None = None) -> Tensor:
-        """Weights [k] from the Gramian [k l] of the unweighted terms' gradients and the written weights [k]; float64, on the CPU."""
+        """Weights [k] from the Gramian [k l] of the unweighted terms' gradients and the written weights [k]; float64, on the CPU.
+
+        Asked at every step, a rule with a `solver` only where the gradients are measured.
+        """
         raise NotImplementedError(f"{type(self).__name__} must say its weights")
 
     def solver(self) -> nn.Module | None:
-        """What a rule of another library keeps between calls."""
+        """What a rule of another library keeps between calls, which may cost; in between, its weights move with the written ones."""
         return None
 
 
@@ -174,6 +180,7 @@ class Weigher(nn.Module):
         self.rule, self.machine = rule, rule.solver()
         self.gram: Tensor | None = None
         self.weights, self.calls = list(own), 0
+        self.solved: tuple[list[float], list[float]] | None = None  # a solver's last weights, and the written ones they were for
         if isinstance(rule, Uncertainty):
             if min(own) <= 0:
                 raise ValueError(f"{rule!r} starts from the written weights, which must be positive; got {own}")
@@ -187,21 +194,41 @@ class Weigher(nn.Module):
         """Set the weights from the gradients of the terms on the shared parameters; the graph is kept."""
         gram = gramian(parts, shared)
         if self.gram is not None:  # a term without gradient here (of change, on a batch of images) keeps what was known of it
-            there = gram.diagonal() > 0
-            gram = torch.where(there[:, None] & there, self.gram.lerp(gram, 1 - self.rule.momentum), self.gram)
+            there, known = gram.diagonal() > 0, self.gram.diagonal() > 0
+            before = torch.where(known[:, None] & known, self.gram, gram)  # nothing was known of one without gradient so far
+            gram = torch.where(there[:, None] & there, before.lerp(gram, 1 - self.rule.momentum), self.gram)
         self.gram = gram
         self.calls += 1
+        if self.machine is not None:
+            self.solved = self._asked(own), list(own)
+        self.weights = self.at(own)
+
+    def at(self, own: list[float]) -> list[float]:
+        """The weights [k] where the written ones are `own` [k], from the gradients as they were last measured."""
+        if self.gram is None:
+            return list(own)
+        if self.machine is None:
+            return self._asked(own)
+        if self.solved is None:  # an older checkpoint does not say which written weights a solver was asked with
+            return self.weights
+        return [w * (now / then) if then else w for w, now, then in zip(self.solved[0], own, self.solved[1], strict=True)]
+
+    def _asked(self, own: list[float]) -> list[float]:
         with torch.random.fork_rng(devices=[]):  # some of torchjd's draw an order: the same in every run
-            torch.manual_seed(self.calls)
-            self.weights = self.rule.weights(gram, torch.tensor(own, dtype=torch.float64), self.machine).tolist()
+            torch.default_generator.manual_seed(self.calls)
+            return self.rule.weights(self.gram, torch.tensor(own, dtype=torch.float64), self.machine).tolist()
 
     def total(self, parts: list[Tensor], private: list[nn.Parameter], own: list[float]) -> Tensor:
         """sum_k w_k L_k, whose gradient on the `private` parameters is that of sum_k b_k L_k."""
         if isinstance(self.rule, Uncertainty):
             return torch.stack(parts) @ (-self.log_variance).exp() + self.log_variance.sum()
-        total = sum(w * part for w, part in zip(self.weights, parts, strict=True))
-        lacking = [(b - w, part) for b, w, part in zip(own, self.weights, parts, strict=True) if b != w and part.requires_grad]
-        if not (lacking and private and torch.is_grad_enabled()):
+        weights = self.at(own)
+        total = sum(w * part for w, part in zip(weights, parts, strict=True))
+        if not torch.is_grad_enabled():
+            return total
+        self.weights = weights
+        lacking = [(b - w, part) for b, w, part in zip(own, weights, parts, strict=True) if b != w and part.requires_grad]
+        if not (lacking and private):
             return total
         missed = torch.autograd.grad(sum(gap * part for gap, part in lacking), private, retain_graph=True, allow_unused=True)
         # Worth zero, with just the missing gradient: hooks of the one backward pass, such as a process group's, see the whole.
@@ -209,7 +236,7 @@ class Weigher(nn.Module):
 
     @property
     def now(self) -> list[float]:
-        """The weights in force [k]."""
+        """The weights in force [k], those of the last step."""
         return (-self.log_variance).exp().tolist() if isinstance(self.rule, Uncertainty) else self.weights
 
     def report(self, names: tuple[str, ...]) -> dict[str, float]:
@@ -222,10 +249,10 @@ class Weigher(nn.Module):
     def get_extra_state(self) -> dict:
         kept = {} if self.machine is None else vars(self.machine) | self.machine._buffers
         plain = {k: v for k, v in kept.items() if k != "training" and isinstance(v, int | float | tuple | Tensor | None)}
-        return {"gram": self.gram, "weights": self.weights, "calls": self.calls, "machine": plain}
+        return {"gram": self.gram, "weights": self.weights, "calls": self.calls, "solved": self.solved, "machine": plain}
 
     def set_extra_state(self, state: dict) -> None:
-        self.gram, self.weights, self.calls = state["gram"], state["weights"], state["calls"]
+        self.gram, self.weights, self.calls, self.solved = state["gram"], state["weights"], state["calls"], state.get("solved")
         if self.gram is not None:
             self.gram = self.gram.cpu()
         for name, value in state["machine"].items():

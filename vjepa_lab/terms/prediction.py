@@ -2,7 +2,7 @@
 
 from dataclasses import field
 
-from vjepa_lab.objective import ErrorMap
+from vjepa_lab.objective import ErrorMap, Term
 from vjepa_lab.terms.common import Distance, check, positive, token_distance
 
 
@@ -21,6 +21,7 @@ class JEPA(Distance):
 
     def __post_init__(self):
         super().__post_init__()
+        _of_all_channels(self)
         check(self, distance=(None, "seen"))
         positive(self, "p")
 
@@ -43,6 +44,7 @@ class Context(Distance):
 
     def __post_init__(self):
         super().__post_init__()
+        _of_all_channels(self)
         positive(self, "p")
 
     def error(self, view, head):  # [b k]
@@ -50,3 +52,12 @@ class Context(Distance):
         error = self.over_channels((view.context - target).abs() ** self.p / self.p)
         nearness = token_distance(view, view.seen, view.hidden, view.mask.hidden_valid).rsqrt()
         return ErrorMap(error * nearness, view.mask.seen_valid)  # the distances are not normalised away, as upstream
+
+
+def _of_all_channels(term: Term) -> None:
+    """Refuse `on` and `norm` in a term that does not look at z, which is what they are about."""
+    if (term.on, term.norm) != ("all", "layer"):
+        raise ValueError(
+            f"{term!r}: it compares the predictor's output with the teacher, on all channels, and does not look at z, which `on` and "
+            "`norm` are about; leave them out"
+        )
