@@ -84,6 +84,13 @@ def test_the_released_numbers_agree_with_the_printed_ones_within_their_noise(rel
     assert all(by_id["S05"]["point"][name] for name in ("count", "range_13_16"))
 
 
+def test_an_accuracy_on_an_unknown_number_of_clips_is_no_evidence():
+    df = runs({"baseline": {"SSv2": 50.0}, "ld": {"SSv2": 50.3}}, seeds=1)
+    asked = [claim("m", "x", 'delta("SSv2","ld")>0')]
+    (unknown,), (known,) = claims.evaluate(df.assign(n=np.nan), asked), claims.evaluate(df, asked)
+    assert unknown["missing"] == {"p": "LD-JEPA on SSv2 (table 4)"} and known["point"] == {"p": True}
+
+
 def test_the_same_seed_baseline_changes_what_holds(released):
     same_seed = released[239]
     assert same_seed["S05"]["predicates"]["count"] is False  # 5, not 10, of 14 lose more than 5 points

@@ -88,6 +88,14 @@ def test_with_several_seeds_the_difference_is_paired_by_seed():
         changes(pd.DataFrame(rows), "base")
 
 
+def test_a_seed_without_a_number_makes_no_pair():
+    measured = {"baseline": (10, 40, 41), "ld": (np.nan, 50, 51.5)}
+    rows = [row(v, x, 4000, seed=s, benchmark="x") for v, xs in measured.items() for s, x in enumerate(xs)]
+    found = changes(pd.DataFrame(rows)).iloc[0]
+    assert (found["seeds"], found["basis"]) == (2, "seeds")
+    assert (found["delta"], found["base"]) == (pytest.approx(10.25), pytest.approx(40.5))
+
+
 # --------------------------------------------------------------------------------------------------------------------------- Table 6
 
 

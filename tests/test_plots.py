@@ -14,6 +14,7 @@ from vjepa_lab.evidence import results
 from vjepa_lab.modifiers import Hard
 from vjepa_lab.objective import Term
 from vjepa_lab.plots import style
+from vjepa_lab.plots.ablation import means
 from vjepa_lab.structure import structure
 from vjepa_lab.terms import JEPA, VelGate
 
@@ -92,6 +93,45 @@ def test_print_bars_are_the_printed_deltas(paper):
     printed = pd.read_csv(PAPER / "printed" / "table4.csv")
     drawn = sorted(round(patch.get_width(), 2) for patch in figure.axes[0].patches if patch.get_width())
     assert drawn == sorted(printed[["d48_delta", "in100_delta", "ssv2_delta"]].stack().dropna().tolist())
+
+
+def test_every_note_of_the_interactive_figure_has_room(paper):
+    for chosen in ({"regime": "mixed"}, {"sources": ["paper", "released"]}):
+        layout = plots.tradeoffs(paper, **chosen).layout
+        below = layout.annotations[-1]
+        lines = below.text.count("<br>") + 1
+        assert layout.margin.b >= -below.yshift + 1.2 * below.font.size * lines and not layout.yaxis.automargin
+
+
+def own_rows(values: dict[str, dict[int, float]], **about) -> pd.DataFrame:
+    rows = [{"variant": v, "seed": s, "value": x, "run": f"{v}-{s}"} for v, seeds in values.items() for s, x in seeds.items()]
+    known = {"benchmark": "SSv2", "probe": "linear", "metric": "top1", "n": 2000, "source": "run", "regime": "r", "edition": "sound"}
+    return results.tidy(pd.DataFrame(rows).assign(**known | about))
+
+
+def test_the_accuracy_of_the_baseline_is_told_whole():
+    rows = own_rows({"baseline": {0: 40, 1: 50, 2: 60}, "ld": {0: 41, 1: 51}, "hw": {0: 42, 1: 52, 2: 62}})
+    assert "SSv2 45.00 to 50.00 % as seeds pair up" in texts(plots.tradeoffs(rows))
+
+
+def test_seeds_that_do_not_pair_up_are_not_called_pairs():
+    unpaired = {"baseline": {0: 40, 1: 42, 2: 44}, "ld": {5: 41, 6: 44, 7: 43}}
+    several = pd.concat([own_rows(unpaired, benchmark=name) for name in ("SSv2", "motion")])
+    for figure in (plots.tradeoffs(several), plots.scatter(several), plots.scatter(several, paper=True)):
+        assert "pairs" not in texts(figure)
+    assert not any("pairs" in note for note in plots.result_table(several).notes)
+
+
+def test_a_table_of_several_editions_is_refused():
+    rows = pd.concat([own_rows({"baseline": {0: 40}, "ld": {0: 41}}, edition=edition) for edition in ("sound", "released")])
+    with pytest.raises(ValueError, match=r"several editions \(released, sound\)"):
+        plots.result_table(rows)
+
+
+def test_the_interval_of_several_probe_seeds_holds_their_mean():
+    rows = pd.concat([own_rows({"baseline": {0: x}}, n=1000, probe_seed=k, flag="") for k, x in enumerate((40.0, 60.0))])
+    found = means(rows).iloc[0]
+    assert found["value"] == 50 and found["lo"] < 50 < found["hi"]
 
 
 @pytest.mark.parametrize("column", ["single", "double"])

@@ -473,6 +473,14 @@ def test_one_candidate_needs_no_selection():
     assert result.selected == {"lr": 1e-2, "wd": 0.1, "refit": True, "epochs": 5} and result.search.empty
 
 
+def test_features_that_are_not_finite_are_no_guesses():
+    x, y = torch.randn(80, 4, DIM), torch.arange(80) % 4
+    broken = x.clone()
+    broken[3] = torch.nan
+    with pytest.raises(ValueError, match="planted.*not finite.*NaN in the features"):
+        linear(features(broken, y, 4), features(x, y, 4, split="test"), epochs=2, **QUICK)
+
+
 def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)

@@ -288,6 +288,28 @@ def test_a_term_without_edition_meets_the_baseline_of_another(tmp_path):
     assert results.delta(results.load(tmp_path))["delta"].tolist() == [3.0]
 
 
+def test_a_seed_that_the_own_baseline_lacks_meets_its_mean_and_no_other_edition():
+    rows = [(v, s, x, "sound") for v, s, x in (("baseline", 0, 50), ("baseline", 1, 51), ("ld", 0, 50), ("ld", 1, 51), ("ld", 2, 50))]
+    rows += [("baseline", 2, 30, "paper"), ("hw", 2, 31, "paper"), ("fwm", 2, 33, "released")]
+    table = pd.DataFrame(rows, columns=["variant", "seed", "value", "edition"])
+    about = {"benchmark": "X", "probe": "linear", "metric": "top1", "n": 1000, "source": "run", "regime": "r"}
+    out = results.delta(results.tidy(table.assign(**about))).set_index(["variant", "seed"])
+    assert out.loc[("ld", 2), "base"] == 50.5 and not out.loc[("ld", 2), "paired"]
+    assert out.loc[("hw", 2), "base"] == 30 and out.loc[("fwm", 2), "base"] == 30, "an edition without a baseline meets another's"
+
+
+def test_a_row_is_held_against_the_constants_of_its_own_test():
+    row = {"benchmark": "ucf101", "probe": "linear", "metric": "top1", "source": "run", "edition": "sound", "seed": 0}
+    good = row | {"variant": "ld", "run": "ld", "value": 14.0, "n": 3783, "regime": "a"}
+    own = good | {"source": "constant", "variant": "majority-test", "value": 1.3, "probe": "constant"}
+    small = row | {"variant": "hw", "run": "hw", "value": 15.0, "n": 20, "regime": "b"}
+    large = small | {"source": "constant", "variant": "majority-test", "value": 20.0, "probe": "constant"}
+    other = good | {"variant": "fwm", "run": "fwm", "value": 1.2}  # of a run without constants: those of as large a test
+    table = results.tidy(pd.DataFrame([good, own, small, large, other]))
+    flags = dict(zip(table["variant"], results.flag_constant(table), strict=True))
+    assert flags["ld"] == "" and flags["hw"] == "= majority-test" and flags["fwm"] == "= majority-test"
+
+
 def test_select_keeps_one_probe_per_benchmark_and_says_what_there_is(paper):
     rows = results.select(paper[paper["source"].ne("constant")], regime="ucf101")
     assert rows.groupby("benchmark")["probe"].nunique().eq(1).all()

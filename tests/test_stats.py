@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats as sps
 
-from vjepa_lab.evidence import planning, results, stats
+from vjepa_lab.evidence import planning, results, stats, verdicts
 
 PAPER = Path(__file__).parents[1] / "data" / "paper"
 
@@ -150,9 +150,14 @@ def test_adjustments_are_statsmodels_answers():
     np.testing.assert_allclose(stats.benjamini_hochberg(p), multipletests(p, method="fdr_bh")[1])
 
 
+def test_a_difference_on_an_unknown_number_of_clips_has_no_p():
+    out = stats.newcombe([52.0, 52.0], [np.nan, 1000], [50.0, 50.0], [1000, 1000])
+    assert np.isnan([out.p[0], out.lo[0], out.hi[0]]).all() and 0 < out.p[1] < 1
+
+
 def test_adjustments_keep_missing_values():
     p = np.array([0.01, np.nan, 0.04, 0.03])
-    np.testing.assert_allclose(stats.holm(p), [0.03, np.nan, 0.06, 0.06])
+    np.testing.assert_allclose(stats.holm(p), [0.04, np.nan, 0.09, 0.09])  # of four planned tests
     np.testing.assert_allclose(stats.benjamini_hochberg(p), [0.03, np.nan, 0.04, 0.04])
 
 
@@ -324,13 +329,49 @@ def test_printed_deltas_rise_and_fall_together(paper):
     rows = results.select(paper[paper["source"].eq("paper")], regime="mixed")
     d = results.delta(rows).pivot(index="variant", columns="benchmark", values="delta")
     rho = stats.correlation(d["IN-100"], d["SSv2"])
-    assert rho.value == pytest.approx(0.807, abs=5e-4) and rho.p == pytest.approx(0.0005, abs=5e-5) and 0.3 < rho.lo < rho.hi <= 1
+    assert rho.value == pytest.approx(0.807, abs=5e-4) and rho.p == pytest.approx(0.0009, abs=3e-4) and 0.3 < rho.lo < rho.hi < 1
     assert stats.correlation(d["IN-100"], d["D-48"]).value == pytest.approx(-0.14, abs=0.005)
     front = stats.pareto(d[["D-48", "IN-100", "SSv2"]])
     assert set(front[front].index) == {"fwm-hw-ld", "ld", "ac-hw", "hw"}
     with pytest.raises(ValueError, match="at least 4"):
         stats.correlation([1, 2, 3, np.nan], [1, 2, 3, 4])
-    assert stats.correlation([1, 2, 3, 4], [4, 3, 2, 1]).value == pytest.approx(-1)
+    perfect = stats.correlation([1, 2, 3, 4], [4, 3, 2, 1])
+    assert perfect.value == pytest.approx(-1) and perfect.lo == -1 and perfect.hi > 0 and perfect.p == pytest.approx(2 / 24)
+
+
+@pytest.mark.parametrize(("true", "count"), [(0.0, 4), (0.0, 6), (0.0, 14), (0.8, 5), (0.8, 14)])
+def test_the_interval_of_a_rank_correlation_covers_and_its_p_is_exact(true, count):
+    rng, studies = np.random.default_rng(count), 400
+    x = rng.standard_normal((studies, count))
+    y = true * x + np.sqrt(1 - true**2) * rng.standard_normal((studies, count))
+    found = [stats.correlation(a, b, orders=720) for a, b in zip(x, y, strict=True)]
+    population = 6 / np.pi * np.arcsin(true / 2)
+    assert np.mean([r.lo <= population <= r.hi for r in found]) > 0.93
+    if true == 0:
+        assert np.mean([r.p <= 0.05 for r in found]) < 0.08
+    scipys = sps.permutation_test((x[0],), lambda a: sps.spearmanr(a, y[0]).statistic, permutation_type="pairings", n_resamples=720)
+    if count <= 6:
+        assert found[0].p == pytest.approx(scipys.pvalue, abs=1e-9)
+
+
+def test_few_variants_in_perfect_order_prove_no_trade_off():
+    values = {"baseline": [50.0], "a": [51.0], "b": [52.0], "c": [53.0], "d": [54.0]}
+    falls = {name: [100 - x[0]] for name, x in values.items()}
+    rows = pd.concat([table(values, "X"), table(falls, "Y")])
+    assert "neither a trade-off nor its absence can be told" in verdicts.tradeoff(rows, "X", "Y")
+    more = {f"v{i}": [51.0 + i] for i in range(7)} | {"baseline": [50.0]}
+    rows = pd.concat([table(more, "X"), table({name: [100 - x[0]] for name, x in more.items()}, "Y")])
+    assert "a trade-off across variants" in verdicts.tradeoff(rows, "X", "Y")
+
+
+def test_an_untrained_encoder_is_corrected_by_itself():
+    trained = {"baseline": [50.0, 52.0, 51.0], "ld": [50.4, 52.9, 51.5], "hw": [50.1, 51.8, 51.3]}
+    alone = stats.compare(table(trained)).set_index("variant")["p_adj"]
+    beside = stats.compare(table(trained | {"random-init": [20.0, 22.1, 21.0]})).set_index("variant")
+    assert beside.loc["random-init", "family"] == "untrained" and beside.loc["random-init", "p_adj"] < 1e-3
+    assert beside["p_adj"].drop("random-init").equals(alone)
+    both = stats.adjusted_apart(beside.reset_index())
+    np.testing.assert_allclose(both[:2], stats.benjamini_hochberg(beside["p"].drop("random-init")))
 
 
 def test_equals_do_not_beat_each_other():
@@ -344,6 +385,8 @@ def test_equals_do_not_beat_each_other():
 def test_rank_stability_is_kendalls_w():
     same = stats.rank_stability(table({"a": [3.0, 4.0, 5.0], "b": [2.0, 3.0, 4.0], "c": [1.0, 2.0, 3.0]}))
     assert same.attrs["kendall_w"] == 1.0 and same.loc["a"].tolist() == [1, 1, 1]
+    tied = stats.rank_stability(table({"a": [3.0, 2.0], "b": [3.0, 2.0], "c": [3.0, 2.0], "d": [1.0, 1.0]}))
+    assert tied.attrs["kendall_w"] == pytest.approx(1), "two seeds that tie the same three agree"
     turned = stats.rank_stability(table({"a": [3.0, 1.0, 2.0], "b": [2.0, 3.0, 1.0], "c": [1.0, 2.0, 3.0]}))
     assert turned.attrs["kendall_w"] == pytest.approx(0.0)
     with pytest.raises(ValueError, match="two seeds"):

@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
@@ -162,6 +163,24 @@ def test_the_tradeoff_explorer_draws_what_its_code_draws(known, tmp_path, monkey
     explorer = tradeoffs.tradeoff_explorer("data/paper", out=tmp_path)
     explorer.widget.children[-1].children[0].click()
     assert {path.suffix for path in tmp_path.iterdir()} == {".pdf", ".png", ".csv", ".py"}
+
+
+def test_the_explorer_compares_one_metric_probe_and_encoder(tmp_path):
+    rows = [
+        {"run": f"{v}-s{s}", "variant": v, "seed": s, "encoder": e, "metric": m, "probe": p, "value": 50 + gain * (v == "ld") + s / 3}
+        for v in ("baseline", "ld") for s in range(3)
+        for e, m, p, gain in (
+            ("student", "top1", "linear", 5), ("teacher", "top1", "linear", -20), ("student", "balanced_accuracy", "linear", 9),
+            ("student", "top1", "knn", 7), ("student", "rankme", "none", 30),
+        )
+    ]  # fmt: skip
+    about = {"edition": "sound", "regime": "r", "benchmark": "SSv2", "n": 2000, "source": "run"}
+    own = tradeoffs.Tradeoffs(results.tidy(pd.DataFrame(rows).assign(**about)))
+    choice = {"regime": "r", "sources": ("run",), "benchmarks": ("SSv2",), "baseline": "baseline", "parts": (), "sort": "mean"}
+    (bars,) = [trace for trace in own.view(intervals=True, **choice).data if trace.type == "bar"]
+    assert list(bars.y) == ["ld"] and bars.x[0] == pytest.approx(5)
+    assert own.table(intervals=True, **choice)["delta"].tolist() == pytest.approx([5])
+    assert own.benchmarks == ["SSv2"]
 
 
 def test_the_plain_figure_is_the_figure(known):

@@ -10,11 +10,9 @@ what JEPA sees (the seen tokens) and what an auxiliary sees (the whole clip) mee
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,7 @@ from tqdm.auto import tqdm
 
 from vjepa_lab import data as video
 from vjepa_lab.analysis import gradients as g
-from vjepa_lab.evidence import results
+from vjepa_lab.evidence import results, stats
 from vjepa_lab.masks import MultiBlock
 from vjepa_lab.model import VJEPA
 from vjepa_lab.objective import Loss
@@ -311,14 +309,14 @@ def predictions(
 ) -> pd.DataFrame:  # fmt: skip
     """How well each predictor foretells the benefit of the auxiliaries: rank correlation over variants x seeds, per benchmark.
 
-    averaged: of `averages`, or any table of its columns with metrics `names`;  rows: probe results (`results.load`), benchmarks ending in
-    /LABEL. A variant's seeds are no independent evidence, so intervals resample variants, then seeds, and p-values permute whole variants
-    (in every order of up to 8).
+    averaged: of `averages`, or any table of its columns with metrics `names`;  rows: probe results (`results.load`), of which top-1 counts,
+    benchmarks ending in /LABEL. A variant's seeds are no independent evidence, so intervals resample variants, then seeds, and p-values
+    permute whole variants (in every order of up to 8).
     Columns benchmark, predictor, rho, lo, hi, p, partial (with the norm ratio held fixed), variants, seeds, points; the predictor
     "neutral utility - cosine" is the pre-registered comparison. Benchmarks with fewer than 4 variants are left out; if none is left,
     ValueError.
     """
-    deltas = results.delta(rows, against)
+    deltas = results.delta(rows[rows["metric"].eq("top1")], against)
     wide = averaged.pivot_table(values="value", index=["variant", "seed"], columns="metric")
     out = []
     for benchmark, part in deltas[deltas["paired"]].groupby("benchmark", sort=False):
@@ -358,17 +356,13 @@ def _correlations(points: pd.DataFrame, draws: int, seed: int) -> list[dict]:
 
 
 DIFFERENCE = "neutral utility - cosine"
-ORDERS = math.factorial(8)
-"Of the variants; drawn at random, so many move a p-value of 0.003 by a tenth of itself."
 
 
 def _dealt(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Spearman correlations [orders columns - 1] of the columns of points [v s columns] with the last one, the benefit, as it was measured
-    and dealt to other variants: in every order of the variants, where there are more than `ORDERS` in so many of them."""
+    and dealt to other variants (`stats.dealt_out`)."""
     count = len(points)
-    every = math.factorial(count) <= ORDERS
-    others = permutations(range(count)) if every else (rng.permutation(count) for _ in range(ORDERS - 1))
-    orders = np.array(list(others) if every else [np.arange(count), *others])
+    orders = stats.dealt_out(count, rng)
     ranks = _unit_ranks(points.reshape(-1, points.shape[-1]))
     return ranks[:, -1].reshape(count, -1)[orders].reshape(len(orders), -1) @ ranks[:, :-1]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from vjepa_lab.evidence.stats import Interval, benjamini_hochberg, t_interval
+from vjepa_lab.evidence.stats import Interval, adjusted_apart, t_interval
 
 
 def over_seeds(df: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -35,7 +35,8 @@ def changes(df: pd.DataFrame, against: str = "baseline", by: Sequence[str] = ("b
     Runs are paired by seed. With several common seeds the interval is Student's over the pairs; with one it combines the two rows' own
     intervals (square-and-add: Newcombe 1998, Zou and Donner 2008), which leaves the pairing of test clips out and errs on the safe side;
     rows without an interval give none. So it is, too, where all pairs differ by the same: that seeds happen to agree is no certainty.
-    p_adj: Benjamini-Hochberg over the whole table, significant: below 0.05, and the difference is not smaller than `margin`.
+    p_adj: Benjamini-Hochberg over the whole table, an untrained encoder's rows apart; significant: below 0.05, and the difference is not
+    smaller than `margin`.
     Raises ValueError if there is no `against`.
     """
     by = list(by)
@@ -44,6 +45,7 @@ def changes(df: pd.DataFrame, against: str = "baseline", by: Sequence[str] = ("b
         raise ValueError(f"no {against!r} to compare with; there are {', '.join(map(str, table['variant'].unique()))}")
     base = table[table["variant"].eq(against)].drop(columns="variant")
     pairs = table[table["variant"].ne(against)].merge(base, on=["seed", *by], suffixes=("", "_base"))
+    pairs = pairs.dropna(subset=["value", "value_base"])  # else either mean would be over seeds of its own
     rows = []
     for key, part in pairs.groupby(["variant", *by], sort=False, dropna=False):
         apart = part["value"] - part["value_base"]
@@ -54,7 +56,7 @@ def changes(df: pd.DataFrame, against: str = "baseline", by: Sequence[str] = ("b
         facts = {"seeds": len(part), "basis": "seeds" if several else "samples"}
         rows.append(dict(zip(["variant", *by], key, strict=True)) | {name: float(x) for name, x in measured.items()} | facts)
     out = pd.DataFrame(rows, columns=["variant", *by, "value", "base", "delta", "lo", "hi", "p", "seeds", "basis"])
-    adjusted = benjamini_hochberg(out["p"])
+    adjusted = adjusted_apart(out)
     return out.assign(p_adj=adjusted, significant=(adjusted < 0.05) & (out["delta"].abs() >= margin))
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 
 from vjepa_lab.evidence import claims, results, stats
 
-UNTRAINED = "random-init"
+UNTRAINED = stats.UNTRAINED
 LEAST = 3
 "Seed pairs with the baseline that a row needs to be tested: an interval of two is twelve standard errors wide."
 ROW = ["edition", "variant"]
@@ -169,13 +169,11 @@ def differences(study: Collected, edition: str = "sound", against: str = "baseli
     table["t_lo"], table["t_hi"] = table["lo"], table["hi"]
     table = _crossed(table, study.predictions, rows, against)
     table.loc[table["lo"].eq(table["hi"]), "p"] = np.nan
-    table.loc[table["variant"].eq(UNTRAINED), "family"] = "untrained"
     planned = sum(name in set(study.cells["variant"]) for name in stats.FAMILY) * len(study.benchmarks)
     table["p_adj"], table["planned"] = np.nan, 0
     for family, part in table.groupby("family"):
         missing = max(planned - len(part), 0) if family == "primary" else 0
-        adjust = stats.benjamini_hochberg if family == "exploratory" else stats.holm
-        table.loc[part.index, "p_adj"] = adjust([*part["p"], *[1.0] * missing])[: len(part)]
+        table.loc[part.index, "p_adj"] = stats.ADJUSTED[family]([*part["p"], *[1.0] * missing])[: len(part)]
         table.loc[part.index, "planned"] = len(part) + missing
     table["significant"] = table["p_adj"] < np.where(table["family"].eq("exploratory"), 0.10, 0.05)
     return table

@@ -19,7 +19,7 @@ from torch import Tensor, bincount
 
 from vjepa_lab.evaluation.features import Features, rank_in_class
 from vjepa_lab.evidence import results
-from vjepa_lab.evidence.stats import Interval, benjamini_hochberg, paired_interval, t_interval, wilson
+from vjepa_lab.evidence.stats import UNTRAINED, Interval, adjusted_apart, paired_interval, t_interval, wilson
 
 PARTS = ("all", "app", "dyn")
 "What of a feature is read: all channels (Z), the first half (Z_app), the second half (Z_dyn)."
@@ -125,7 +125,8 @@ def differences(answers: pd.DataFrame, against: str = "baseline", by: Sequence[s
 
     The interval takes seeds and clips both as random and crossed (`stats.paired_interval`), and is never narrower than what the clips alone
     leave open, as it would be where two seeds happen to agree; with one common seed it covers the clips alone.
-    Columns: variant, `by`, value, base, delta, lo, hi, p, p_adj (Benjamini-Hochberg over the table), significant (p_adj < 0.05), seeds, n.
+    Columns: variant, `by`, value, base, delta, lo, hi, p, p_adj (Benjamini-Hochberg over the table, an untrained encoder's rows apart),
+    significant (p_adj < 0.05), seeds, n.
     Values are means of `each` in percent. Several rows of one seed are averaged first. Raises ValueError if there is no `against`.
     """
     by = list(by)
@@ -144,7 +145,7 @@ def differences(answers: pd.DataFrame, against: str = "baseline", by: Sequence[s
                 facts = {"variant": variant, **dict(zip(by, key, strict=True))}
                 rows.append(facts | {k: float(v) for k, v in measured.items()} | {"seeds": len(seeds), "n": a.shape[1]})
     table = pd.DataFrame(rows, columns=["variant", *by, "value", "base", "delta", "lo", "hi", "p", "seeds", "n"])
-    adjusted = benjamini_hochberg(table["p"])
+    adjusted = adjusted_apart(table)
     return table.assign(p_adj=adjusted, significant=adjusted < 0.05)
 
 
@@ -158,9 +159,11 @@ def _by_seed(part: pd.DataFrame) -> dict[float, np.ndarray]:
 
 
 def standing(table: pd.DataFrame, what: str, unit: str = "") -> str:
-    """How many of the differences of a table stand after correction, and which: such as "1 of 4 ... stands: ld motion +3.1 [1.0, 5.2]"."""
+    """How many of the differences of a table stand after correction, and which: such as "1 of 4 ... stands: ld motion +3.1 [1.0, 5.2]".
+    An untrained encoder's do not count."""
     from vjepa_lab.analysis.changes import shown
 
+    table = table[table["variant"].ne(UNTRAINED)]
     found = table[table["significant"]]
     named = [f"{row['variant']} {' '.join(map(str, row[what.split()]))} {shown(row, sign=True)}{unit}" for _, row in found.iterrows()]
     return f"{len(found)} of {len(table)} stand" + ("s" * (len(found) == 1)) + (f" ({'; '.join(named)})" if named else "")

@@ -86,7 +86,14 @@ def scored(
     """Score class probabilities [n k] of the test clips: the only place where a probe meets test labels.
 
     The probabilities of several clips of one file are averaged: one prediction per file. The row then says how many segments and views.
+    Raises ValueError for probabilities that are not finite: their argmax would count as a guess.
     """
+    if not torch.isfinite(probability).all():
+        lost = int((~torch.isfinite(probability)).any(1).sum())
+        raise ValueError(
+            f"{test.name}, {probe} probe: {lost} of {len(probability)} test clips have class probabilities that are not finite; "
+            f"look for NaN in the features of {test.encoder} (a broken checkpoint, or bf16 where it overflows)"
+        )
     test, probability = per_file(test, probability.cpu().double())
     y, names = test.labels[label], test.classes[label]
     name = benchmark or (test.name if label == "class" else f"{test.name}/{label}")

@@ -138,18 +138,22 @@ def _of_baseline(rows: pd.DataFrame, seed: int, name: str) -> pd.DataFrame:
 
 
 class _Cells:
-    """Mean accuracies of (regime, variant, benchmark) cells, and how they might have come out."""
+    """Mean accuracies of (regime, variant, benchmark) cells, and how they might have come out.
+
+    One run on an unknown number of clips makes no cell: how it might have come out nobody can say.
+    """
 
     def __init__(self, rows: pd.DataFrame):
         rows = rows.assign(seed=rows["seed"].fillna(-1))
         by_seed = rows.groupby(["regime", "variant", "benchmark", "seed"], dropna=False)[["value", "n"]].mean()
-        table = by_seed["value"].unstack("seed")
+        table, n = by_seed["value"].unstack("seed"), by_seed["n"].groupby(level=[0, 1, 2]).mean()
+        table = table[(table.notna().sum(axis=1) > 1) | n.reindex(table.index).gt(0)]
         self.keys = {key: k for k, key in enumerate(table.index)}
         self.x = table.to_numpy()  # [cells s]
-        self.n = by_seed["n"].groupby(level=[0, 1, 2]).mean().reindex(table.index).to_numpy()
+        self.n = n.reindex(table.index).to_numpy()
         self.count = (~np.isnan(self.x)).sum(1)
         self.mean = np.nanmean(self.x, 1)
-        self.seeds = int(self.count.min())
+        self.seeds = int(self.count.min(initial=self.x.shape[1]))
 
     def simulate(self, draws: int, rng: np.random.Generator) -> np.ndarray:
         """Accuracies `[draws cells]`: a multivariate t over seeds where there are several, Jeffreys' posterior of one accuracy else."""
@@ -162,7 +166,7 @@ class _Cells:
             deviation = np.nan_to_num(self.x[several] - self.mean[several, None]) / np.sqrt(count * (count - 1))[:, None]
             scale = np.sqrt((count - 1) / chi2.ppf(rng.uniform(size=(draws, 1)), count - 1))
             out[:, several] += rng.normal(size=(draws, self.x.shape[1])) @ deviation.T * scale
-        known = ~several & (self.n > 0)
+        known = ~several
         hits = self.mean[known] * self.n[known] / 100
         out[:, known] = 100 * rng.beta(hits + 0.5, self.n[known] - hits + 0.5, (draws, int(known.sum())))
         return np.clip(out, 0, 100)

@@ -63,14 +63,14 @@ def unpaired_interval(x, y, confidence: float = 0.95) -> Interval:
 def newcombe(value, n, base, base_n, confidence: float = 0.95) -> Interval:
     """Difference of two independent percentages, in points (Newcombe 1998, method 10; p by the pooled two-proportion z-test). Broadcasts.
 
-    Covers the sampling of test examples only: what another seed would have changed is not in it.
+    Covers the sampling of test examples only: what another seed would have changed is not in it. NaN where their number is unknown.
     """
     value, n, base, base_n = (np.asarray(x, float) for x in (value, n, base, base_n))
     (lo, hi), (base_lo, base_hi) = wilson(value, n, confidence), wilson(base, base_n, confidence)
     d, pooled = value - base, (value * n + base * base_n) / (n + base_n)
     error = np.sqrt(pooled * (100 - pooled) * (1 / n + 1 / base_n))
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = np.where(error > 0, 2 * sps.norm.sf(np.abs(d) / error), 1.0)
+        p = np.where(error > 0, 2 * sps.norm.sf(np.abs(d) / error), np.where(np.isnan(error), np.nan, 1.0))
     return Interval(d, d - np.hypot(value - lo, base_hi - base), d + np.hypot(hi - value, base - base_lo), p)
 
 
@@ -163,12 +163,16 @@ def tost(differences, margin: float) -> Interval:
 
 
 def holm(p) -> np.ndarray:
-    """Holm-adjusted p-values (family-wise error); NaN stays NaN. Own lines: statsmodels collects garbage at every call, 50 ms each."""
-    return _adjust(p, lambda sorted_p: np.maximum.accumulate(sorted_p * np.arange(len(sorted_p), 0, -1)))
+    """Holm-adjusted p-values (family-wise error). NaN, a planned test that could not be made, stays and counts as not rejected.
+
+    Own lines: statsmodels collects garbage at every call, 50 ms each.
+    """
+    count = np.size(p)
+    return _adjust(p, lambda sorted_p: np.maximum.accumulate(sorted_p * np.arange(count, count - len(sorted_p), -1)))
 
 
 def benjamini_hochberg(p) -> np.ndarray:
-    """Benjamini-Hochberg adjusted p-values (false discovery rate); NaN stays NaN."""
+    """Benjamini-Hochberg adjusted p-values (false discovery rate) of the tests that were made; NaN stays NaN."""
     return _adjust(p, sps.false_discovery_control)
 
 

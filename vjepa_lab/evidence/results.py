@@ -349,9 +349,10 @@ GROUP = ["source", "regime", "benchmark", "probe", "metric"]
 def delta(df: pd.DataFrame, against: str = "baseline", baseline_seed: int | None = None) -> pd.DataFrame:
     """Each row's difference from the baseline: columns `base`, `base_n`, `delta` and `paired` added, the baseline's own rows left out.
 
-    Runs are paired by seed (the seed fixes initialisation, data order and masks), with the baseline of the same edition where there is one.
-    A row whose seed the baseline lacks, or every row when `baseline_seed` names one baseline run, is compared with the mean of the
-    baseline's rows and has `paired` False. Rows of a benchmark on which the baseline was not measured are left out.
+    Runs are paired by seed (the seed fixes initialisation, data order and masks), with the baseline of the same edition; with another's
+    only where that edition has none. A row whose seed the baseline lacks, or every row when `baseline_seed` names one baseline run, is
+    compared with the mean of the baseline's rows and has `paired` False. Rows of a benchmark on which the baseline was not measured are
+    left out.
     """
     rows = df[df["source"].ne("constant")]
     base = rows[rows["variant"].eq(against)]
@@ -365,10 +366,12 @@ def delta(df: pd.DataFrame, against: str = "baseline", baseline_seed: int | None
     wanted = _keyed(out)
     out["base"], out["base_n"], out["paired"] = np.nan, np.nan, False
     seeded = base[base["seed"].notna()] if baseline_seed is None else base[:0]
-    for pool, keys in ((seeded, [*GROUP, "edition", "seed"]), (seeded, [*GROUP, "seed"]), (base, [*GROUP, "edition"]), (base, GROUP)):
+    own = pd.MultiIndex.from_frame(base[[*GROUP, "edition"]].drop_duplicates())
+    foreign = ~pd.MultiIndex.from_frame(wanted[[*GROUP, "edition"]]).isin(own)
+    for pool, keys in ((seeded, [*GROUP, "edition", "seed"]), (base, [*GROUP, "edition"]), (seeded, [*GROUP, "seed"]), (base, GROUP)):
         means = pool.groupby(keys, as_index=False).agg(_base=("value", "mean"), _n=("n", "mean"))
         found = wanted[keys].merge(means, on=keys, how="left")
-        open_rows = out["base"].isna() & found["_base"].notna()
+        open_rows = out["base"].isna() & found["_base"].notna() & (foreign | ("edition" in keys))
         out.loc[open_rows, ["base", "base_n"]] = found.loc[open_rows, ["_base", "_n"]].to_numpy()
         out.loc[open_rows, "paired"] = "seed" in keys
     out["delta"] = out["value"] - out["base"]
@@ -391,15 +394,21 @@ def flag_constant(df: pd.DataFrame) -> pd.Series:
     interval, `"< majority-test"` when the whole interval lies below it, else an empty string.
 
     The best constant of the same benchmark and metric decides: top-1 is held against the largest class, top-5 against the five largest,
-    balanced accuracy against 1 / classes. A metric whose constants are not in the table is not flagged."""
-    rows = df[df["source"].eq("constant")].sort_values("value")
-    best = {(row.benchmark, row.metric): (row.variant, row.value) for row in rows.itertuples()}  # the last one stays: the largest
+    balanced accuracy against 1 / classes. It is one measured beside the row, in the same run; else one that belongs to no run, such as the
+    paper's; else one of a test set of the same size. A row without such a constant is not flagged."""
+    columns = df.reindex(columns=["benchmark", "metric", "lo", "hi", "n", "run"])
+    known = columns.assign(regime=df.get("regime"), variant=df["variant"], value=df["value"])[df["source"].eq("constant")]
+    best: dict[tuple, tuple[str, float]] = {}
+    for row in known.sort_values("value").itertuples():  # the last one stays: the largest
+        for place in (("no run",) if pd.isna(row.regime) else ("run", row.run), ("n", row.n)):
+            best[row.benchmark, row.metric, *place] = row.variant, row.value
 
-    def flag(benchmark: str, metric: str, lo: float, hi: float) -> str:
-        name, value = best.get((benchmark, metric), ("", -np.inf))
+    def flag(benchmark: str, metric: str, lo: float, hi: float, n: float, run: object) -> str:
+        found = (best.get((benchmark, metric, *place)) for place in (("run", run), ("no run",), ("n", n)))
+        name, value = next(filter(None, found), ("", -np.inf))
         return "" if not lo <= value else f"= {name}" if value <= hi else f"< {name}"
 
-    flags = [flag(*row) for row in df[["benchmark", "metric", "lo", "hi"]].itertuples(index=False)]
+    flags = [flag(*row) for row in columns.itertuples(index=False)]
     return pd.Series(flags, index=df.index, name="flag", dtype=object).where(df["source"].ne("constant"), "")
 
 

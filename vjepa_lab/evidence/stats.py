@@ -7,8 +7,9 @@ which of them decides, are in `intervals`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import combinations
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations, permutations
+from math import factorial as orders_of
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,8 @@ __all__ = [
 
 FAMILY = ("ld", "fwm", "fwm-ld", "fwm-hw-ld", "hw")
 "Pre-registered variants: each against the baseline on each benchmark, Holm-adjusted together; all others are exploratory."
+UNTRAINED = "random-init"
+"The variant whose differences are corrected by themselves: sure rejections among the tests of objectives would loosen the rest."
 
 
 # --- comparing objectives ---------------------------------------------------------------------------------------------
@@ -58,7 +61,7 @@ def compare(
     Columns added to source, edition, regime, variant, benchmark, probe, metric, printed: `value, base, delta, lo, hi, p`; `seeds` (pairs);
     `n`; `basis` (`seeds`: t-interval over seed pairs; `seeds, unpaired`: Welch's, where the arms share no seed but have
     several; `samples`: one run, sampling of test examples only); `family` (`primary` is
-    Holm-adjusted over all its variants and benchmarks, `exploratory` Benjamini-Hochberg); `p_adj`, `significant`;
+    Holm-adjusted over all its variants and benchmarks, `untrained` by itself, `exploratory` Benjamini-Hochberg); `p_adj`, `significant`;
     `flag`, `base_flag` (no better than a constant predictor), `smoke`, `random_init`.
     """
     deltas = delta(df, against, baseline_seed)
@@ -67,39 +70,73 @@ def compare(
     keys = ["source", "edition", "regime", "variant", "benchmark", "probe", "metric"]
     baseline = df[df["variant"].eq(against)].reset_index(drop=True)
     baseline["flag"] = flag_constant(pd.concat([baseline, constant], ignore_index=True))[: len(baseline)]
-    rows = [
-        dict(zip(keys, key, strict=True)) | _compare_one(part, baseline) for key, part in deltas.groupby(keys, dropna=False, sort=False)
-    ]
+    arms = _arrays(baseline, GROUP)
+    rows = []
+    for part in _arrays(deltas, keys).values():
+        about = {name: part[name][0] for name in keys}
+        rows.append(about | _compare_one(part, arms.get(_key(part, GROUP), {})))
     table = pd.DataFrame(rows)
     if table.empty:
         raise ValueError(f"nothing to compare with {against!r}: no other variant was measured on a benchmark of the baseline")
-    table["family"] = np.where(table["variant"].isin(list(family)), "primary", "exploratory")
-    table["p_adj"] = np.nan
+    table["family"], table["p_adj"] = _families(table["variant"], family), np.nan
     for (_, _, _, kind), part in table.groupby(["source", "edition", "regime", "family"], dropna=False):
-        table.loc[part.index, "p_adj"] = (holm if kind == "primary" else benjamini_hochberg)(part["p"])
-    table["significant"] = table["p_adj"] < np.where(table["family"].eq("primary"), alpha, fdr)
+        table.loc[part.index, "p_adj"] = ADJUSTED[kind](part["p"])
+    table["significant"] = table["p_adj"] < np.where(table["family"].eq("exploratory"), fdr, alpha)
     return table
 
 
-def _compare_one(part: pd.DataFrame, baseline: pd.DataFrame) -> dict:
-    """Interval of one variant on one benchmark, from its rows with their `delta`, `base`, `base_n`."""
-    paired = part["paired"].any()
-    used = part[part["paired"]] if paired else part
-    first = used.iloc[0]
-    same = baseline[[*GROUP]].fillna("").eq(first[GROUP].fillna("")).all(axis=1)
-    seeds = used.groupby("seed", dropna=False)[["value", "base", "delta"]].mean()
-    others = baseline[same & baseline["edition"].isin([first["edition"]])].groupby("seed")["value"].mean() if not paired else ()
-    count, n, base_n = len(seeds), used["n"].mean(), used["base_n"].mean()
-    if paired and count > 1:
-        interval, basis = t_interval(seeds["delta"]), "seeds"
-    elif min(count, len(others)) > 1 and np.isclose(others.mean(), seeds["base"].iloc[0]):  # not where one baseline run was asked for
-        interval, basis, count = unpaired_interval(seeds["value"], others), "seeds, unpaired", min(count, len(others))
+ADJUSTED = {"primary": holm, "untrained": holm, "exploratory": benjamini_hochberg}
+
+
+def _families(variants: pd.Series, primary: Iterable[str]) -> np.ndarray:
+    return np.select([variants.isin(list(primary)), variants.eq(UNTRAINED)], ["primary", "untrained"], "exploratory")
+
+
+def adjusted_apart(table: pd.DataFrame, adjust: Callable = benjamini_hochberg) -> np.ndarray:
+    """p of a table of differences adjusted, those of `UNTRAINED` by themselves."""
+    out, p = np.full(len(table), np.nan), table["p"].to_numpy(float)
+    for own in (untrained := table["variant"].eq(UNTRAINED).to_numpy(), ~untrained):
+        out[own] = adjust(p[own])
+    return out
+
+
+def _arrays(df: pd.DataFrame, keys: Sequence[str]) -> dict[tuple, dict[str, np.ndarray]]:
+    """The columns of each group of rows, in the table's order: a DataFrame for each would take most of the time of a comparison."""
+    columns = {name: df[name].to_numpy() for name in df}
+    place = df.groupby(list(keys), dropna=False, sort=False).ngroup().to_numpy()
+    order = np.argsort(place, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(place[order])) + 1) if len(order) else []
+    groups = ({name: values[part] for name, values in columns.items()} for part in parts)
+    return {_key(group, keys): group for group in groups}
+
+
+def _key(part: dict[str, np.ndarray], keys: Sequence[str]) -> tuple[str, ...]:
+    """Missing names as empty strings, so that they compare equal."""
+    return tuple("" if pd.isna(part[name][0]) else str(part[name][0]) for name in keys)
+
+
+def _compare_one(part: dict[str, np.ndarray], baseline: dict[str, np.ndarray]) -> dict:
+    """Interval of one variant on one benchmark, from its rows with their `delta`, `base`, `base_n`; baseline: all of its rows there."""
+    paired = part["paired"].astype(bool)
+    used = {name: values[paired] for name, values in part.items()} if paired.any() else part
+    of_seeds = _by_seed(used["seed"], used["value"], used["base"], used["delta"])
+    value, base, delta = of_seeds.mean(1)
+    count, n, base_n = of_seeds.shape[1], _mean(used["n"]), _mean(used["base_n"])
+    others = np.empty((1, 0))
+    if not paired.any() and baseline:
+        same = _same(baseline["edition"], part["edition"][0]) & ~pd.isna(baseline["seed"])
+        others = _by_seed(baseline["seed"][same], baseline["value"][same])
+    if paired.any() and count > 1:
+        interval, basis = t_interval(of_seeds[2]), "seeds"
+    elif min(count, others.shape[1]) > 1 and np.isclose(others.mean(), of_seeds[1, 0]):  # not where one baseline run was asked for
+        interval, basis = unpaired_interval(of_seeds[0], others[0]), "seeds, unpaired"
+        count = min(count, others.shape[1])
     else:
-        interval, basis = newcombe(seeds["value"].mean(), n, seeds["base"].mean(), base_n), "samples"
+        interval, basis = newcombe(value, n, base, base_n), "samples"
     return {
-        "printed": first.get("printed", np.nan),
-        "value": seeds["value"].mean(),
-        "base": seeds["base"].mean(),
+        "printed": used["printed"][0] if "printed" in used else np.nan,
+        "value": value,
+        "base": base,
         "delta": float(interval.value),
         "lo": float(interval.lo),
         "hi": float(interval.hi),
@@ -108,15 +145,33 @@ def _compare_one(part: pd.DataFrame, baseline: pd.DataFrame) -> dict:
         "n": n,
         "basis": basis,
         "flag": every(used["flag"]),
-        "base_flag": every(baseline.loc[same, "flag"]),
+        "base_flag": every(baseline.get("flag", ())),
         "smoke": bool(used["smoke"].any()) if "smoke" in used else False,
-        "random_init": bool(used["encoder"].eq("random-init").any()) if "encoder" in used else False,
+        "random_init": bool((used["encoder"] == "random-init").any()) if "encoder" in used else False,
     }
 
 
-def every(flags: pd.Series) -> str:
+def _by_seed(seed: np.ndarray, *measured: np.ndarray) -> np.ndarray:
+    """Means over the rows of each seed, in the order of seeds, no seed being one of its own: [measured seeds]."""
+    place = np.unique(np.nan_to_num(seed.astype(float), nan=np.inf), return_inverse=True)[1]
+    count = np.bincount(place)
+    return np.stack([np.bincount(place, values.astype(float)) / count for values in measured])
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of what is known; NaN if nothing is."""
+    known = values[~pd.isna(values)].astype(float)
+    return float(known.mean()) if len(known) else np.nan
+
+
+def _same(values: np.ndarray, wanted: object) -> np.ndarray:
+    """Where values are the wanted one; a missing name is the same as another."""
+    return pd.isna(values) if pd.isna(wanted) else values == wanted
+
+
+def every(flags: Sequence[str]) -> str:
     """The first flag if all runs carry one: the mean of several is no better than a constant only if none of them is."""
-    return str(flags.iloc[0]) if len(flags) and flags.ne("").all() else ""
+    return str(next(iter(flags))) if len(flags) and all(flag != "" for flag in flags) else ""
 
 
 def compare_predictions(
@@ -156,10 +211,9 @@ def compare_predictions(
     if not rows:
         raise ValueError(f"no predictions to compare with {against!r}: no other variant shares seeds and test samples with it")
     out = pd.DataFrame(rows)
-    out["family"] = np.where(out["variant"].isin(list(family)), "primary", "exploratory")
-    out["p_adj"] = np.nan
+    out["family"], out["p_adj"] = _families(out["variant"], family), np.nan
     for key, part in out.groupby([*where, "family"], dropna=False):
-        out.loc[part.index, "p_adj"] = (holm if key[-1] == "primary" else benjamini_hochberg)(part["p"])
+        out.loc[part.index, "p_adj"] = ADJUSTED[key[-1]](part["p"])
     return out
 
 
@@ -292,24 +346,41 @@ def _mixed_effects(design: np.ndarray, y: np.ndarray, seeds: np.ndarray, confide
 # --- trade-offs over variants and seeds -------------------------------------------------------------------------------
 
 
-def correlation(x, y, draws: int = 10_000, seed: int = 0, confidence: float = 0.95) -> Interval:
-    """Spearman correlation of two sets of deltas over variants with its bootstrap interval over variants (p: exact or t, scipy).
+ORDERS = orders_of(8)
+"Of a permutation test, at most: drawn at random, so many move a p-value of 0.003 by a tenth of itself."
 
-    Deltas share their baseline's noise, which alone pushes the correlation up; the interval does not remove that.
+
+def correlation(x, y, orders: int = ORDERS, seed: int = 0, confidence: float = 0.95) -> Interval:
+    """Spearman correlation of two sets of deltas over variants with its interval over variants (Fisher's z with the variance of Bonett &
+    Wright 2000) and its permutation p: exact up to eight variants, of `orders` random orders beyond.
+
+    A perfect order, of which z is infinite, has the interval of one with two neighbours exchanged. A bootstrap would give few variants in
+    perfect order an interval without width. Deltas share their baseline's noise, which alone pushes the correlation up; neither the
+    interval nor p removes that. Raises ValueError for fewer than 4 variants.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     known = ~(np.isnan(x) | np.isnan(y))
-    x, y = x[known], y[known]
-    if len(x) < 4:
-        raise ValueError(f"a rank correlation needs at least 4 variants measured on both benchmarks, got {len(x)}")
-    rho, p = sps.spearmanr(x, y)
-    pick = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
-    rx, ry = (sps.rankdata(z[pick], axis=1) for z in (x, y))
-    rx, ry = rx - rx.mean(1, keepdims=True), ry - ry.mean(1, keepdims=True)
-    scale = np.sqrt((rx**2).sum(1) * (ry**2).sum(1))
-    rhos = (rx * ry).sum(1)[scale > 0] / scale[scale > 0]
-    lo, hi = np.quantile(rhos, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Interval(float(rho), float(lo), float(hi), float(p))
+    x, y = (sps.rankdata(each[known]) for each in (x, y))
+    count = len(x)
+    if count < 4:
+        raise ValueError(f"a rank correlation needs at least 4 variants measured on both benchmarks, got {count}")
+    x, y = (each - each.mean() for each in (x, y))
+    if not (x.any() and y.any()):
+        return Interval(np.nan, -1.0, 1.0, 1.0)
+    x, y = (each / np.linalg.norm(each) for each in (x, y))
+    rho = float(x @ y)
+    near = np.clip(rho, -1 + 12 / (count * (count**2 - 1)), 1 - 12 / (count * (count**2 - 1)))
+    half = sps.norm.ppf(0.5 + confidence / 2) * np.sqrt((1 + near**2 / 2) / (count - 3))
+    lo, hi = np.tanh(np.arctanh(near) + np.array([-half, half]))
+    dealt = np.abs(y[dealt_out(count, np.random.default_rng(seed), orders)] @ x)
+    return Interval(rho, float(min(lo, rho)), float(max(hi, rho)), float((dealt >= abs(rho) - 1e-9).mean()))
+
+
+def dealt_out(count: int, rng: np.random.Generator, most: int = ORDERS) -> np.ndarray:
+    """For permutation tests: all orders of `count` things, or `most` of them at random, the first as they are: [orders count]."""
+    if orders_of(count) <= most:
+        return np.array(list(permutations(range(count))))
+    return np.concatenate([np.arange(count)[None], rng.permuted(np.tile(np.arange(count), (most - 1, 1)), axis=1)])
 
 
 def pareto(table: pd.DataFrame) -> pd.Series:
@@ -324,7 +395,8 @@ def pareto(table: pd.DataFrame) -> pd.Series:
 def rank_stability(df: pd.DataFrame) -> pd.DataFrame:
     """Ranks (1 = best) of the variants on one benchmark, a row per variant, a column per seed that ran them all.
 
-    `attrs["kendall_w"]` is Kendall's coefficient of concordance: 1 = every seed ranks alike, about 1/seeds = chance.
+    `attrs["kendall_w"]` is Kendall's coefficient of concordance, corrected for ties: 1 = every seed ranks alike, about 1/seeds = chance.
+    NaN where no seed tells any two apart.
     """
     table = df.pivot_table(values="value", index="variant", columns="seed", sort=False)
     complete = table.dropna(axis=1)
@@ -333,5 +405,7 @@ def rank_stability(df: pd.DataFrame) -> pd.DataFrame:
     ranks = complete.rank(ascending=False)
     k, m = ranks.shape
     spread = ((ranks.sum(axis=1) - m * (k + 1) / 2) ** 2).sum()
-    ranks.attrs["kendall_w"] = float(12 * spread / (m**2 * (k**3 - k))) if k > 1 else 1.0
+    ties = sum((counts**3 - counts).sum() for counts in (ranks[seed].value_counts() for seed in ranks))
+    most = m**2 * (k**3 - k) - m * ties
+    ranks.attrs["kendall_w"] = float(12 * spread / most) if most else np.nan
     return ranks

@@ -66,7 +66,7 @@ def _sign_changes(effects: pd.DataFrame) -> list[str]:
 
 
 def tradeoff(df: pd.DataFrame, x: str, y: str, against: str = "baseline", baseline_seed: int | None = None) -> str:
-    """Whether variants that gain on one benchmark lose on the other: the rank correlation of their differences with its interval.
+    """Whether variants that gain on one benchmark lose on the other: the rank correlation of their differences with its interval and p.
 
     df: tidy rows of one source and regime.
     """
@@ -75,9 +75,10 @@ def tradeoff(df: pd.DataFrame, x: str, y: str, against: str = "baseline", baseli
     if len(d) < 4:
         return f"{x} against {y}: {len(d)} variants measured on both, too few for a correlation."
     rho = stats.correlation(d[x], d[y])
-    value = f"Spearman {_signed(rho.value, 2)} [{_signed(rho.lo, 2)}, {_signed(rho.hi, 2)}] over {len(d)} variants"
-    if rho.hi < 0:
+    value = f"Spearman {_signed(rho.value, 2)} [{_signed(rho.lo, 2)}, {_signed(rho.hi, 2)}], p {rho.p:.2g}, over {len(d)} variants"
+    sure = rho.p < ALPHA
+    if sure and rho.hi < 0:
         return f"{x} against {y}: a trade-off across variants ({value})."
-    if rho.lo > 0:
+    if sure and rho.lo > 0:
         return f"{x} against {y}: no trade-off across variants, they rise and fall together ({value}); a shared baseline adds to that."
     return f"{x} against {y}: neither a trade-off nor its absence can be told at this number of variants ({value})."

@@ -249,7 +249,8 @@ def means(rows: pd.DataFrame) -> pd.DataFrame:
         if len(by_seed) > 1:
             interval = stats.t_interval(by_seed)
             return pd.Series({"value": interval.value, "lo": interval.lo, "hi": interval.hi, "seeds": len(by_seed), "flag": flag})
-        return pd.Series({"value": by_seed.iloc[0], "lo": part["lo"].iloc[0], "hi": part["hi"].iloc[0], "seeds": 1, "flag": flag})
+        ends = part[["lo", "hi"]].mean()  # of several probe seeds: as wide as one is on average
+        return pd.Series({"value": by_seed.iloc[0], "lo": ends["lo"], "hi": ends["hi"], "seeds": 1, "flag": flag})
 
     return rows.groupby(["benchmark", "variant"], sort=False)[["seed", "value", "lo", "hi", "flag"]].apply(summary)
 

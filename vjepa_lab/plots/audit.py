@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..evidence import results
-from .bars import benchmark_order, names_of
+from .bars import SOURCES, benchmark_order, names_of
 from .style import INK, WIDTH, footnote, look, named_rows, new_figure
 
 WARM, COOL = "#c8553d", "#1f3a5f"
@@ -62,7 +62,7 @@ def audit(
             ncols=2 if column == "single" else 4,
             columnspacing=1.2,
         )
-        footnote(fig, _notes(base, untrained, source))
+        footnote(fig, _notes(base, untrained, source, not others.duplicated(["variant", "benchmark"]).any()))
     return fig
 
 
@@ -105,15 +105,14 @@ def _legend(dashes: dict, untrained: pd.DataFrame, constants: dict, shown: Seque
     return [*lines, dot(COOL, f"above {seen}"), dot(WARM, f"below {seen}"), dot("white", "neither")]
 
 
-def _notes(base: pd.DataFrame, untrained: pd.DataFrame, source: str) -> list[str]:
-    notes = [
-        f"{source.capitalize()} results, one seed each; thin lines: 95 % interval of test sampling, without the noise of another seed."
-    ]
+def _notes(base: pd.DataFrame, untrained: pd.DataFrame, source: str, one_seed: bool) -> list[str]:
+    each = "one seed each" if one_seed else "a point for each seed"
+    notes = [f"{SOURCES.get(source, source)}, {each}; thin lines: 95 % interval of test sampling, without the noise of another seed."]
     gaps = base.groupby("benchmark", sort=False)["value"].agg(["max", "min", "count"])
     gaps = gaps[gaps["count"] > 1]
     if len(gaps):
         notes.append(
-            "Two seeds of the baseline differ by "
+            ("Two seeds of the baseline differ by " if gaps["count"].max() == 2 else "Seeds of the baseline differ by up to ")
             + ", ".join(f"{g['max'] - g['min']:.2f} points ({name})" for name, g in gaps.iterrows())
             + "."
         )

@@ -50,8 +50,8 @@ def tradeoffs(
     df: tidy rows (`results.load`). A panel per source and regime, so printed numbers and own runs stand side by side, each labelled with
     its seeds and with what its interval covers. Marks: † no better than a predictor that ignores its input; ‡ an untrained encoder was
     measured; pale bars: too small a run to be evidence.
-    compared: `stats.compare(df, against, baseline_seed=...)` where it is at hand, which is most of the work.  sort: "mean", a benchmark's
-    name, or "given" (the table's own order).  intervals: whether whiskers are drawn.
+    compared: `stats.compare(results.select(df, regime=..., benchmarks=...), against, baseline_seed=...)` where it is at hand, which is most
+    of the work.  sort: "mean", a benchmark's name, or "given" (the table's own order).  intervals: whether whiskers are drawn.
     `paper=True` gives a print-quality matplotlib Figure of `column` width ("single", "double"), `interactive=False` the same for the
     screen, otherwise a plotly Figure; `plain=True` what that Figure is made of, {"data": ..., "layout": ...}, in a quarter of the time.
     Raises ValueError naming what the table holds when nothing is left to draw.
@@ -112,8 +112,12 @@ def _panels(table: pd.DataFrame, sources: Sequence[str]) -> dict[str, pd.DataFra
 
 def _title(about: list[str], part: pd.DataFrame) -> str:
     seeds = part["seeds"].where(part["basis"].ne("samples"), 1)
-    unit = "seeds" if part["basis"].eq("seeds, unpaired").any() else "seed pairs"
-    return panel_title(about[0], seeds, bool(part["smoke"].all()), about[1:], unit)
+    return panel_title(about[0], seeds, bool(part["smoke"].all()), about[1:], seed_unit(part))
+
+
+def seed_unit(table: pd.DataFrame) -> str:
+    """What an interval of comparisons is over."""
+    return "seeds" if table["basis"].eq("seeds, unpaired").any() else "seed pairs"
 
 
 def panel_title(source: str, seeds: pd.Series, smoke: bool, about: Sequence[str] = (), unit: str = "seeds") -> str:
@@ -175,11 +179,7 @@ def benchmark_order(panels: Iterable[pd.DataFrame]) -> list[str]:
 def _notes(panels: dict[str, pd.DataFrame], against: str) -> list[str]:
     table = pd.concat(panels.values())
     bases = [
-        f"({_whose(title)}): "
-        + ", ".join(
-            f"{b} {v:.2f} %{DAGGER * bool(f)}"
-            for b, (v, f) in part.groupby("benchmark", sort=False)[["base", "base_flag"]].first().iterrows()
-        )
+        f"({_whose(title)}): " + ", ".join(_base(name, rows) for name, rows in part.groupby("benchmark", sort=False))
         for title, part in panels.items()
     ]
     notes = [f"Accuracy of {against} {one}." for one in dict.fromkeys(bases)]
@@ -190,6 +190,13 @@ def _notes(panels: dict[str, pd.DataFrame], against: str) -> list[str]:
     if table["random_init"].any():
         notes.append(UNTRAINED)
     return notes
+
+
+def _base(benchmark: str, rows: pd.DataFrame) -> str:
+    """The baseline's accuracy on a benchmark; from where to where, if other variants meet it on other seeds."""
+    low, high, mark = rows["base"].min(), rows["base"].max(), DAGGER * bool(rows["base_flag"].iloc[0])
+    span = f"{low:.2f} %{mark}" if high - low < 0.005 else f"{low:.2f} to {high:.2f} %{mark} as seeds pair up"
+    return f"{benchmark} {span}"
 
 
 def _left_out(

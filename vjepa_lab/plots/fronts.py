@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..evidence import results, stats
 from .ablation import means
-from .bars import DAGGER, SOURCES, benchmark_order, clips_note, constant_note, names_of, panel_title
+from .bars import DAGGER, SOURCES, benchmark_order, clips_note, constant_note, names_of, panel_title, seed_unit
 from .style import INK, PALETTE, RULE, WIDTH, colours, footnote, look, new_figure
 
 FRONT, REST = PALETTE[1], "#aeb4bb"
@@ -36,7 +36,7 @@ def scatter(
     wide = {name: table.pivot(index="variant", columns="benchmark", values=name) for name in SHOWN}
     front = stats.pareto(wide["delta"][shown].dropna())
     labels, pairs = names_of(table), list(combinations(shown, 2))
-    title = panel_title(source, table["seeds"].where(table["basis"].ne("samples"), 1), bool(table["smoke"].all()), unit="seed pairs")
+    title = panel_title(source, table["seeds"].where(table["basis"].ne("samples"), 1), bool(table["smoke"].all()), unit=seed_unit(table))
     if interactive and not paper:
         return _plotly_scatter(wide, front, labels, pairs, title, against)
     with look(paper):

@@ -160,8 +160,12 @@ def result_table(
     baseline's own cell has the interval over its seeds.
     Bold: best of the benchmark within its source, unless flagged. † no better than a constant predictor; ‡ an untrained encoder.
     variants: the rows and their order; default as in the table. Runs too small to be evidence are left out and counted in a note.
+    Raises ValueError for own runs of several regimes or editions.
     """
     rows = results.select(df[df["source"].isin([*sources, "constant"])], regime=regime, benchmarks=benchmarks, metric=metric)
+    for column in ("edition", "regime"):
+        if len(there := sorted(rows.loc[rows["source"].eq("run"), column].dropna().unique())) > 1:
+            raise ValueError(f"own runs of several {column}s ({', '.join(there)}) do not go into one table: select one first")
     small = int(rows["smoke"].sum())
     rows = rows[~rows["smoke"]]
     order = [v for v in (variants or dict.fromkeys(rows.loc[rows["source"].ne("constant"), "variant"])) if v in set(rows["variant"])]
@@ -219,7 +223,7 @@ def _cell(value: float, against: pd.Series | None, flagged: bool, seeds: pd.Seri
 
 def _notes(frame: pd.DataFrame, untrained: set[str], small: int, metric: str) -> list[str]:
     several = bool(frame.map(lambda cell: "[" in cell).any(axis=None))
-    notes = ["In brackets: difference from the baseline in percentage points" + ", with its 95 % interval over seed pairs" * several + "."]
+    notes = ["In brackets: difference from the baseline in percentage points" + ", with its 95 % interval over seeds" * several + "."]
     if frame.map(lambda cell: DAGGER in cell).any(axis=None):
         notes.append(constant_note([metric]))
     if untrained:

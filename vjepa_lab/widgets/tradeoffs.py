@@ -37,13 +37,14 @@ class Tradeoffs:
 
     def __init__(self, rows: pd.DataFrame):
         self.rows = rows
-        self.sources = [name for name in SOURCES if rows["source"].eq(name).any()]
-        self.variants = list(dict.fromkeys(rows.loc[rows["source"].isin(self.sources), "variant"]))
-        self.regimes = list(dict.fromkeys(rows.loc[rows["source"].isin(self.sources), "regime"].dropna()))
-        self.benchmarks = list(dict.fromkeys(rows.loc[rows["source"].isin(self.sources), "benchmark"]))
+        shown = rows[rows["metric"].eq("top1") & rows["source"].isin(list(SOURCES))]
+        self.sources = [name for name in SOURCES if shown["source"].eq(name).any()]
+        self.variants, self.regimes, self.benchmarks = (
+            list(dict.fromkeys(shown[column].dropna())) for column in ("variant", "regime", "benchmark")
+        )
         self.parts = sorted({part for name in self.variants for part in parts_of(name)})
         self.names = {label: variant for variant, label in names_of(rows).items()}
-        self.compared = lru_cache(maxsize=16)(self._compared)
+        self._compared = lru_cache(maxsize=64)(self._compare)
 
     @property
     def baselines(self) -> dict[str, tuple[str, int | None]]:
@@ -53,9 +54,14 @@ class Tradeoffs:
         others = [name for name in ("random-init", *self.variants) if name in self.variants and name != "baseline"]
         return {"baseline": ("baseline", None)} | named | {name: (name, None) for name in dict.fromkeys(others)}
 
-    def _compared(self, baseline: str) -> pd.DataFrame:
+    def _compare(self, baseline: str, regime: str | None, sources: tuple[str, ...], benchmarks: tuple[str, ...]) -> pd.DataFrame:
         against, seed = self.baselines[baseline]
-        return stats.compare(self.rows, against, baseline_seed=seed)
+        rows = self.rows[self.rows["source"].isin([*sources, "constant"])]
+        return stats.compare(results.select(rows, regime=regime or None, benchmarks=benchmarks), against, baseline_seed=seed)
+
+    def compared(self, *, baseline, regime, sources, benchmarks, **_) -> pd.DataFrame:
+        """The comparisons of a choice, of all that the objectives are made of. Raises ValueError where nothing can be compared."""
+        return self._compared(baseline, regime, tuple(sources), tuple(benchmarks))
 
     def chosen(self, baseline: str, parts: tuple[str, ...]) -> list[str] | None:
         against, _ = self.baselines[baseline]
@@ -80,17 +86,12 @@ class Tradeoffs:
 
     def view(self, *, paper: bool = False, plain: bool = False, **choice):
         """The trade-off figure of a choice: regime, sources, benchmarks, baseline, parts, sort, intervals."""
-        compared = self.compared(choice["baseline"])
-        return plots.tradeoffs(self.rows, compared=compared, paper=paper, plain=plain, **self.arguments(**choice))
+        return plots.tradeoffs(self.rows, compared=self.compared(**choice), paper=paper, plain=plain, **self.arguments(**choice))
 
     def table(self, **choice) -> pd.DataFrame:
         """The comparisons that the figure shows."""
-        table = self.compared(choice["baseline"])
-        asked = self.arguments(**choice)
-        for column, name in (("source", "sources"), ("benchmark", "benchmarks"), ("variant", "variants")):
-            if asked.get(name) is not None:
-                table = table[table[column].isin(asked[name])]
-        return table[table["regime"].eq(asked["regime"])] if "regime" in asked else table
+        table, shown = self.compared(**choice), self.chosen(choice["baseline"], tuple(choice["parts"]))
+        return table if shown is None else table[table["variant"].isin(shown)]
 
     def code(self, paths: tuple[str, ...] = ("runs", "data/paper"), **choice) -> str:
         where = ", ".join(map(repr, paths))
