@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import nbformat
@@ -82,6 +83,8 @@ def test_overview(capsys):
     code, out, _ = said(capsys, "--help")
     assert code == 0 and all(f"  {name} " in out for name in cli.COMMANDS)
     assert said(capsys)[0] == 2
+    code, out, _ = said(capsys, "--traceback")
+    assert code == 2 and out.startswith("usage: ")
     assert said(capsys, "--version")[1].strip() == "0.1.0"
 
 
@@ -105,6 +108,17 @@ def test_help(capsys, name):
         (["pretrain", "ld", "--lr", "fast"], 2, "--lr: expected float"),
         (["probe", "nowhere"], 1, "nowhere: not a run folder"),
         (["probe", "nowhere", "--set", "epochs"], 2, "expected NAME=VALUE"),
+        (["probe", "nowhere", "--set", "epoch=1"], 2, "--set epoch: unknown to the probe 'linear'; did you mean epochs"),
+        (["probe", "nowhere", "--set", "ks=[1]", "--probe", "stepwise"], 2, "--set ks: unknown to the probe 'stepwise'"),
+        (["probe", "nowhere", "--set", "limit=8", "--limit", "8"], 2, "--set limit: given twice; leave one out"),
+        (["probe", "nowhere", "--set", "lrs=[1]", "--set", "lrs=[2]"], 2, "--set lrs: given twice"),
+        (["probe", "nowhere", "--set", "epochs=1", "--set", "limit=8"], 1, "nowhere: not a run folder"),
+        (["probe", "nowhere", "--set", "x=1", "--probe", "linaer"], 1, "unknown probe 'linaer'"),
+        (["pretrain", "ld", "--preset", "smoke", "--device", "gpu"], 1, "device 'gpu' is not available here; use 'auto' or 'cpu'"),
+        (["pretrain", "ld", "--masks", "MultiBlok()"], 2, "--masks: cannot read 'MultiBlok()'"),
+        (["pretrain", "ld", "--masks", "MultiBlock(kind=1)"], 2, "unexpected keyword argument 'kind'"),
+        (["pretrain", "ld", "--masks", "JEPA()"], 2, "--masks: expected MultiBlock(...), got 'JEPA()'"),
+        (["study", "plan", str(ROOT / "README.md")], 1, "README.md: expected a Python file"),
         (["table", "nowhere"], 1, "nowhere: no such run folder"),
         (["data", "check", "ucf", "nowhere"], 1, "unknown data set 'ucf'"),
     ],
@@ -113,6 +127,31 @@ def test_errors_take_one_line(capsys, argv, code, complaint):
     got, out, err = said(capsys, *argv)
     assert got == code and out == ""
     assert complaint in err and err.startswith("vjepa-lab: ") and err.count("\n") == 1
+
+
+def test_masks_are_given_as_the_expression_that_rebuilds_them(monkeypatch):
+    from vjepa_lab import train
+    from vjepa_lab.masks import Blocks, MultiBlock
+
+    got = []
+    monkeypatch.setattr(train, "pretrain", lambda recipe, preset="micro", **overrides: got.append(overrides) or SimpleNamespace(path=""))
+    wanted = MultiBlock((Blocks(1, 0.15),), max_temporal_keep=0.5)
+    for text in (repr(wanted), "null"):
+        cli.main(["pretrain", "ld", "--masks", text])
+    assert [each["masks"] for each in got] == [wanted, None]
+
+
+def test_a_folder_may_be_called_like_a_number(capsys):
+    """What takes a name as well as an object has no type; a name is a text."""
+    from vjepa_lab.evaluation import evaluate
+
+    parser = options.Parser("probe")
+    options.offer(parser, evaluate.probe)
+    assert vars(parser.parse_args(["7", "--data", "2024"])) == {"run": "7", "data": "2024"}
+    assert vars(parser.parse_args(["7", "--data", "null"])) == {"run": "7", "data": None}
+    for argv in (["pretrain", "ld", "--preset", "smoke", "--data", "2024"], ["data", "check", "folder", "2024"]):
+        code, _, err = said(capsys, *argv)
+        assert code == 1 and "2024" in err and err.count("\n") == 1
 
 
 def test_faults_of_the_library_keep_their_traceback(monkeypatch):

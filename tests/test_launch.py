@@ -1,18 +1,21 @@
 """Several processes: the same training as one, and one clear error when something goes wrong in any of them."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import vjepa_lab as vl
+from vjepa_lab.__main__ import expected
 from vjepa_lab.objective import Recipe, Term
 from vjepa_lab.terms import JEPA, Kinematic, SIGReg
-from vjepa_lab.training import locks
+from vjepa_lab.training import health, launch, locks
 from vjepa_lab.training.processes import Team
 
 QUICK = {"preset": "smoke", "batch": 8, "steps": 3, "bf16": False, "progress": False, "log_every": 1}
@@ -83,8 +86,29 @@ def test_a_process_that_is_killed_ends_all(world, tmp_path):
                 os.kill(os.getpid(), signal.SIGKILL)
             return view.z.square().mean(-1)
 
-    with pytest.raises(RuntimeError, match="process 1 of 2 was ended by SIGKILL"):
+    with pytest.raises(ChildProcessError, match="process 1 of 2 was ended by SIGKILL"):
         vl.pretrain(JEPA() + Deadly(), world, out=tmp_path / "a", devices=2, **QUICK)
+
+
+def ended(told: bytes = b"", status: int = 1):
+    """A started process that failed, or was killed, without having been started."""
+    failed = (0.0, told, "Traceback ...\nRuntimeError: as text") if told else (0.0, None, "")
+    return launch.Worker(1, SimpleNamespace(returncode=status), None, failed)
+
+
+def test_numbers_that_break_are_told_as_they_are_but_for_their_clips():
+    """What a caller of several processes catches is what one process would have raised."""
+    error = health.NotFinite("JEPA became nan at step 3", 3, {"JEPA": float("inf")}, torch.zeros(4))
+    told = launch.first_failure([ended(launch.packed(error))], 2)
+    assert type(told) is health.NotFinite and str(told) == str(error)
+    assert (told.step, told.terms, told.batch) == (3, {"JEPA": float("inf")}, None) and error.batch is not None
+
+
+def test_a_process_that_is_killed_takes_one_line():
+    """It is no fault of the library, so the command line shows no traceback."""
+    for status, said in ((-signal.SIGKILL, "was ended by SIGKILL .*out of memory"), (3, "ended without a word, exit code 3")):
+        told = launch.first_failure([ended(status=status)], 2)
+        assert re.search(f"process 1 of 2 {said}", str(told)) and expected(told)
 
 
 def test_a_port_that_is_taken_is_named(monkeypatch):

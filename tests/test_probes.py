@@ -477,7 +477,7 @@ def test_features_that_are_not_finite_are_no_guesses():
     x, y = torch.randn(80, 4, DIM), torch.arange(80) % 4
     broken = x.clone()
     broken[3] = torch.nan
-    with pytest.raises(ValueError, match="planted.*not finite.*NaN in the features"):
+    with pytest.raises(ValueError, match=r"planted.*not finite.*NaN in the features"):
         linear(features(broken, y, 4), features(x, y, 4, split="test"), epochs=2, **QUICK)
 
 

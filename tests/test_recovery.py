@@ -11,11 +11,13 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
 
 import vjepa_lab as vl
+from vjepa_lab import train
 from vjepa_lab.__main__ import main
 from vjepa_lab.objective import Term
 from vjepa_lab.terms import JEPA
@@ -401,9 +403,9 @@ def test_a_lock_of_another_machine_is_respected_and_named(tmp_path):
 
 
 def test_a_number_given_to_another_process_does_not_keep_a_lock(tmp_path):
-    with locks.hold(tmp_path) as path:
-        known = json.loads(path.read_text())
-    path.write_text(json.dumps(known | {"born": "1"}))  # this very process's number, but not this process
+    with locks.hold(tmp_path) as held:
+        known = json.loads(held.path.read_text())
+    held.path.write_text(json.dumps(known | {"born": "1"}))  # this very process's number, but not this process
     with locks.hold(tmp_path, patience_s=0):
         pass
 
@@ -441,8 +443,8 @@ def test_locks_without_links_or_their_answers(tmp_path, monkeypatch, lost):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(locks.os, "link", poor)
-    with locks.hold(tmp_path) as path:
-        assert locks.holder(tmp_path)[0].pid == os.getpid() and [path] == list(tmp_path.iterdir())
+    with locks.hold(tmp_path) as held:
+        assert locks.holder(tmp_path)[0].pid == os.getpid() and [held.path] == list(tmp_path.iterdir())
         with pytest.raises(locks.Locked, match="being written by process"), locks.hold(tmp_path, patience_s=0):
             pass
     assert not list(tmp_path.iterdir())
@@ -459,9 +461,92 @@ def test_a_lock_cut_short_while_it_was_written_is_waited_for_and_then_void(tmp_p
 
 
 def test_an_owner_shows_that_it_lives(tmp_path):
-    with locks.hold(tmp_path, beat_s=0.05) as path:
-        os.utime(path, (0, 0))
+    with locks.hold(tmp_path, beat_s=0.05) as held:
+        os.utime(held.path, (0, 0))
         deadline = time.time() + 20
-        while path.stat().st_mtime == 0:
+        while held.path.stat().st_mtime == 0:
             assert time.time() < deadline
             time.sleep(0.02)
+
+
+def test_an_owner_that_was_suspended_for_too_long_writes_nothing_more(tmp_path):
+    """Another has taken over meanwhile: it is named, and its lock is not kept alive by the one that wakes."""
+    wakes, said = tmp_path / "wakes", tmp_path / "said"
+
+    def work():
+        with locks.hold(tmp_path, beat_s=0.1) as held:
+            held.check()
+            said.touch()
+            while not wakes.exists():
+                time.sleep(0.01)
+            time.sleep(0.5)  # several beats
+            try:
+                held.check()
+            except locks.Locked as error:
+                said.write_text(str(error))
+
+    pid = forked(work)
+    wait_for(said, pid)
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(1.2)
+    with locks.hold(tmp_path, void_after_s=1, beat_s=1000) as ours:
+        os.utime(ours.path, (0, 0))
+        wakes.touch()
+        os.kill(pid, signal.SIGCONT)
+        assert ended(pid) == 0
+        assert ours.path.stat().st_mtime == 0 and ours.look(), "neither kept alive nor removed by the other"
+    assert f"it was taken over by process {os.getpid()} on" in said.read_text()
+
+
+@pytest.mark.parametrize("when", [2, 3])
+def test_training_that_lost_its_folder_saves_and_logs_nothing_more(world, tmp_path, when):
+    """Before a step that is logged, and before the last, which is saved, too."""
+    out = tmp_path / "a"
+
+    def lose(run, trainer, step):
+        if step == when:
+            owner = json.loads((out / "lock").read_text()) | {"host": "node7", "pid": 1, "token": "another"}
+            (out / "lock").write_text(json.dumps(owner))
+
+    with pytest.raises(locks.Locked, match=r"no longer this process's to write: it was taken over by process 1 on node7"):
+        vl.pretrain("baseline", world, out=out, probe=lose, **QUICK | {"save_every": 1})
+    run = vl.load_run(out)
+    assert run.steps_done == when and list(run.metrics()["step"]) == list(range(when))
+    assert (out / "lock").exists() and not (out / "report.json").exists(), "the lock is the other's"
+
+
+def test_a_finished_run_without_weights_says_how_to_have_them_again(world, tmp_path):
+    whole = vl.pretrain("baseline", world, out=tmp_path / "a", **QUICK)
+    cut = vl.pretrain("baseline", world, out=tmp_path / "b", **QUICK)
+    for path in cut.path.glob("last*.pt"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"its weights were deleted; remove .*report.json, then run pretrain with"):
+        cut.encoder()
+    (cut.path / "report.json").unlink()
+    assert same(vl.pretrain("baseline", world, out=tmp_path / "b", **QUICK), whole)
+
+
+@pytest.mark.parametrize("recipe", ["baseline", "random-init"])
+def test_resumed_from_its_folder_it_takes_as_many_steps_as_it_was_given(world, tmp_path, monkeypatch, recipe):
+    """Also where the recipe evaluates the encoder as it was before training, which has none by itself; and numpy's numbers are numbers."""
+
+    class Stopped(Exception):
+        pass
+
+    def stops(record):
+        if record["step"] == 2:
+            raise Stopped
+
+    monkeypatch.setattr(train, "training_source", lambda *_: world)
+    floats = {name: np.float32(value) for name, value in {"lr": 1e-3, "start_lr": 1e-4, "ema": 0.5, "clip": 1}.items()}
+    wholes = {name: np.int64(value) for name, value in {"seed": 1, "steps": 5, "log_every": 1, "save_every": 1, "keep": 2}.items()}
+    how = {"preset": "smoke", "bf16": np.bool_(False), "accumulate": np.int64(1), "workers": np.int64(0), "progress": False}
+    for name in "ab":
+        with pytest.raises(Stopped):
+            vl.pretrain(recipe, "synthetic", out=tmp_path / name, callback=stops, **how | floats | wholes)
+    resumed = resume(tmp_path / "a", progress=False)
+    again = vl.pretrain(recipe, "synthetic", out=tmp_path / "b", **how | floats | wholes)
+    assert resumed.steps_done == again.steps_done == 5 and same(resumed, again)
+    config = again.config
+    assert config["preset"]["lr"] == float(np.float32(1e-3)) and config["clip"] == 1.0 and config["bf16"] is False
+    assert [config["sessions"][0][name] for name in ("log_every", "save_every", "keep", "accumulate", "workers")] == [1, 1, 2, 1, 0]

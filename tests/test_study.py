@@ -168,6 +168,13 @@ def test_an_expression_is_a_variant():
         ({"seeds": (0, -1)}, "seed -1; expected whole numbers"),
         ({"seeds": ("a",)}, "seed 'a'; expected whole numbers"),
         ({"preset": "smok"}, "did you mean smoke"),
+        (
+            {"variants": ("fwm", "fwm-ld"), "regimes": (*PLAIN, Regime("ld-plain", "synthetic"))},
+            "several cells would share the folder fwm-ld-plain-micro-s0, fwm-ld-plain-micro-s1, fwm-ld-plain-micro-s2 and 2 more; rename",
+        ),
+        ({"extras": (Extra("x", {"a": 1}), Extra("x", {"a": 2}))}, "several notebooks would be kept under the name x; give the extras"),
+        ({"extras": (Extra("x"), Extra("sub/x.ipynb"))}, "several notebooks would be kept under the name x;"),
+        ({"extras": (Extra("02_probe-motion"),)}, "several notebooks would be kept under the name 02_probe-motion;"),
         ({"regimes": (Regime("plain", "synthetic:plain", {"stepz": 3}),)}, "did you mean steps"),
     ],
 )
@@ -206,6 +213,12 @@ def test_a_file_that_is_no_study_is_named_with_its_line(tmp_path, text, message)
     (tmp_path / "s.py").write_text(text)
     with pytest.raises(ValueError, match=f"s.py.*{message}"):
         load(tmp_path / "s.py")
+
+
+def test_a_file_that_is_not_python_is_no_study(tmp_path):
+    (tmp_path / "README.md").write_text("# A study")
+    with pytest.raises(ValueError, match=r"README.md: expected a Python file, FILE.py, that defines `study`"):
+        load(tmp_path / "README.md")
 
 
 @pytest.mark.parametrize("words", [("run", "--jobs", "-1"), ("plan", "--jobs", "0"), ("run", "--retries", "-1"), ("plan", "--rate", "nan")])
@@ -263,6 +276,31 @@ def test_a_forecast_counts_the_work_and_learns_the_rate(tmp_path):
     assert "resolves_pp" in str(before)
 
 
+def test_what_is_chosen_is_what_is_planned(tmp_path):
+    study = Study("s", ("baseline", "ld", "fwm-ld"), PLAIN, MOTION, seeds=range(5), device="cpu")
+    whole, part = (forecast(study, tmp_path, rate_gflops=100, jobs=1, only=only) for only in (None, "*-s[01]"))
+    assert (part.cells, part.open) == (6, 6) and "cells   6, 6 of them to be run: chosen of 15" in str(part)
+    for what in ("petaflop", "hours", "disk_gb"):
+        assert getattr(part, what) == pytest.approx(getattr(whole, what) * 6 / 15)
+    assert part.plan.seeds == 2 and whole.plan.seeds == 5
+    assert forecast(study, tmp_path, only="fwm-ld").plan is None, "nothing to compare it with"
+
+
+def test_flags_are_offered_where_they_are_used(tmp_path, capsys):
+    study = Study("s", ("baseline", "ld"), PLAIN, MOTION, seeds=(0,))
+    (tmp_path / "s.py").write_text(f"from vjepa_lab.study import Benchmark, Regime, Study\nstudy = {study!r}\n")
+    where = [str(tmp_path / "s.py"), "--runs", str(tmp_path)]
+    with pytest.raises(ValueError, match="no cell of s matches"):
+        main(["plan", *where, "--only", "hamiltonian"])
+    assert capsys.readouterr().out == ""
+    assert main(["plan", *where, "--only", "baseline"]) == 0
+    assert "cells   1, 1 of them to be run: chosen of 2" in capsys.readouterr().out
+    where.append(study.cells[0].name)
+    for words in (["cell", *where, "--only", "ld"], ["rerun", *where, "--only", "ld"], ["rerun", *where, "--void-after", "9"]):
+        with pytest.raises(UserError, match=r"unrecognized arguments: --(only|void-after)"):
+            main(words)
+
+
 def test_cells_are_chosen_by_pattern():
     study = Study("s", ("baseline", "ld", "fwm-ld"), PLAIN, MOTION, seeds=range(3))
     assert [cell.name for cell in study.chosen("ld-*-s[12]")] == ["ld-plain-micro-s1", "ld-plain-micro-s2"]
@@ -276,8 +314,8 @@ def test_cells_are_chosen_by_pattern():
 # ------------------------------------------------------------------------------------------------------------------------------- locks
 
 
-def forged(folder: Path, silent_s: float = 0.0, **changes) -> None:
-    path = folder / "lock"
+def forged(folder: Path, silent_s: float = 0.0, name: str = "lock", **changes) -> None:
+    path = folder / name
     path.write_text(json.dumps(vars(locks.Owner.me()) | changes))
     os.utime(path, (time.time() - silent_s,) * 2)
 
@@ -402,6 +440,27 @@ def test_a_benchmark_added_later_costs_its_probes_only_unless_the_weights_are_go
     (folder / "last.pt").unlink()
     assert [step.name for step in cells.open_steps(more, folder)] == ["01_pretrain", "02_probe-shape"]
     assert cells.state(cell, bench.runs).state == "done"
+
+
+def test_a_cell_that_another_has_taken_over_is_left_to_it(tmp_path, monkeypatch):
+    """Its process was suspended meanwhile: it writes down neither the weights' hash nor a failure."""
+    bench = Bench(tmp_path, "baseline hw", 1, wait=0)
+    for name in ("STAND_IN_S", "STAND_IN_WEIGHTS"):
+        monkeypatch.setenv(name, bench.env[name])
+    execute = notebook.run
+
+    def overtaken(source, out, params, **how):
+        try:
+            return execute(source, out, params, **how)
+        finally:
+            forged(out.parent, name=cells.LOCK, host="node7", pid=1, token="another")
+
+    monkeypatch.setattr(notebook, "run", overtaken)
+    for cell in bench.study.cells:  # the second one's pretraining fails
+        with pytest.raises(locks.Locked, match="it was taken over by process 1 on node7"):
+            cells.run(cell, bench.runs, tmp_path / "notebooks", progress=False)
+        left = {path.name for path in (bench.runs / cell.name).iterdir()}
+        assert cells.LOCK in left and not left & {cells.CELL, cells.FAILURES, "02_probe-motion.ipynb"}
 
 
 # ------------------------------------------------------------------------------------------------------------------ the real notebooks

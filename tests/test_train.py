@@ -2,6 +2,7 @@
 
 import json
 import random
+import subprocess
 import warnings
 from dataclasses import replace
 
@@ -11,9 +12,11 @@ import torch
 
 import vjepa_lab as vl
 from vjepa_lab import train
+from vjepa_lab.data import synthetic
 from vjepa_lab.modifiers import Hard
 from vjepa_lab.objective import Recipe, Term
 from vjepa_lab.terms import JEPA, Dynamics, Kinematic
+from vjepa_lab.training import provenance
 from vjepa_lab.training.health import spread
 from vjepa_lab.training.processes import ALONE
 from vjepa_lab.training.trainer import Trainer
@@ -150,6 +153,7 @@ def test_interrupt_saves_and_says_how_to_go_on(world, tmp_path, monkeypatch):
         ({"preset": "mikro"}, "micro"),
         ({"stepz": 3}, "steps"),
         ({"device": "cuda:7"}, "not available"),
+        ({"device": "gpu"}, "device 'gpu' is not available here; use 'auto' or 'cpu'"),
         ({"accumulate": 3}, "4 clips does not divide over 1 processes x 3"),
         ({"devices": 3}, "4 clips does not divide over 3 processes"),
         ({"devices": 0}, "devices=0: expected a whole number, 1 or more"),
@@ -306,6 +310,56 @@ def test_a_run_says_where_it_comes_from(world, tmp_path):
     other = vl.data.open("synthetic", frames=8, size=32, n=24, seed=1)
     with pytest.raises(ValueError, match="manifest"):
         vl.pretrain("baseline", other, out=tmp_path / "a", **QUICK)
+
+
+def test_an_edit_anywhere_in_the_package_is_seen(tmp_path, monkeypatch):
+    """What trains is the whole package, not only the folder of the module that looks."""
+    package = tmp_path / "vjepa_lab"
+    (package / "training").mkdir(parents=True)
+    for name in ("__init__.py", "model.py", "training/__init__.py", "training/provenance.py"):
+        (package / name).write_text("")
+    (tmp_path / "README.md").write_text("")
+    who = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "x"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(provenance, "__file__", str(package / "training" / "provenance.py"))
+    monkeypatch.setattr(vl, "__file__", str(package / "__init__.py"))
+    (tmp_path / "README.md").write_text("no part of what trains")
+    clean = provenance.versions()["git"]
+    assert clean and "+" not in clean
+    (package / "model.py").write_text("edited")
+    assert provenance.versions()["git"] == f"{clean}+changes"
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA L4", 121),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA L40", None),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA RTX A1000 Laptop GPU", None),
+        ("NVIDIA A10G", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA T400 4GB", None),
+    ],
+)
+def test_a_device_has_its_own_peak_rate_or_none(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert provenance.peak_tflops(torch.device("cuda"), bf16=True) == peak
+
+
+def test_no_progress_shows_no_bar_at_all(tmp_path, monkeypatch, capsys):
+    """Neither while the synthetic world is drawn into memory nor while training."""
+    monkeypatch.setitem(synthetic.CLIPS, "train", 24)
+    run = vl.pretrain("baseline", "synthetic", out=tmp_path / "a", **QUICK)
+    assert capsys.readouterr().err == "" and run.config["clips"] == 24 and run.config["spec"] == "synthetic"
+    vl.pretrain("baseline", "synthetic", out=tmp_path / "b", **QUICK | {"progress": True})
+    assert "synthetic [train] into memory" in capsys.readouterr().err
 
 
 def test_spread_tells_collapse_from_variety():

@@ -3,7 +3,10 @@
 import hashlib
 import math
 import os
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -18,6 +21,7 @@ from vjepa_lab.masks import Mask
 from vjepa_lab.model import VJEPA, Encoder, Predictor, count, gather
 from vjepa_lab.presets import PRESETS
 from vjepa_lab.rope import positions
+from vjepa_lab.training import locks
 from vjepa_lab.weights import WeightsError, load
 
 DIM, DEPTH, HEADS, PATCH, PDIM = 48, 4, 2, 8, 24
@@ -671,9 +675,9 @@ def test_damaged_files_and_folders_say_so(tmp_path, hf):
 
 
 class Server(BaseHTTPRequestHandler):
-    """Gives one file, with ranges; breaks off after `most` bytes of each answer."""
+    """Gives one file, with ranges; breaks off after `most` bytes of each answer, and rests `slow` seconds between pieces."""
 
-    body, most, ranges, tag, asked = b"", None, True, '"one"', []
+    body, most, ranges, tag, asked, slow = b"", None, True, '"one"', [], 0.0
 
     def do_GET(self):
         cls = type(self)
@@ -693,7 +697,10 @@ class Server(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(part)))
         self.send_header("ETag", cls.tag)
         self.end_headers()
-        self.wfile.write(part[: cls.most])
+        part = part[: cls.most]
+        for at in range(0, len(part), 1 << 19):
+            self.wfile.write(part[at : at + (1 << 19)])
+            time.sleep(cls.slow)
         self.close_connection = True
 
     def log_message(self, *_):
@@ -751,6 +758,46 @@ def test_another_version_or_a_server_without_ranges_starts_anew(server, body, tm
         for name, value in change.items():
             setattr(server, name, value)
         assert weights.fetch(server.url, None, tmp_path, attempts=1, **QUIET).read_bytes() == server.body
+
+
+FETCH = """
+import sys
+from vjepa_lab.weights import fetch
+print("ready", flush=True)
+sys.stdin.readline()
+print(fetch(sys.argv[1], folder=sys.argv[2], progress=False).read_bytes() == open(sys.argv[3], "rb").read())
+"""
+
+
+def test_of_two_processes_that_want_a_file_one_downloads_it(server, body, tmp_path):
+    (tmp_path / "right").write_bytes(body)
+    server.slow = 0.3
+    command = [sys.executable, "-c", FETCH, server.url, str(tmp_path / "got"), str(tmp_path / "right")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for process in both:
+        assert process.stdout.readline() == "ready\n"
+    (tmp_path / "got").mkdir()
+    said = []
+    for process in both:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        time.sleep(0.5)  # the second one comes while the first one's download is under way
+    for process in both:
+        said.append(process.communicate(timeout=300))
+    assert [out for out, _ in said] == ["True\n"] * 2, said
+    assert server.asked == [None] and [file.name for file in (tmp_path / "got").iterdir()] == ["vitl.pt"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(server, body, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(locks, "_take", full)
+    with pytest.raises(OSError, match=r"no folder that can be written \(Read-only file system\); choose another with folder="):
+        weights.fetch(server.url, None, tmp_path, **QUIET)
+    (tmp_path / "vitl.pt").write_bytes(body)
+    assert weights.fetch(server.url, None, tmp_path, **QUIET).read_bytes() == body, "what is there needs no lock"
 
 
 def test_a_whole_partial_file_is_taken(server, body, tmp_path):

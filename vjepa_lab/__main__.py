@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .arguments import REQUIRED, Argument, describe
+from .arguments import REQUIRED, Argument, describe, literal, suggest
 from .options import Parser, UserError, add, arguments, escaped, offer, setting
 
 # ------------------------------------------------------------------------------------------------------------------------------ commands
@@ -83,14 +83,32 @@ def pretrain(parser):
     size = parser.add_argument_group("single values of the preset")
     taken = {argument.name for argument in arguments(pretrain)} | {"name"}
     for field in fields(Preset):
-        if field.name not in taken:
+        if field.name not in taken | {"masks"}:
             add(size, Argument(field.name, field.type, None), "")
+    says = 'such as "MultiBlock((Blocks(1, 0.15),), max_temporal_keep=0.5)"; null: those of the recipe'
+    size.add_argument("--masks", default=argparse.SUPPRESS, type=_masks, metavar="VALUE", help=says)
 
     def call(**options):
         done = pretrain(**options)
         print(f"{done!r}\n{done.path}")
 
     return call
+
+
+def _masks(text: str):
+    """The masks that an expression spells."""
+    from .masks import MultiBlock
+    from .values import read
+
+    if literal(text) is None:
+        return None
+    try:
+        found = read(text)
+    except (ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not isinstance(found, MultiBlock):
+        raise argparse.ArgumentTypeError(f"expected MultiBlock(...), got {text!r}")
+    return found
 
 
 def resume(parser):
@@ -112,12 +130,33 @@ def probe(parser):
     def call(more, **options):
         import pandas as pd
 
-        results = probe(**options, **dict(more))
+        results = probe(**options, **_further(more, options))
         columns = ["benchmark", "probe", "variant", "metric", "value", "lo", "hi", "n"]
         table = pd.concat([result.table() for result in results], ignore_index=True)
         print(table[[name for name in columns if name in table]].to_string(index=False, float_format="%.2f"))
 
     return call
+
+
+def _further(more: list[tuple[str, Any]], given: dict) -> dict:
+    """What --set says of a probe. Raises UserError for what the probe does not take, or was given before."""
+    import inspect
+
+    from .evaluation import evaluate, probes
+
+    kind = given.get("probe", "linear")
+    if kind not in evaluate.PROBES:
+        return dict(more)  # it is refused by that name
+    parameters = inspect.signature(getattr(probes, "linear" if kind == "stepwise" else kind)).parameters.values()
+    known = [argument.name for argument in arguments(evaluate.probe)] + [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    found: dict[str, Any] = {}
+    for name, value in more:
+        if name not in known:
+            raise UserError(f"--set {name}: unknown to the probe {kind!r}; {suggest(name, dict.fromkeys(known))}")
+        if name in given or name in found:
+            raise UserError(f"--set {name}: given twice; leave one out")
+        found[name] = value
+    return found
 
 
 def ava(parser):
@@ -202,12 +241,12 @@ def data_check(parser):
     from .data.check import check
 
     offer(parser, check)
-    parser.add_argument("--manifest", type=Path, help="where the manifest goes, .csv or .parquet; default manifest.csv in ROOT")
+    parser.add_argument("--manifest", type=Path, help="where the manifest goes, .csv or .parquet; default manifest.csv in ROOT, checked.csv where one is there")
 
     def call(manifest=None, **options):
         report = check(**options)
         print(report)
-        print(f"manifest:  {report.write(manifest)}")
+        print(f"table:     {report.write(manifest)}")
         return 0 if report.ok else 1
 
     return call
@@ -309,10 +348,11 @@ def parse(argv: list[str]) -> tuple[Callable[[], int | None], bool]:
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns 0, 1 for a failure, 2 for arguments that make no sense, 128 + signal for an interruption."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ("-h", "--help"):
+    first = next((word for word in argv if word != "--traceback"), "")
+    if first in ("", "-h", "--help"):
         print(usage())
-        return 0 if argv else 2
-    if argv[0] in ("-V", "--version"):
+        return 0 if first else 2
+    if first in ("-V", "--version"):
         print(__import__(__package__).__version__)
         return 0
     show = "--traceback" in argv

@@ -26,15 +26,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def arguments(function: Callable) -> list[Argument]:
-    """A function's named arguments."""
+    """A function's named arguments. One without a type takes names as well as objects: on the command line it is a text, never a number."""
     signature = inspect.signature(function, eval_str=True)
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    missing = inspect.Parameter.empty
-    return [
-        Argument(p.name, Any if p.annotation is missing else p.annotation, REQUIRED if p.default is missing else p.default)
-        for p in signature.parameters.values()
-        if p.kind in kinds
-    ]
+    missing, found = inspect.Parameter.empty, []
+    for p in signature.parameters.values():
+        default = REQUIRED if p.default is missing else p.default
+        names = str if default is REQUIRED or isinstance(default, str) else str | None if default is None else Any
+        if p.kind in kinds:
+            found.append(Argument(p.name, names if p.annotation is missing else p.annotation, default))
+    return found
 
 
 def explained(function: Callable) -> dict[str, str]:

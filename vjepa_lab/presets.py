@@ -56,9 +56,11 @@ class Preset:
         lengths = {f.name: getattr(self, f.name) for f in fields(self) if f.type is int}
         for name, value in lengths.items():
             whole(0 if name in ("steps", "warmup") else 1, **{name: value})
-            object.__setattr__(self, name, int(value))  # one of numpy's would be text in config.json
+            object.__setattr__(self, name, int(value))  # one of numpy's would be text in config.json; so would the floats below
         number(0, math.inf, lr=self.lr, start_lr=self.start_lr, final_lr=self.final_lr, weight_decay=self.weight_decay)
         number(0, 1, ema=self.ema)
+        for name in (f.name for f in fields(self) if f.type is float):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     def masks_of(self, wanted: MultiBlock) -> MultiBlock:
         """The masks to train with at this size where a recipe wants `wanted`: only V-JEPA's default ones are replaced."""

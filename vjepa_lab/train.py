@@ -104,14 +104,17 @@ def pretrain(
     and raise Interrupted (a KeyboardInterrupt). The folder is locked while it is written.
 
     Raises ValueError for an unknown name or parameter and for a folder that holds another run; locks.Locked for one that another process
-    writes; NotFinite (a FloatingPointError) naming the terms that became NaN or infinite, with their batch in failed-step-N.pt.
+    writes, or has taken over; NotFinite (a FloatingPointError) naming the terms that became NaN or infinite, with their batch in
+    failed-step-N.pt.
     """
     given = {name: value for name, value in locals().items() if name != "overrides"} | overrides
     whole(0, seed=seed, workers=workers)
     whole(1, log_every=log_every, save_every=save_every, keep=keep, accumulate=accumulate, devices=1 if devices is None else devices)
     if clip is not None:
         number(1e-12, math.inf, clip=clip)
-    seed = int(seed)
+    seed, workers, log_every, save_every, keep, accumulate = map(int, (seed, workers, log_every, save_every, keep, accumulate))
+    devices, clip = devices and int(devices), clip and float(clip)  # numpy's would be text in config.json
+    bf16, compile, checkpoint, tensorboard = bf16 if bf16 is None else bool(bf16), bool(compile), bool(checkpoint), bool(tensorboard)
     team = Team.of_environment()
     plan = variants.recipe(recipe, edition)
     size = overridden(preset, ({"steps": 0} if plan.probe == "initial" else {}) | overrides)
@@ -128,7 +131,7 @@ def pretrain(
     if variant is None:
         variant, edition = named or (f"custom-{hashlib.sha1(repr(plan).encode()).hexdigest()[:6]}", "sound")
     device = team.device(device)
-    source = training_source(data, size, seed)
+    source = training_source(data, size, seed, progress and team.first)
     spoken = Path(source.name).name + (f"-from-{begun.release.name}" if begun else "") + (f"-{rope}" if rope else "")
     folder = Path(out) if out else Path(runs) / run_name(variant, edition, spoken, size, seed)
     bf16 = fast_bf16(device) if bf16 is None else bf16
@@ -149,9 +152,12 @@ def pretrain(
     with ExitStack() as held:
         team.meet(device, launch.store())
 
+        lock = None
+
         def take() -> tuple[Run, bool]:
+            nonlocal lock
             if not (done := (folder / "report.json").exists()):
-                held.enter_context(locks.hold(folder))
+                lock = held.enter_context(locks.hold(folder))
                 done = (folder / "report.json").exists()  # by the one that held it until now
             return open_folder(folder, repr(plan), config, known, None if done else session), done
 
@@ -166,7 +172,7 @@ def pretrain(
         trainer = Trainer(plan, model, loss, size, seed, device, accumulate=accumulate, clip=clip, team=team)
         watch = launch.relay() or Bar(variant, progress and team.first, callback)
         held.callback(watch.close)
-        train(run, trainer, source, share, Habits(log_every, save_every, keep, workers, tensorboard, probe), watch)
+        train(run, trainer, source, share, Habits(log_every, save_every, keep, workers, tensorboard, probe), watch, lock)
         team.wait()
     return run
 
@@ -193,7 +199,7 @@ def resume(folder: str | Path, *, device: str = "auto", devices: int | None = No
         run.recipe, config["spec"], run.preset, config["seed"], edition=config["edition"], variant=config["variant"],
         regime=config.get("regime"), out=folder, device=device, devices=devices, bf16=config["bf16"], workers=workers, progress=progress,
         accumulate=session.get("accumulate", 1), clip=config.get("clip"), rope=config.get("encoder", {}).get("rope"),
-        compile=session.get("compile", False), checkpoint=session.get("checkpoint", False), **habits,
+        compile=session.get("compile", False), checkpoint=session.get("checkpoint", False), steps=run.preset.steps, **habits,
     )  # fmt: skip
 
 
@@ -218,14 +224,17 @@ def starting_point(init, plan: Recipe, rope: str | None):
     return begun, begun.places
 
 
-def training_source(data, size: Preset, seed: int = 0) -> video.Source:
+def training_source(data, size: Preset, seed: int = 0, progress: bool = True) -> video.Source:
     """The training split of `data` (a name, or a Source as it is) as clips of a preset's shape.
 
     The synthetic world is one data set, the same for every seed, and is kept in memory; files are cropped and flipped anew for each.
     """
-    synthetic = str(data).startswith("synthetic") and " + " not in str(data)  # a mixture may hold files, too
-    options = {"seed": 0, "cache": "memory"} if synthetic else {"seed": seed}
-    return video.open(data, "train", frames=size.frames, size=size.size, stride=size.stride, **options)
+    shape = {"frames": size.frames, "size": size.size, "stride": size.stride}
+    if not isinstance(data, str | Path) or not str(data).startswith("synthetic") or " + " in str(data):  # a mixture may hold files, too
+        return video.open(data, "train", seed=seed, **shape)
+    source = video.Memory(video.open(data, "train", seed=0, **shape), progress=progress)
+    source.spec = str(data)
+    return source
 
 
 def overridden(base: str | Preset, overrides: dict) -> Preset:

@@ -120,7 +120,7 @@ def _compare_one(part: dict[str, np.ndarray], baseline: dict[str, np.ndarray]) -
     paired = part["paired"].astype(bool)
     used = {name: values[paired] for name, values in part.items()} if paired.any() else part
     of_seeds = _by_seed(used["seed"], used["value"], used["base"], used["delta"])
-    value, base, delta = of_seeds.mean(1)
+    value, base = of_seeds[:2].mean(1)
     count, n, base_n = of_seeds.shape[1], _mean(used["n"]), _mean(used["base_n"])
     others = np.empty((1, 0))
     if not paired.any() and baseline:

@@ -126,11 +126,11 @@ def run(
 
     void_after_s  take over from another machine's process that was silent for so long; None: never
 
-    Raises Locked if another process has it, NotebookError if a notebook fails (kept, and written down in failures.jsonl), Interrupted on
-    Ctrl-C or SIGTERM, after training has saved.
+    Raises Locked if another process has it, or took it over (nothing more is written then), NotebookError if a notebook fails (kept, and
+    written down in failures.jsonl), Interrupted on Ctrl-C or SIGTERM, after training has saved.
     """
     folder, source = Path(runs) / cell.name, notebooks_folder(notebooks)
-    with locks.hold(folder, name=LOCK, patience_s=1, void_after_s=void_after_s):
+    with locks.hold(folder, name=LOCK, patience_s=1, void_after_s=void_after_s) as held:
         if void_after_s is not None:  # whoever lost the cell may have left the lock of its training
             with locks.hold(folder, void_after_s=void_after_s):
                 pass
@@ -140,22 +140,26 @@ def run(
         if wanted and wanted[0] == cell.steps(folder)[0] and not (folder / WEIGHTS).exists():
             (folder / "report.json").unlink(missing_ok=True)  # finished once, its weights deleted since: train it again
         for step in wanted:
-            _execute(cell, step, folder, source, progress)
+            held.check()
+            _execute(cell, step, folder, source, progress, held)
         if wanted:
+            held.check()
             _finish(cell, folder)
     return folder
 
 
-def _execute(cell: Cell, step: Step, folder: Path, source: Path, progress: bool) -> None:
+def _execute(cell: Cell, step: Step, folder: Path, source: Path, progress: bool, held: locks.Held) -> None:
     try:
         notebook.run(source / f"{step.notebook}.ipynb", result(folder, step), step.params, progress=progress)
     except notebook.NotebookError as error:
+        held.check()  # what went wrong because another has the cell now is no failure of it
         said = str(error).split(" (see ")[0]
         kept = failed(folder, step.name, said, error.notebook)
         raise notebook.NotebookError(f"{said} (see {kept})", kept) from None
     except (ValueError, OSError) as error:
         failed(folder, step.name, f"{type(error).__name__}: {error}")
         raise
+    held.check()
     if step.notebook == "01_pretrain":
         _write(folder, cell, {"weights_sha256": weights_hash(folder / WEIGHTS)})
 

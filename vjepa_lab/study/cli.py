@@ -44,11 +44,11 @@ def plan(parser: argparse.ArgumentParser) -> Callable:
     )
     parser.add_argument("--jobs", type=partial(whole, 1), help="runs at once; default one for each GPU, or for each core")
 
-    def call(study, file, runs, rate, sd, jobs, **_):
+    def call(study, runs, only, rate, sd, jobs, **_):
         from .forecast import forecast
 
-        print(study)
-        print(forecast(study, runs, rate_gflops=rate, sd=sd, jobs=jobs))
+        told = forecast(study, runs, rate_gflops=rate, sd=sd, jobs=jobs, only=only)
+        print(f"{study}\n{told}")
 
     return call
 
@@ -58,6 +58,7 @@ def run(parser: argparse.ArgumentParser) -> Callable:
     parser.add_argument("--jobs", type=partial(whole, 1), help="runs at once; default one for each GPU, or for each core")
     parser.add_argument("--retries", type=partial(whole, 0), default=1, help="how often a cell that failed is tried again (default 1)")
     _notebooks(parser)
+    _void_after(parser)
 
     def call(study, file, runs, preset, only, jobs, retries, notebooks, void_after, **_):
         from .local import run
@@ -76,6 +77,7 @@ def cell(parser: argparse.ArgumentParser) -> Callable:
     parser.add_argument("name", help="the cell's name, as `study list` prints it")
     parser.add_argument("--quiet", action="store_true", help="no bar")
     _notebooks(parser)
+    _void_after(parser)
 
     def call(study, runs, name, quiet, notebooks, void_after, **_):
         from ..training.locks import Locked
@@ -203,11 +205,14 @@ def submit(parser: argparse.ArgumentParser) -> Callable:
         "--set", dest="more", help="a parameter of submitit's executor, such as timeout_min=600 or slurm_partition=gpu", **how
     )
     _notebooks(parser)
+    _void_after(parser)
 
     def call(study, file, runs, preset, only, cluster, at_once, wait, more, notebooks, void_after, **_):
         from .cluster import submit
 
         where = {"preset": preset, "only": only, "notebooks": notebooks, "void_after_s": void_after}
+        if twice := sorted(dict(more).keys() & {"cluster", "at_once"}):
+            raise ValueError(f"--set {twice[0]}: say it as --{twice[0].replace('_', '-')}")
         jobs = submit(study, file, runs, cluster=cluster, at_once=at_once, **where, **dict(more))
         print(f"{len(jobs)} cells submitted" + (f", jobs {jobs[0].job_id} to {jobs[-1].job_id}" if jobs else ""))
         ended = [job.exception() for job in jobs] if wait else []
@@ -237,6 +242,9 @@ def rerun(parser: argparse.ArgumentParser) -> Callable:
 
 def _notebooks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--notebooks", type=Path, metavar="FOLDER", help="where 01_pretrain and 02_probe are; default the project's")
+
+
+def _void_after(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--void-after",
         type=above_zero,
@@ -249,6 +257,8 @@ COMMANDS = {
     "plan": plan, "run": run, "status": status, "table": table, "collect": collect, "rerun": rerun, "prune": prune, "submit": submit,
     "list": listing, "cell": cell,
 }  # fmt: skip
+ONE_CELL = ("rerun", "cell")
+"Commands whose cell is named: there is nothing to choose from."
 
 
 def main(argv: list[str]) -> int:
@@ -267,7 +277,8 @@ def main(argv: list[str]) -> int:
     call = command(parser)
     parser.add_argument("--preset", help="the size, instead of the study's own")
     parser.add_argument("--runs", type=Path, metavar="FOLDER", help="where the runs are; default runs/<the study's name>")
-    parser.add_argument("--only", metavar="PATTERN", help="only cells whose name contains this, or matches it as a shell pattern")
+    if argv[0] not in ONE_CELL:
+        parser.add_argument("--only", metavar="PATTERN", help="only cells whose name contains this, or matches it as a shell pattern")
     options = vars(parser.parse_args(argv[1:]))
     study = load(options["file"], options["preset"])
     return call(study=study, **options | {"runs": options["runs"] or Path("runs") / study.name}) or 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,12 +32,13 @@ class Forecast:
     disk_gb: float
     checkpoint_gb: float
     plan: planning.Plan | None
+    which: str
 
     def __str__(self) -> str:
         together = f" with {self.runs_at_once} at once" if self.runs_at_once > 1 else ""
         time = f"{_span(self.hours)}{together}" if math.isfinite(self.hours) else "not known yet: run one cell, or state --rate GFLOPS"
         lines = [
-            f"cells   {self.cells}, {self.open} of them to be run: {_row(self.study)}",
+            f"cells   {self.cells}, {self.open} of them to be run: {self.which}",
             f"work    {self.petaflop:,.1f} PFLOP of pretraining ({self.rate})",
             f"time    {time}",
             f"disk    {self.disk_gb:.1f} GB kept; {self.checkpoint_gb:.2f} GB a checkpoint while a run trains",
@@ -46,8 +48,16 @@ class Forecast:
         return "\n".join(lines)
 
 
-def forecast(study: Study, runs: str | Path, *, rate_gflops: float | None = None, sd: float = 2.0, jobs: int | None = None) -> Forecast:
-    """Cost and resolution of a study.
+def forecast(
+    study: Study,
+    runs: str | Path,
+    *,
+    rate_gflops: float | None = None,
+    sd: float = 2.0,
+    jobs: int | None = None,
+    only: str | None = None,
+) -> Forecast:
+    """Cost and resolution of a study, or of the cells of it that `only` chooses.
 
     rate_gflops  speed of one run's training, in useful GFLOP/s; by default that of the finished runs in `runs`, else a stated one on GPUs
     sd           spread over seeds of paired differences, in points
@@ -59,9 +69,10 @@ def forecast(study: Study, runs: str | Path, *, rate_gflops: float | None = None
         rooms = len(slots(study, jobs))
     except ValueError:  # planned on another machine than the one with the GPUs
         rooms = jobs or 1
-    left = [cell for cell in study.cells if cells.state(cell, runs).state != "done"]
+    chosen = study.chosen(only)
+    left = [cell for cell in chosen if cells.state(cell, runs).state != "done"]
     work = {cell: gflop(cell) for cell in study.cells}
-    measured = _measured(study, runs, work)
+    measured = _measured(study, runs, work)  # also by cells that are not asked about
     on_gpu = study.device != "cpu" and _has_gpu()
     if rate_gflops:
         rate, probes, said = rate_gflops, measured[1] if measured else 0.0, f"{rate_gflops:,.0f} GFLOP/s, as stated"
@@ -74,10 +85,11 @@ def forecast(study: Study, runs: str | Path, *, rate_gflops: float | None = None
         rate, probes, said = math.nan, 0.0, "no rate measured or stated"
     hours = (sum(work[cell] for cell in left) / rate + len(left) * probes) / 3600 / rooms
     kept = {"rows": 0.0, "model": 0.5, "all": 1.0}[study.keep]
-    sizes = {cell: checkpoint_bytes(cell) / 1e9 for cell in study.cells}
+    sizes = {cell: checkpoint_bytes(cell) / 1e9 for cell in chosen}
     return Forecast(
-        study, len(study.cells), len(left), sum(work.values()) / 1e6, hours, rooms, said,
-        sum(sizes.values()) * kept + 4e-4 * len(study.cells) * (1 + len(study.benchmarks)), max(sizes.values()), _plan(study, sd),
+        study, len(chosen), len(left), sum(work[cell] for cell in chosen) / 1e6, hours, rooms, said,
+        sum(sizes.values()) * kept + 4e-4 * len(chosen) * (1 + len(study.benchmarks)), max(sizes.values()), _plan(study, chosen, sd),
+        _row(study, chosen),
     )  # fmt: skip
 
 
@@ -124,14 +136,19 @@ def _measured(study: Study, runs: Path, work: dict[Cell, float]) -> tuple[float,
     return (statistics.median(rates), statistics.median(probes), len(rates)) if rates else None
 
 
-def _plan(study: Study, sd: float) -> planning.Plan | None:
-    """What the comparisons against the baseline resolve; None where there are none."""
-    if len(study.seeds) < 2 or "baseline" not in study.variants or len(study.variants) < 2:
+def _plan(study: Study, chosen: Sequence[Cell], sd: float) -> planning.Plan | None:
+    """What the chosen cells' comparisons against the baseline resolve; None where there are none."""
+    seeds = {variant: {cell.seed for cell in chosen if cell.variant == variant} for variant in study.variants}
+    seeds = {variant: here for variant, here in seeds.items() if here}
+    least = min(map(len, seeds.values()))
+    if least < 2 or "baseline" not in seeds or len(seeds) < 2:
         return None
-    return planning.plan(study.variants, len(study.seeds), benchmarks=sum(len(b.labels) for b in study.benchmarks), sd=sd)
+    return planning.plan(tuple(seeds), least, benchmarks=sum(len(b.labels) for b in study.benchmarks), sd=sd)
 
 
-def _row(study: Study) -> str:
+def _row(study: Study, chosen: Sequence[Cell]) -> str:
+    if len(chosen) < len(study.cells):
+        return f"chosen of {len(study.cells)}"
     parts = {"variants": study.variants, "editions": study.editions, "regimes": study.regimes, "seeds": study.seeds}
     return " x ".join(f"{len(values)} {name if len(values) > 1 else name[:-1]}" for name, values in parts.items())
 

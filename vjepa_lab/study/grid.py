@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import re
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
@@ -72,6 +73,11 @@ class Extra(Value):
     def __post_init__(self):
         object.__setattr__(self, "notebook", self.notebook.removesuffix(".ipynb"))
 
+    @property
+    def name(self) -> str:
+        """What the executed notebook is kept as."""
+        return Path(self.notebook).stem
+
 
 def listed(who: str, value: Value, *names: str) -> None:
     """Make tuples of these fields. Raises ValueError, naming the field, for what is no list, or a text that would fall into letters."""
@@ -132,6 +138,10 @@ class Study(Value):
             raise ValueError(f"study {self.name!r}: seed {wrong[0]!r}; expected whole numbers, 0 or more")
         if unknown := [name for name in self.first if name not in self.variants]:
             raise ValueError(f"study {self.name!r}: first names {unknown[0]!r}, which is not among its variants")
+        steps = ["01_pretrain", *(f"02_probe-{b.name}" for b in self.benchmarks), *(extra.name for extra in self.extras)]
+        if twice := {name for name in steps if steps.count(name) > 1}:
+            said = f"study {self.name!r}: several notebooks would be kept under the name {', '.join(sorted(twice))}"
+            raise ValueError(f"{said}; give the extras names of their own")
         if self.keep not in KEEP:
             raise ValueError(f"study {self.name!r}: keep={self.keep!r}; expected one of {', '.join(KEEP)}")
         if min(self.gpus, self.threads) < 1:
@@ -152,13 +162,18 @@ class Study(Value):
         waves = {row: (self.editions.index(row[1]) > 0, row[0] not in self.first) for row in rows}
         ordered = sorted(rows, key=lambda row: waves[row])
         groups = [[row for row in ordered if waves[row] == wave] for wave in dict.fromkeys(waves[row] for row in ordered)]
-        return tuple(
+        found = tuple(
             Cell(self, variant, edition, regime, seed)
             for group in groups
             for seed in self.seeds
             for regime in self.regimes
             for variant, edition in group
         )
+        count = Counter(cell.name for cell in found)
+        if twice := [name for name, times in count.items() if times > 1]:
+            several = ", ".join(twice[:3]) + (f" and {len(twice) - 3} more" if len(twice) > 3 else "")
+            raise ValueError(f"study {self.name!r}: several cells would share the folder {several}; rename a regime")
+        return found
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         """(variant, edition), `first` in its own order and each distinct recipe once."""
@@ -274,7 +289,7 @@ class Cell:
             }  # fmt: skip
             steps.append(Step("02_probe", f"02_probe-{b.name}", probe))
         for extra in study.extras:
-            steps.append(Step(extra.notebook, Path(extra.notebook).stem, {"run": str(folder)} | extra.params))
+            steps.append(Step(extra.notebook, extra.name, {"run": str(folder)} | extra.params))
         return tuple(steps)
 
 
@@ -304,6 +319,8 @@ def load(file: str | Path, preset: str | None = None) -> Study:
         names = sorted(str(path) for path in Path("studies").glob("*.py"))
         raise FileNotFoundError(f"{file}: no such study; {suggest(str(file), names) if names else 'expected a Python file'}")
     spec = importlib.util.spec_from_file_location(f"study_{file.stem}", file.absolute())
+    if spec is None:
+        raise ValueError(f"{file}: expected a Python file, FILE.py, that defines `study`")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -23,6 +23,10 @@ class NotFinite(FloatingPointError):
         super().__init__(message)
         self.step, self.terms, self.batch = step, terms, batch
 
+    def __reduce__(self):
+        """To another process it goes without its clips, which are on disk by then."""
+        return type(self), (str(self), self.step, self.terms, None)
+
 
 def check_finite(step: int, values: dict[str, float], batch: Any = None) -> None:
     """Raise NotFinite, naming what is not finite, if anything is not."""

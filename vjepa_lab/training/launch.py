@@ -96,7 +96,7 @@ class Worker:
 def together(arguments: dict, count: int, device: torch.device) -> Path:
     """`pretrain(**arguments)` in `count` processes: the run's folder. Progress and records are shown by the caller.
 
-    Raises what the first process to fail raised, with that process's traceback as its cause; RuntimeError if one was killed.
+    Raises what the first process to fail raised, with that process's traceback as its cause; ChildProcessError if one was killed.
     """
     from vjepa_lab.training.runs import own_terms
     from vjepa_lab.variants import recipe
@@ -218,11 +218,11 @@ def first_failure(failed: list[Worker], count: int) -> BaseException:
         who = killed[0]
         name = signal.Signals(-who.process.returncode).name
         hint = " (the machine may have run out of memory)" if name == "SIGKILL" else ""
-        return RuntimeError(
+        return ChildProcessError(
             f"process {who.rank} of {count} was ended by {name}{hint}, so all were; the same call goes on from the last checkpoint"
         )
     if not spoke:
-        return RuntimeError(f"process {failed[0].rank} of {count} ended without a word, exit code {failed[0].process.returncode}")
+        return ChildProcessError(f"process {failed[0].rank} of {count} ended without a word, exit code {failed[0].process.returncode}")
     _, told, text = spoke[0].failed
     try:
         error = cloudpickle.loads(told)

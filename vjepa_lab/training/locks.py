@@ -3,7 +3,7 @@
 A lock is a file that appears in one atomic step (a hard link, sound on NFS too) with its owner's machine and process in it; a living owner
 touches it every few seconds. On the owner's own machine a dead owner is recognised at once and its lock taken over. Of another machine's
 owner only the last sign of life is known: its lock is respected, and the refusal says how to remove it; or the caller says which silence
-voids it.
+voids it. An owner that was merely silent (suspended, say) finds its lock lost when it wakes, and is to write nothing more (`Held.check`).
 """
 
 import json
@@ -41,6 +41,9 @@ class Owner:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         return cls(platform.node(), _world(), os.getpid(), _born(os.getpid()), now, uuid.uuid4().hex)
 
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} (since {self.since})"
+
     @property
     def dead(self) -> bool:
         """Whether its process is known to be gone: only on a machine (and in a container) that can tell."""
@@ -55,14 +58,48 @@ class Owner:
         return bool(self.born) and _born(self.pid) != self.born
 
 
+class Held:
+    """A lock as its owner sees it. `lost` says how it went to another, for good; empty while it is ours."""
+
+    def __init__(self, path: Path, me: Owner):
+        self.path, self.me, self.lost = path, me, ""
+
+    def look(self) -> bool:
+        """Whether it is still ours. What cannot be read now, such as on a disk that is away for a while, counts as ours until it can."""
+        with suppress(OSError, ValueError, TypeError):
+            try:
+                owner = Owner(**json.loads(self.path.read_text()))
+            except FileNotFoundError:
+                self.lost = self.lost or f"{self.path} was removed, as if this process were gone"
+            else:
+                if owner.token != self.me.token:
+                    self.lost = f"it was taken over by {owner}, which had not heard of this one for too long (was it suspended?)"
+        return not self.lost
+
+    def check(self) -> None:
+        """Raise Locked if the lock is lost; to be called before anything is written."""
+        if not self.look():
+            raise Locked(
+                f"{self.path.parent} is no longer this process's to write: {self.lost}. It stops, and leaves the folder to the other; once "
+                "that has ended, the same call goes on from what is there"
+            )
+
+
 @contextmanager
 def hold(
-    folder: str | Path, *, name: str = "lock", patience_s: float = 3.0, void_after_s: float | None = None, beat_s: float = BEAT_S
-) -> Iterator[Path]:
+    folder: str | Path,
+    *,
+    name: str = "lock",
+    patience_s: float = 3.0,
+    void_after_s: float | None = None,
+    beat_s: float = BEAT_S,
+    option: str = "out=",
+) -> Iterator[Held]:
     """Be the only one to write `folder` (made if need be) while the block runs.
 
     patience_s    how long to wait for a holder that may be on its way out
     void_after_s  a holder that was silent for so long, on whatever machine, has lost the lock; None: never
+    option        what the caller's user says to choose another folder
     Raises Locked, with the holder's name and what to do.
     """
     path, me = Path(folder) / name, Owner.me()
@@ -71,17 +108,17 @@ def hold(
         path.parent.mkdir(parents=True, exist_ok=True)
         while not _take(path, me, void_after_s):
             if time.monotonic() > until:
-                raise Locked(refusal(path))
+                raise Locked(refusal(path, option))
             time.sleep(0.1)
     except OSError as error:
         if isinstance(error, Locked):
             raise
-        raise OSError(f"{path.parent}: no folder that can be written ({error.strerror}); choose another with out=") from error
-    over = threading.Event()
-    beating = threading.Thread(target=_beat, args=(path, beat_s, over), daemon=True)
+        raise OSError(f"{path.parent}: no folder that can be written ({error.strerror}); choose another with {option}") from error
+    held, over = Held(path, me), threading.Event()
+    beating = threading.Thread(target=_beat, args=(held, beat_s, over), daemon=True)
     beating.start()
     try:
-        yield path
+        yield held
     finally:
         over.set()
         beating.join()
@@ -97,13 +134,12 @@ def holder(folder: str | Path, name: str = "lock") -> tuple[Owner | None, float]
     return None if void else (owner, _silence(path))
 
 
-def refusal(path: Path) -> str:
+def refusal(path: Path, option: str = "out=") -> str:
     """Who holds the lock, since when, last heard of when, and what can be done."""
     owner, silent = _owner(path), _silence(path)
-    who = f"process {owner.pid} on {owner.host} (since {owner.since})" if owner else "another process"
     return (
-        f"{path.parent} is being written by {who}; last sign of life {silent:.0f} s ago. Choose another folder with out=, or stop that "
-        f"process; if it is gone for certain, remove {path}"
+        f"{path.parent} is being written by {owner or 'another process'}; last sign of life {silent:.0f} s ago. Choose another folder with "
+        f"{option}, or stop that process; if it is gone for certain, remove {path}"
     )
 
 
@@ -192,10 +228,10 @@ def _silence(path: Path) -> float:
         return 0.0
 
 
-def _beat(path: Path, every_s: float, over: threading.Event) -> None:
-    while not over.wait(every_s):
+def _beat(held: Held, every_s: float, over: threading.Event) -> None:
+    while not over.wait(every_s) and held.look():  # another's lock is not to be kept alive
         with suppress(OSError):  # a shared file system may be away for a while
-            os.utime(path)
+            os.utime(held.path)
 
 
 def _world() -> str:

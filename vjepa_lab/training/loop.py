@@ -7,6 +7,7 @@ import torch
 from vjepa_lab import data as video
 from vjepa_lab.training import checkpoint, meters, provenance
 from vjepa_lab.training.health import CollapseAlarm, NotFinite
+from vjepa_lab.training.locks import Held
 from vjepa_lab.training.logbook import Log, Meter
 from vjepa_lab.training.processes import Interrupted, Stop
 from vjepa_lab.training.runs import Run, write_json
@@ -35,11 +36,13 @@ class Spent:
     processors_j: float = 0.0
 
 
-def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: Habits, watch) -> None:
+def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: Habits, watch, held: Held | None = None) -> None:
     """All steps from the last checkpoint on, `share` clips each in this process; then report.json.
 
     watch  is told of the beginning, each step and each record (`logbook.Bar`, `launch.Relay`)
-    Raises Interrupted after a signal, with everything saved; NotFinite with the batch kept for inspection; what the clips raise.
+    held   the lock on the folder, in the process that writes
+    Raises Interrupted after a signal, with everything saved; NotFinite with the batch kept for inspection; Locked, with nothing more
+    written, once another process has taken the folder over; what the clips raise.
     """
     size, team, device = trainer.size, trainer.team, trainer.device
     before, raised = restore(run, trainer)
@@ -52,6 +55,8 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
 
     def save() -> None:
         if team.first:
+            if held:
+                held.check()
             more = {"spent": asdict(so_far(before, meter, energy)), "alarms": alarm.raised}
             trainer.save(run.path / "last.pt", habits.keep, **more)
 
@@ -75,6 +80,8 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
                     energy.add()
                     alarm.look(record, warn=team.first)
                     if team.first:
+                        if held:
+                            held.check()
                         log(record)
                         watch.record(record)
                 if saving:  # a step whose record was checked: a checkpoint never holds a loss that is not finite
@@ -96,6 +103,8 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
             batches.close()
             if log:
                 log.close()
+    if held:
+        held.check()
     report(run, trainer, source, alarm, start, so_far(before, meter, energy))
 
 

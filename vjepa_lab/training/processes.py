@@ -196,7 +196,10 @@ def device_of(asked: torch.device | str | None = "auto", *, mps: bool = True) ->
     Raises ValueError if it is not there.
     """
     if asked not in (None, "auto"):
-        kind = torch.device(asked).type
+        try:
+            kind = torch.device(asked).type
+        except RuntimeError:  # a name that no kind of device has
+            kind = ""
         there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(kind, False)
         if not there:
             raise ValueError(f"device {str(asked)!r} is not available here; use 'auto' or 'cpu'")

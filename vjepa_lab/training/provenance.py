@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -14,18 +15,20 @@ import torch
 
 import vjepa_lab
 
-# Dense peak TFLOP/s in bf16 and (TF32 off) fp32, from NVIDIA's data sheets; the first name found in the device's counts.
+# Dense peak TFLOP/s in bf16 and (TF32 off) fp32, from NVIDIA's data sheets; the first name whose words the device's has counts.
 PEAKS = {
-    "H200": (989, 67), "H100 PCIe": (756, 51), "H100": (989, 67), "A100": (312, 19.5), "A40": (150, 37), "A30": (165, 10.3),
-    "A10": (125, 31), "L40S": (362, 91), "L4": (121, 30), "V100": (0, 15.7), "4090": (165, 83), "3090": (71, 36), "T4": (0, 8.1),
+    "GH200": (989, 67), "H200": (989, 67), "H100 PCIe": (756, 51), "H100": (989, 67), "A100": (312, 19.5), "A40": (150, 37),
+    "A30": (165, 10.3), "A10": (125, 31), "L40S": (362, 91), "L4": (121, 30), "V100": (0, 15.7), "4090": (165, 83), "3090": (71, 36),
+    "T4": (0, 8.1),
 }  # fmt: skip
+OTHER_RATES = re.compile(r"\b(Laptop|Max-Q|Ti|D|NVL)\b")  # what a name such as RTX 4090 Laptop adds to say that the rate is another one
 
 
 def versions() -> dict[str, str | int | None]:
     """What computes: this package with its commit, torch and what it stands on."""
     return {
         "vjepa_lab": vjepa_lab.__version__,
-        "git": git_state(Path(__file__).parent),
+        "git": git_state(Path(vjepa_lab.__file__).parent),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if torch.version.cuda else None,
@@ -103,4 +106,6 @@ def peak_tflops(device: torch.device, bf16: bool) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peaks[0 if bf16 else 1] or None for known, peaks in PEAKS.items() if known in name), None)
+    if OTHER_RATES.search(name):
+        return None
+    return next((peaks[0 if bf16 else 1] or None for known, peaks in PEAKS.items() if re.search(rf"\b{known}\b", name)), None)

@@ -57,7 +57,9 @@ class Run:
         """The last checkpoint, or the one before it (with a warning) if the last is damaged. Raises FileNotFoundError if there is none."""
         found = newest(self.path / "last.pt")
         if found is None:
-            raise FileNotFoundError(f"{self.path / 'last.pt'}: no checkpoint; run pretrain with the same arguments to train it")
+            done = self.path / "report.json"
+            first = f"the run is finished, but its weights were deleted; remove {done}, then " if done.exists() else ""
+            raise FileNotFoundError(f"{self.path / 'last.pt'}: no checkpoint; {first}run pretrain with the same arguments to train it")
         return found[1] if str(device) == "cpu" else load(found[0], device)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import math
 import shutil
 import urllib.error
 import urllib.request
@@ -14,9 +15,13 @@ from urllib.parse import urlparse
 import torch
 from tqdm.auto import tqdm
 
+from vjepa_lab.training import locks
+
 from .files import WeightsError
 
 CHUNK = 1 << 20
+VOID_AFTER_S = 120.0
+"""Silence after which a process of another machine has lost its download."""
 LOST = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
@@ -36,37 +41,46 @@ def fetch(
     """The file at `url`, in `folder` (by default torch.hub's), downloaded unless it is there.
 
     A download that stops is resumed, up to `attempts` times in one call and by the next call; the file gets its name only when it is
-    whole.
+    whole. Of several processes that want it one downloads, and the others wait for it.
     sha256  of the whole file, in hex; checked also where the file was there before
     Raises WeightsError when the server does not give the file, or the file is another one than `sha256` says.
     """
     folder = Path(folder) if folder else Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / (Path(urlparse(url).path).name or "weights")
-    folder.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
-        part = path.with_name(path.name + ".part")
-        for attempt in range(attempts):
-            try:
-                _go_on(url, part, timeout, progress)
-                break
-            except urllib.error.HTTPError as error:
-                raise WeightsError(
-                    f"{url}: the server answers {error.code} ({error.reason}); check the address, or pass a local path"
-                ) from None
-            except LOST as error:
-                if attempt + 1 == attempts:
-                    have = part.stat().st_size if part.exists() else 0
-                    reason = getattr(error, "reason", error)
-                    raise WeightsError(
-                        f"{url}: the download stopped after {have:,} bytes ({reason}); the same call goes on from there"
-                    ) from None
-        if sha256:
-            check(part, sha256, url)
-        part.replace(path)
-        _tag(part).unlink(missing_ok=True)
-    elif sha256:
+        how = {"patience_s": math.inf, "void_after_s": VOID_AFTER_S, "option": "folder="}
+        with locks.hold(folder, name=path.name + ".lock", **how) as held:
+            if not path.is_file():  # which another process may have made by now
+                _whole(url, path, sha256, attempts, timeout, progress, held)
+                return path
+    if sha256:
         check(path, sha256, url)
     return path
+
+
+def _whole(url: str, path: Path, sha256: str | None, attempts: int, timeout: float, progress: bool, held: locks.Held) -> None:
+    """Download, check, and give the file its name."""
+    part = path.with_name(path.name + ".part")
+    for attempt in range(attempts):
+        try:
+            _go_on(url, part, timeout, progress, held)
+            break
+        except urllib.error.HTTPError as error:
+            raise WeightsError(
+                f"{url}: the server answers {error.code} ({error.reason}); check the address, or pass a local path"
+            ) from None
+        except LOST as error:
+            if attempt + 1 == attempts:
+                have = part.stat().st_size if part.exists() else 0
+                reason = getattr(error, "reason", error)
+                raise WeightsError(
+                    f"{url}: the download stopped after {have:,} bytes ({reason}); the same call goes on from there"
+                ) from None
+    if sha256:
+        check(part, sha256, url)
+    held.check()
+    part.replace(path)
+    _tag(part).unlink(missing_ok=True)
 
 
 def digest(path: Path) -> str:
@@ -91,7 +105,7 @@ def _tag(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _go_on(url: str, part: Path, timeout: float, progress: bool) -> None:
+def _go_on(url: str, part: Path, timeout: float, progress: bool, held: locks.Held) -> None:
     """Download what `part` lacks; all of it where the server cannot resume, or has another version by now."""
     have, version = part.stat().st_size if part.exists() else 0, None
     if have and _tag(part).exists():
@@ -108,7 +122,7 @@ def _go_on(url: str, part: Path, timeout: float, progress: bool) -> None:
         if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
             return
         part.unlink()
-        return _go_on(url, part, timeout, progress)
+        return _go_on(url, part, timeout, progress, held)
     with response:
         resumed = response.status == 206
         have = have if resumed else 0
@@ -122,6 +136,7 @@ def _go_on(url: str, part: Path, timeout: float, progress: bool) -> None:
         with bar, part.open("ab" if resumed else "wb") as file:
             got = 0
             while chunk := response.read(CHUNK):
+                held.check()
                 file.write(chunk)
                 got += len(chunk)
                 bar.update(len(chunk))
