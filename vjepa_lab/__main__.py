@@ -241,7 +241,8 @@ def data_check(parser):
     from .data.check import check
 
     offer(parser, check)
-    parser.add_argument("--manifest", type=Path, help="where the manifest goes, .csv or .parquet; default manifest.csv in ROOT, checked.csv where one is there")
+    where = "where the table goes, .csv or .parquet; default manifest.csv in ROOT, checked.csv where one is there"
+    parser.add_argument("--manifest", type=Path, help=where)
 
     def call(manifest=None, **options):
         report = check(**options)
