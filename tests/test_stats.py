@@ -186,6 +186,13 @@ def test_seed_pairs_give_the_t_interval_and_cancel_what_seeds_share():
     assert out["p"] == pytest.approx(expected.pvalue) and (out["lo"], out["hi"]) == pytest.approx(tuple(expected.confidence_interval()))
 
 
+def test_a_missing_name_and_an_empty_one_are_the_same():
+    rows = table({"baseline": [30.0, 32.0, 31.0], "ld": [31.0, 34.0, 33.0]}).assign(probe_seed=0)
+    rows["edition"] = [np.nan, "", np.nan] * 2
+    out = stats.compare(rows)
+    assert len(out) == 1 and out.iloc[0]["seeds"] == 3 and out.iloc[0]["delta"] == pytest.approx(5 / 3)
+
+
 def test_probe_seeds_are_no_seeds():
     rows = table({"baseline": [30.0, 32.0], "ld": [31.0, 34.0]}).assign(probe_seed=0)
     again = rows.assign(probe_seed=1, value=rows["value"] + np.where(rows["variant"].eq("ld"), 1.0, 0.0))

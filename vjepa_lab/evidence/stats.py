@@ -103,7 +103,8 @@ def adjusted_apart(table: pd.DataFrame, adjust: Callable = benjamini_hochberg) -
 def _arrays(df: pd.DataFrame, keys: Sequence[str]) -> dict[tuple, dict[str, np.ndarray]]:
     """The columns of each group of rows, in the table's order: a DataFrame for each would take most of the time of a comparison."""
     columns = {name: df[name].to_numpy() for name in df}
-    place = df.groupby(list(keys), dropna=False, sort=False).ngroup().to_numpy()
+    names = df[list(keys)].astype(object).fillna("").astype(str)  # missing names compare equal, as in `_key`
+    place = names.groupby(list(keys), sort=False).ngroup().to_numpy()
     order = np.argsort(place, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(place[order])) + 1) if len(order) else []
     groups = ({name: values[part] for name, values in columns.items()} for part in parts)

@@ -53,8 +53,8 @@ def tradeoffs(
     compared: `stats.compare(results.select(df, regime=..., benchmarks=...), against, baseline_seed=...)` where it is at hand, which is most
     of the work.  sort: "mean", a benchmark's name, or "given" (the table's own order).  intervals: whether whiskers are drawn.
     `paper=True` gives a print-quality matplotlib Figure of `column` width ("single", "double"), `interactive=False` the same for the
-    screen, otherwise a plotly Figure; `plain=True` what that Figure is made of, {"data": ..., "layout": ...}, in a quarter of the time.
-    Raises ValueError naming what the table holds when nothing is left to draw.
+    screen, otherwise a plotly Figure; `plain=True` what that Figure is made of, {"data": ..., "layout": ...}, unchecked, in less than half
+    the time. Raises ValueError naming what the table holds when nothing is left to draw.
     """
     if compared is None:
         compared = _comparisons(df, against, regime, benchmarks, variants, sources, baseline_seed)
@@ -194,9 +194,14 @@ def _notes(panels: dict[str, pd.DataFrame], against: str) -> list[str]:
 
 def _base(benchmark: str, rows: pd.DataFrame) -> str:
     """The baseline's accuracy on a benchmark; from where to where, if other variants meet it on other seeds."""
-    low, high, mark = rows["base"].min(), rows["base"].max(), DAGGER * bool(rows["base_flag"].iloc[0])
-    span = f"{low:.2f} %{mark}" if high - low < 0.005 else f"{low:.2f} to {high:.2f} %{mark} as seeds pair up"
-    return f"{benchmark} {span}"
+    span, mark = base_span(rows), DAGGER * bool(rows["base_flag"].iloc[0])
+    return f"{benchmark} {span} %{mark}" + " as seeds pair up" * (" to " in span)
+
+
+def base_span(comparisons: pd.DataFrame, digits: int = 2) -> str:
+    """What the baseline reached, or from where to where: variants that meet it on other seeds meet another mean."""
+    ends = (f"{end:.{digits}f}" for end in (comparisons["base"].min(), comparisons["base"].max()))
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _left_out(

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ..evidence.stats import UNTRAINED
+from .bars import base_span
 from .style import INK, PALETTE, RULE, WIDTH, footnote, look, named_rows, new_figure
 
-UNTRAINED = "random-init"
 SURE, OPEN = PALETTE[1], "#8a929b"
 WIDE = 10.0
 "Inches of a page on its side, where a study has more than four benchmarks."
@@ -32,7 +33,7 @@ def forest(found: pd.DataFrame, against: str = "baseline", *, title: str = "", o
         fig, axes = new_figure(width, 0.155 * len(lines) + 1.25, 1, len(benchmarks), sharey=True)
         for ax, benchmark in zip(axes[0], benchmarks, strict=True):
             rows = found[found["benchmark"].eq(benchmark)].set_index("variant").reindex(lines)
-            _panel(ax, rows, f"{benchmark}\n{against} {rows['base'].mean():.1f} %")
+            _panel(ax, rows, f"{benchmark}\n{against} {base_span(rows, 1)} %")
         axes[0][0].set_yticks(range(len(lines)), lines)
         axes[0][0].set_ylim(len(lines) - 0.4, -0.6)
         for label in axes[0][0].get_yticklabels():
