@@ -335,7 +335,14 @@ def test_seeds_are_no_independent_evidence():
     found = alignment.predictions(watched, pd.concat(rows).assign(**about), draws=100, names=("cosine",))
     assert len(found) == worlds and set(found["points"]) == {variants * seeds}
     assert (found["p"] < 0.05).mean() < 0.15
-    assert (found["lo"] > 0).mean() + (found["hi"] < 0).mean() < 0.3  # a bootstrap over six variants is somewhat too narrow
+    assert (found["lo"] > 0).mean() + (found["hi"] < 0).mean() < 0.15
+
+
+def test_a_perfect_order_of_few_variants_has_an_interval():
+    watched, rows = study(1.0, variants=4, seeds=1)
+    found = alignment.predictions(alignment.averages(watched), rows, draws=50)
+    perfect = found[found["rho"].abs().gt(1 - 1e-9)]
+    assert len(perfect) and (perfect["lo"] < 0).all() and (perfect["hi"] > 0).all()
 
 
 def test_four_variants_with_unequal_seeds_prove_nothing():

@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 
 from vjepa_lab import data as video
 from vjepa_lab.analysis import gradients as g
-from vjepa_lab.evidence import results, stats
+from vjepa_lab.evidence import results
+from vjepa_lab.evidence.stats import dealt_out, rank_ends
 from vjepa_lab.masks import MultiBlock
 from vjepa_lab.model import VJEPA
 from vjepa_lab.objective import Loss
@@ -310,8 +311,8 @@ def predictions(
     """How well each predictor foretells the benefit of the auxiliaries: rank correlation over variants x seeds, per benchmark.
 
     averaged: of `averages`, or any table of its columns with metrics `names`;  rows: probe results (`results.load`), of which top-1 counts,
-    benchmarks ending in /LABEL. A variant's seeds are no independent evidence, so intervals resample variants, then seeds, and p-values
-    permute whole variants (in every order of up to 8).
+    benchmarks ending in /LABEL. A variant's seeds are no independent evidence, so intervals resample variants, then seeds (no
+    narrower than `stats.rank_ends` over variants), and p-values permute whole variants (in every order of up to 8).
     Columns benchmark, predictor, rho, lo, hi, p, partial (with the norm ratio held fixed), variants, seeds, points; the predictor
     "neutral utility - cosine" is the pre-registered comparison. Benchmarks with fewer than 4 variants are left out; if none is left,
     ValueError.
@@ -348,11 +349,18 @@ def _correlations(points: pd.DataFrame, draws: int, seed: int) -> list[dict]:
     rows = []
     for i, name in enumerate(names):
         held = _partial(points, name) if "norm ratio" in names and name != "norm ratio" else np.nan
-        rows.append({"predictor": name, "rho": whole[i]} | _ends(boot[:, i]) | {"p": p[i], "partial": held} | about)
+        ends = _wide_enough(whole[i], boot[:, i], len(blocks))
+        rows.append({"predictor": name, "rho": whole[i]} | ends | {"p": p[i], "partial": held} | about)
     if {"cosine", "neutral utility"} <= set(names):
         a, b = names.index("neutral utility"), names.index("cosine")
         rows.append({"predictor": DIFFERENCE, "rho": whole[a] - whole[b]} | _ends(boot[:, a] - boot[:, b]) | about)
     return rows
+
+
+def _wide_enough(rho: float, boot: np.ndarray, variants: int) -> dict[str, float]:
+    """Ends of the bootstrap, and no narrower than as many single variants have: a perfect order stays perfect however it is resampled."""
+    drawn, (lo, hi) = _ends(boot), rank_ends(rho, variants)
+    return {"lo": min(drawn["lo"], lo), "hi": max(drawn["hi"], hi)}
 
 
 DIFFERENCE = "neutral utility - cosine"
@@ -360,9 +368,9 @@ DIFFERENCE = "neutral utility - cosine"
 
 def _dealt(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Spearman correlations [orders columns - 1] of the columns of points [v s columns] with the last one, the benefit, as it was measured
-    and dealt to other variants (`stats.dealt_out`)."""
+    and dealt to other variants (`dealt_out`)."""
     count = len(points)
-    orders = stats.dealt_out(count, rng)
+    orders = dealt_out(count, rng)
     ranks = _unit_ranks(points.reshape(-1, points.shape[-1]))
     return ranks[:, -1].reshape(count, -1)[orders].reshape(len(orders), -1) @ ranks[:, :-1]
 

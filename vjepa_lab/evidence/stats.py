@@ -370,11 +370,16 @@ def correlation(x, y, orders: int = ORDERS, seed: int = 0, confidence: float = 0
         return Interval(np.nan, -1.0, 1.0, 1.0)
     x, y = (each / np.linalg.norm(each) for each in (x, y))
     rho = float(x @ y)
-    near = np.clip(rho, -1 + 12 / (count * (count**2 - 1)), 1 - 12 / (count * (count**2 - 1)))
-    half = sps.norm.ppf(0.5 + confidence / 2) * np.sqrt((1 + near**2 / 2) / (count - 3))
-    lo, hi = np.tanh(np.arctanh(near) + np.array([-half, half]))
     dealt = np.abs(y[dealt_out(count, np.random.default_rng(seed), orders)] @ x)
-    return Interval(rho, float(min(lo, rho)), float(max(hi, rho)), float((dealt >= abs(rho) - 1e-9).mean()))
+    return Interval(rho, *rank_ends(rho, count, confidence), float((dealt >= abs(rho) - 1e-9).mean()))
+
+
+def rank_ends(rho: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Ends of the interval of a rank correlation over `count` >= 4 independent pairs: see `correlation`."""
+    most = 1 - 12 / (count * (count**2 - 1))
+    near = np.clip(rho, -most, most)
+    half = sps.norm.ppf(0.5 + confidence / 2) * np.sqrt((1 + near**2 / 2) / (count - 3))
+    return float(min(np.tanh(np.arctanh(near) - half), rho)), float(max(np.tanh(np.arctanh(near) + half), rho))
 
 
 def dealt_out(count: int, rng: np.random.Generator, most: int = ORDERS) -> np.ndarray:
