@@ -283,7 +283,7 @@ def load(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
         if not (path / FILE).exists():
             raise FileNotFoundError(f"{path / FILE}: this run was not watched; pretrain it with probe=alignment.Watch(...)")
         about = results.config(path)
-        facts = {key: about.get(key) for key in ("variant", "edition", "seed")}
+        facts = {key: about.get(key) for key in ("variant", "edition", "seed")} | {"pretrain": about.get("data")}
         smoke = about.get("preset", {}).get("steps", 0) < results.SMOKE_STEPS
         tables.append(pd.read_csv(path / FILE).assign(run=path.name, smoke=smoke, **facts))
     return pd.concat(tables, ignore_index=True)

@@ -35,6 +35,8 @@ from vjepa_lab.presets import Preset, preset
 from vjepa_lab.training.meters import energy_meter, peak_memory
 
 PHASES = ("data", "forward", "backward", "optimiser")
+ABOUT = ("device", "bf16", "batch", "mode", "data", "encoder")
+"""What the rows of one table of fine-tuning steps share."""
 CLASSES = 101
 """Outputs of the linear classifier, as UCF-101 has."""
 
@@ -172,7 +174,8 @@ def finetuning(
     data      "": random clips, so that compute is measured; else a data set, so that decoding is in `data_ms`
     energy_s  seconds of steps behind each energy reading, of the first encoder; 0: none
     Columns: objective, resolution, frames, tokens, batch, block, ms (median of the rounds), PHASES_ms, clips_per_s, tokens_per_s,
-    gflop (of one clip), tflop_per_s, memory_mb (peak; `meters.peak_memory`), joule_per_clip (nan where the machine does not tell).
+    gflop (of one clip), tflop_per_s, memory_mb (peak; `meters.peak_memory`), joule_per_clip (nan where the machine does not tell), and
+    what was measured: ABOUT, of which `encoder` is its size.
     """
     from vjepa_lab.bench import interleaved
 
@@ -195,7 +198,9 @@ def finetuning(
                                 | {"ms": float(np.median(ms))} | dict(zip([f"{p}_ms" for p in PHASES], phases, strict=True))
                                 | about[shape][name])  # fmt: skip
                 bar.update()
+    about = f"{first.depth} blocks of width {first.dim}, patch {first.patch}"
     table = pd.DataFrame(rows).assign(batch=batch, device=device_name(device), bf16=bf16, mode=mode, data=data or "random clips")
+    table["encoder"] = about
     per_clip = work(first, mode)
     table["gflop"] = [per_clip(n) / 1e9 for n in table["tokens"]]
     table["clips_per_s"] = 1e3 * batch / table["ms"]
@@ -272,13 +277,21 @@ def pretraining(
 
 
 def summary(table: pd.DataFrame, by: Sequence[str] = ("objective", "frames", "resolution")) -> pd.DataFrame:
-    """Medians over blocks of every number, and the 95 % interval of the time (t, on its logarithm, over blocks); small clips first."""
+    """Medians over blocks of every number, and the 95 % interval of the time (t, on its logarithm, over blocks); small clips first.
+
+    What was measured (ABOUT) stays as it is in `table`.
+    """
     by = list(by)
     out = table.groupby(by, sort=False).median(numeric_only=True).drop(columns="block")
     ends = table.groupby(by, sort=False)["ms"].agg(_interval)
     out["lo"], out["hi"] = ends.str[0], ends.str[1]
-    out = out.assign(blocks=table.groupby(by, sort=False).size()).reset_index()
+    out = out.assign(blocks=table.groupby(by, sort=False).size()).reset_index().assign(**_about(table))
     return out.sort_values([name for name in ("frames", "resolution") if name in by], kind="stable", ignore_index=True)
+
+
+def _about(table: pd.DataFrame) -> dict:
+    """What every row of a table of fine-tuning steps shares."""
+    return {name: table[name].iloc[0] for name in ABOUT if name in table}
 
 
 def _interval(ms: pd.Series) -> tuple[float, float]:
@@ -335,8 +348,8 @@ def _exponent(n: np.ndarray, fit: np.ndarray) -> np.ndarray:
 def equivalence(table: pd.DataFrame, against: str = "baseline", margin: float = 2.0) -> pd.DataFrame:
     """Does a step's time depend on the objective? Two one-sided tests per objective and shape against +-`margin` percent, over blocks.
 
-    Columns objective, frames, resolution, difference (percent), lo, hi (90 %), p, equivalent, blocks. All are equivalent together at 5 %
-    when each one is (intersection-union): no correction is needed for that claim.
+    Columns objective, frames, resolution, difference (percent), lo, hi (90 %), p, equivalent, blocks, ABOUT. All are equivalent
+    together at 5 % when each one is (intersection-union): no correction is needed for that claim.
     Raises ValueError without the reference objective or with fewer than 3 blocks.
     """
     wide = table.pivot_table(values="ms", index=["frames", "resolution", "block"], columns="objective", sort=False)
@@ -349,7 +362,7 @@ def equivalence(table: pd.DataFrame, against: str = "baseline", margin: float = 
             found = stats.tost(part[name].to_numpy(), margin)
             rows.append({"objective": name, "frames": frames, "resolution": resolution, "difference": float(found.value)}
                         | {"lo": float(found.lo), "hi": float(found.hi), "p": found.p, "blocks": len(part)})  # fmt: skip
-    return pd.DataFrame(rows).assign(equivalent=lambda r: r["p"] < 0.05, margin=margin)
+    return pd.DataFrame(rows).assign(equivalent=lambda r: r["p"] < 0.05, margin=margin, **_about(table))
 
 
 def verdict(equal: pd.DataFrame, model: pd.DataFrame, smoke: bool = False) -> str:

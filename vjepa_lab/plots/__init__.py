@@ -12,7 +12,7 @@ from .motion import motion
 from .representation import halves, likeness, representation
 from .retention import retention
 from .robustness import elsewhere, robustness, severities, shifted_on_clean
-from .style import save
+from .style import encoders_note, save
 from .tables import Table, result_table, text_table
 from .throughput import pretraining_cost, same_speed, step_split, throughput
 
@@ -29,6 +29,7 @@ __all__ = [
     "diagram",
     "effects",
     "elsewhere",
+    "encoders_note",
     "energy",
     "error_maps",
     "forest",

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..evidence import stats
-from .style import INK, PALETTE, RULE, WIDTH, footnote, look, new_figure
+from .style import INK, PALETTE, RULE, WIDTH, encoders_note, footnote, look, new_figure
 
 LINES = {"cosine": (PALETTE[0], "-"), "adam": (PALETTE[1], "-"), "plain cosine": ("#9aa0a6", "--")}
 MEANING = {
@@ -20,7 +20,7 @@ SMOKE = "Smoke size: only shows that it runs."
 
 
 def _notes(table: pd.DataFrame, said: Sequence[str]) -> list[str]:
-    return [*said, *([SMOKE] if table.get("smoke", pd.Series(dtype=bool)).any() else [])]
+    return [*said, encoders_note(table), *([SMOKE] if table.get("smoke", pd.Series(dtype=bool)).any() else [])]
 
 
 def _over_seeds(part: pd.DataFrame) -> pd.DataFrame:
@@ -158,10 +158,10 @@ def energy(df: pd.DataFrame, *, term: str = "auxiliaries", paper: bool = False, 
     return fig
 
 
-def foretold(found: pd.DataFrame, *, smoke: bool = False, paper: bool = False, column: str = "single"):
+def foretold(found: pd.DataFrame, *, note: str = "", smoke: bool = False, paper: bool = False, column: str = "single"):
     """The test of the theory: rank correlation of each predictor with the benefit, its 95 % interval, a panel per benchmark.
 
-    found: rows of `alignment.predictions`. Returns a matplotlib Figure.
+    found: rows of `alignment.predictions`;  note: put under the figure, such as an `encoders_note`. Returns a matplotlib Figure.
     """
     names, marks = list(dict.fromkeys(found["predictor"])), list(dict.fromkeys(found["benchmark"]))
     side = column == "double"
@@ -185,9 +185,9 @@ def foretold(found: pd.DataFrame, *, smoke: bool = False, paper: bool = False, c
         axes.flat[len(marks) // 2 if side else -1].set_xlabel("rank correlation with the gain")
         first = found.iloc[0]
         count = f"{first['variants']} variants x {first['seeds']} seed{'s' * int(first['seeds'] != 1)}"
-        note = f"Spearman, gain over the baseline; {count}, intervals resample variants, then seeds."
+        legend = f"Spearman, gain over the baseline; {count}, intervals resample variants, then seeds."
         orange = " Orange: the pre-registered comparison, expected above 0." * any(" - " in name for name in names)
-        footnote(fig, [note + orange, *([SMOKE] if smoke else [])])
+        footnote(fig, [legend + orange, note, *([SMOKE] if smoke else [])])
     return fig
 
 

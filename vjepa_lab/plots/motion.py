@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from ..analysis.changes import over_seeds
-from .style import INK, PALETTE, WIDTH, footnote, look, named_rows, new_figure
+from .style import INK, PALETTE, WIDTH, encoders_note, footnote, look, named_rows, new_figure
 
 MARKERS = {"attentive-released": "o", "attentive": "D", "linear": "s"}
 TRAINED, UNTRAINED, STOPPED, PIXELS, PRINTED = PALETTE[0], PALETTE[3], PALETTE[5], PALETTE[2], PALETTE[1]
@@ -40,7 +40,7 @@ def motion(rows: pd.DataFrame, printed: pd.DataFrame | None = None, *, chance: f
             named_rows(ax, len(lines))
         axes[0][0].set_yticks(range(len(lines)), lines)
         fig.legend(handles=_legend(table, printed), loc="outside upper center", ncols=4, columnspacing=1.2, handletextpad=0.4)
-        footnote(fig, _notes(table, chance) + PRINT_NOTE * bool(print_lines))
+        footnote(fig, [*_notes(table, chance), encoders_note(own), *PRINT_NOTE * bool(print_lines)])
     return fig
 
 

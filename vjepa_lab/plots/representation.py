@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..analysis.changes import over_seeds
 from .retention import SHADES
-from .style import INK, PALETTE, RULE, WIDTH, colours, footnote, look, named_rows, new_figure
+from .style import INK, PALETTE, RULE, WIDTH, colours, encoders_note, footnote, look, named_rows, new_figure
 
 TITLES = {
     "rankme": "effective rank (RankMe)",
@@ -47,7 +47,7 @@ def representation(rows: pd.DataFrame, metrics: Sequence[str] | None = None, *, 
             ax.set_visible(False)
         handles, labels = axes.flat[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside upper center", ncols=min(5, len(labels)), columnspacing=1.2)
-        footnote(fig, [_seen(own), *_notes(table)])
+        footnote(fig, [f"{_seen(own)} {encoders_note(own)}", *_notes(table)])
     return fig
 
 
@@ -77,7 +77,7 @@ def likeness(rows: pd.DataFrame, against: str = "baseline", *, within: Sequence[
         for ax, name in zip(axes[0][1:], names, strict=True):
             _matrix(ax, inside[inside["variant"].eq(name)], name)
         says = f"CKA: 1 for a rotated copy, 0 for nothing shared; debiased. {_seen(inside)} Right: blocks of one encoder."
-        footnote(fig, [says, *_notes(between)])
+        footnote(fig, [f"{says} {encoders_note(own)}", *_notes(between)])
     return fig
 
 
@@ -104,9 +104,8 @@ def halves(rows: pd.DataFrame, *, paper: bool = False):
         axes[0][0].set_yticks(range(len(lines)), lines)
         handles = [handle for ax in axes[0][[0, 2]] for handle in zip(*ax.get_legend_handles_labels(), strict=True)]
         fig.legend(*zip(*handles, strict=True), loc="outside upper center", ncols=4, columnspacing=1.2, handletextpad=0.4)
-        footnote(
-            fig, [f"Scores: accuracy corrected for chance, 0 guessing, 1 perfect; {table['n'].max():,.0f} test clips.", *_notes(table)]
-        )
+        says = f"Scores: accuracy corrected for chance, 0 guessing, 1 perfect; {table['n'].max():,.0f} test clips."
+        footnote(fig, [f"{says} {encoders_note(rows)}", *_notes(table)])
     return fig
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.changes import factor_changes, over_seeds
-from .style import INK, WIDTH, footnote, look, new_figure
+from .style import INK, WIDTH, encoders_note, footnote, look, new_figure
 
 KINDS = ("appearance", "place", "dynamics")
 SHADES = ("#f7f5f0", "#cfe3da", "#8fcfbb", "#4a8fa0", "#1f3a5f")
@@ -28,7 +28,7 @@ def retention(rows: pd.DataFrame, against: str = "baseline", *, paper: bool = Fa
     lines = list(dict.fromkeys(table["line"]))
     factors = [f for kind in KINDS for f in dict.fromkeys(table.loc[table["kind"].eq(kind), "factor"])]
     draw = _matplotlib if paper else _plotly
-    return draw(table, lines, factors, _notes(table, bool(marks), against))
+    return draw(table, lines, factors, [*_notes(table, bool(marks), against), *filter(None, [encoders_note(rows)])])
 
 
 def _marks(rows: pd.DataFrame, against: str) -> dict[tuple[str, str], str]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..analysis.changes import over_seeds
 from ..analysis.shifts import KINDS, Line
-from .style import INK, PALE, PALETTE, RULE, WIDTH, footnote, look, named_rows, new_figure
+from .style import INK, PALE, PALETTE, RULE, WIDTH, encoders_note, footnote, look, named_rows, new_figure
 
 PARTS = {
     "all": ("Z, all channels", PALETTE[0], "o"),
@@ -117,15 +117,7 @@ def _notes(own: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         f"Marks: mean over shifts and severities (mPC), {own['n'].max():,.0f} test clips; lines: 95 % intervals {_basis(table['seeds'])}."
     )
     note += " Dotted: what naming the largest class reaches."
-    return [f"{note} {_whose(own)}"] + ["Pale: demonstration size, not evidence."] * bool(table["smoke"].any())
-
-
-def _whose(rows: pd.DataFrame) -> str:
-    """Which encoders these are: their size, as the runs are named, and what they were pretrained on."""
-    sizes = rows["run"].dropna().astype(str).str.extract(r"-([a-z]+)-s\d+$")[0].dropna().unique()
-    seen = rows["pretrain"].dropna().unique()
-    size = f"{' and '.join(sizes)} size, " if len(sizes) else ""
-    return f"Encoders: {size}pretrained on {', '.join(map(str, seen))}."
+    return [f"{note} {encoders_note(own)}"] + ["Pale: demonstration size, not evidence."] * bool(table["smoke"].any())
 
 
 # ----------------------------------------------------------------------------------------------------------------------- severities
@@ -160,7 +152,7 @@ def severities(rows: pd.DataFrame, label: str, part: str = "all", *, columns: in
         note = f"{label}, {PARTS[part][0]}, {own['n'].max():,.0f} test clips; bars: 95 % intervals {_basis(table['seeds'])}."
         note += " Dotted: largest class."
         more = " * the shift changes the motion itself." * bool(table["truth"].eq("changed").any())
-        footnote(fig, [f"{note}{more} {_whose(own)}"] + ["Demonstration size, not evidence."] * bool(table["smoke"].any()))
+        footnote(fig, [f"{note}{more} {encoders_note(own)}"] + ["Demonstration size, not evidence."] * bool(table["smoke"].any()))
     return fig
 
 
@@ -184,11 +176,16 @@ def _by_severity(ax, table: pd.DataFrame, variants: list[str], shift: str) -> No
 
 
 def shifted_on_clean(
-    lines: Mapping[tuple[str, str], Line], *, kinds: tuple[str, ...] = ("appearance", "codec", "temporal"), paper: bool = False
+    lines: Mapping[tuple[str, str], Line],
+    *,
+    kinds: tuple[str, ...] = ("appearance", "codec", "temporal"),
+    note: str = "",
+    paper: bool = False,
 ):
     """Shifted against clean accuracy of every encoder on logit axes, a panel per label and kind: the fitted line with its 95 % band.
 
-    lines: of `robustness.lines`. A variant off the line (after correction) has a ring and its name. Hollow: not fitted (untrained).
+    lines: of `robustness.lines`.  note: put under the figure, such as an `encoders_note`.
+    A variant off the line (after correction) has a ring and its name. Hollow: not fitted (untrained).
     Returns a matplotlib Figure. Raises ValueError when there is no line of these kinds.
     """
     chosen = {key: found for key, found in lines.items() if key[1] in kinds}
@@ -209,8 +206,8 @@ def shifted_on_clean(
         faces = [PALETTE[i % len(PALETTE)] if name in fitted else "white" for i, name in enumerate(variants)]
         handles = [_mark(name, MARKS[i % len(MARKS)], face) for i, (name, face) in enumerate(zip(variants, faces, strict=True))]
         fig.legend(handles=handles, loc="outside upper center", ncols=6, columnspacing=1.2, handletextpad=0.4)
-        note = "Logit axes. Line: least squares over the means of trained variants with its 95 % band; dashed: no fall."
-        footnote(fig, [note + " Hollow: untrained, not fitted. Ringed: off the line of the other variants after correction."])
+        legend = "Logit axes. Line: least squares over the means of trained variants with its 95 % band; dashed: no fall."
+        footnote(fig, [legend + " Hollow: untrained, not fitted. Ringed: off the line of the other variants after correction.", note])
     return fig
 
 
@@ -278,7 +275,8 @@ def elsewhere(rows: pd.DataFrame, *, paper: bool = False):
             ax.set_xlabel(what)
         few, many = (f"{x:,.0f}" for x in (rows["n"].min(), rows["n"].max()))
         count = few if few == many else f"{few} to {many}"
-        notes = [f"{count} test clips; lines: 95 % intervals {_basis(table['seeds'])}. Dotted: chance or the largest class. {_whose(rows)}"]
+        basis = f"{count} test clips; lines: 95 % intervals {_basis(table['seeds'])}."
+        notes = [f"{basis} Dotted: chance or the largest class. {encoders_note(rows)}"]
         notes += ["Pale: demonstration size, not evidence."] * bool(table["smoke"].any())
         footnote(fig, notes + [f"Note: {text}." for text in sorted(set(rows.get("note", pd.Series(dtype=object)).dropna()) - {""})])
     return fig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
@@ -122,16 +123,27 @@ def named_rows(ax, count: int = 0) -> None:
 
 def footnote(figure, lines: Sequence[str], size: float = 6.2) -> None:
     """Small notes under everything else, wrapped to the figure's width."""
-    if not lines:
+    if not any(lines):
         return
     width, height = figure.get_size_inches()
     import matplotlib as mpl
 
     letter = 0.43 if "STIXGeneral" in mpl.rcParams["font.family"] else 0.54  # mean width in em
-    wrapped = [part for line in lines for part in textwrap.wrap(line, int(width * 72 / (letter * size)))]
+    wrapped = [part for line in filter(None, lines) for part in textwrap.wrap(line, int(width * 72 / (letter * size)))]
     share = (len(wrapped) * size * 1.25 + 4) / 72 / height
     figure.get_layout_engine().set(rect=(0, share, 1, 1 - share))
     figure.text(0.01, 2 / 72 / height, "\n".join(wrapped), size=size, va="bottom", ha="left", color="#555555", linespacing=1.2)
+
+
+def encoders_note(rows) -> str:
+    """Which encoders a table's rows speak of, as a note under its figure: their size, as the runs are named, and what they were trained on.
+
+    rows: a table with the columns `run` and `pretrain`, as studies make them. Returns "" where neither tells anything.
+    """
+    runs, seen = (rows[name].dropna().astype(str).unique() if name in rows else [] for name in ("run", "pretrain"))
+    sizes = dict.fromkeys(end[1] for run in runs if (end := re.search(r"-([^-]+)-s\d+$", run)))
+    parts = [f"{' and '.join(sizes)} size"] * bool(len(sizes)) + [f"pretrained on {', '.join(seen)}"] * bool(len(seen))
+    return f"Encoders: {', '.join(parts)}." if parts else ""
 
 
 def save(figure, path: str | Path, formats: Iterable[str] | None = None) -> list[Path]:

@@ -14,8 +14,10 @@ MARKS = "osD^vP"
 
 
 def _where(table: pd.DataFrame) -> str:
+    """Machine, precision, batch and, where the table tells, the encoder and its clips."""
     first = table.iloc[0]
-    return f"{first['device']}, {'bf16' if first['bf16'] else 'fp32'}, batch {first['batch']}"
+    machine = f"{first['device']}, {'bf16' if first['bf16'] else 'fp32'}, batch {first['batch']}"
+    return machine + (f"; encoders of {first['encoder']}, on {first['data']}" if "encoder" in first else "")
 
 
 def throughput(table: pd.DataFrame, summed: pd.DataFrame, model: pd.DataFrame, *, smoke: bool = False, interactive: bool = True,
@@ -62,7 +64,7 @@ def throughput(table: pd.DataFrame, summed: pd.DataFrame, model: pd.DataFrame, *
             f"{m} {n}" for m, n in zip(("circle", "square", "diamond", "triangle", "triangle down", "plus"), names, strict=False)
         )
         blocks = summed["blocks"].min()
-        notes = [f"{_where(table)}; medians and 95 % intervals over {blocks} blocks. Objectives: {marks}."]
+        notes = [f"{_where(table)}.", f"Medians and 95 % intervals over {blocks} blocks. Objectives: {marks}."]
         notes.append("Left, line: log(c0 + a N + b N²) fitted.")
         notes.append("Middle: solid, of the measured time with its 95 % band; dashed, of the FLOPs.")
         footnote(fig, [*notes, *([SMOKE] if smoke else [])])
@@ -108,7 +110,7 @@ def step_split(summed: pd.DataFrame, *, smoke: bool = False, paper: bool = False
             ax.set_xlabel("resolution (pixels)")
         axes[0, 0].set_ylabel("share of the step (%)")
         fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-        footnote(fig, [SMOKE] if smoke else [])
+        footnote(fig, [f"{_where(summed)}. Medians over {summed['blocks'].min()} blocks, means over objectives."] + [SMOKE] * smoke)
     return fig
 
 
@@ -133,7 +135,7 @@ def same_speed(equal: pd.DataFrame, *, smoke: bool = False, paper: bool = False,
         ax.set_xlabel("time of a step against the baseline's encoder (%)")
         ax.tick_params(axis="y", length=0)
         note = f"90 % intervals over {rows['blocks'].min()} blocks; band: ±{margin:g} %. Filled: within it (two one-sided tests, 5 %)."
-        footnote(fig, [note, *([SMOKE] if smoke else [])])
+        footnote(fig, [f"{_where(rows)}.", note, *([SMOKE] if smoke else [])])
     return fig
 
 
