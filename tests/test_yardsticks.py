@@ -1,6 +1,7 @@
 """What a number has to beat: every predictor in one table, intervals over what was really sampled."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats as sps
 
@@ -52,6 +53,21 @@ def test_a_trained_run_and_its_own_sources(tmp_path):
     run = vl.pretrain("baseline", source[0], "smoke", runs=tmp_path, progress=False)
     table = baselines(source, run, "shape", progress=False)
     assert table["predictor"].iloc[-1] == run.name and table["recording_lo"].isna().all() and (table["n"] == 40).all()
+
+
+def test_several_labels_are_read_off_in_one_pass(tmp_path, monkeypatch):
+    source = [data.open("synthetic", split, frames=8, size=32, n=40, cache="memory") for split in ("train", "test")]
+    run = vl.pretrain("baseline", source[0], "smoke", runs=tmp_path, progress=False)
+    alone = [baselines(source, run, label, progress=False) for label in ("shape", "motion")]
+    passes, loader = [], data.loader
+    monkeypatch.setattr(data, "loader", lambda source, *a, **k: passes.append(source.split) or loader(source, *a, **k))
+    together = baselines(source, run, ["shape", "motion"], progress=False)
+    assert sorted(passes) == ["test", "test", "test", "train", "train", "train"]  # pixels, untrained, trained
+    for one, other in zip(alone, together, strict=True):
+        pd.testing.assert_frame_equal(one, other)
+        assert one.attrs == other.attrs
+    with pytest.raises(ValueError, match="1 results for 2 labels"):
+        baselines(source, run, ["shape", "motion"], found=vl.probe(run, source, "shape", progress=False), progress=False)
 
 
 def test_a_leaking_split_flatters_the_mean_frame(clips):

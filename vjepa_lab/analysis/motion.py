@@ -107,8 +107,7 @@ def _probed(features: Features, names: Sequence[str], benchmark: str, seed: int,
 def _pixel_rows(source: data.Source, task: str, progress: bool) -> list[dict]:
     """Nearest neighbours in pixels, and predictors that ignore the clip."""
     rows, about = [], {"task": task, "clips": len(source)}
-    for view in (pixels.mean_frame, pixels.frame_difference):
-        features = view(source, progress)
+    for features in pixels.small(source, progress=progress):
         found = pixels.nearest(*split(features), "motion", benchmark=benchmark(task, len(source)))
         rows += [_top1(found) | about | {"variant": features.encoder, "source": "run", "view": "clip"}]
         rows += [row | about for row in found.controls]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ COLUMNS = ["predictor", "value", "lo", "hi", "recording_lo", "recording_hi", "n"
 def baselines(
     data,
     run=None,
-    label: str = "class",
+    labels: str | Sequence[str] = "class",
     *,
     preset: str | Preset = "micro",
     steps: int | None = None,
@@ -28,12 +29,13 @@ def baselines(
     runs: str | Path = "runs",
     probe: str = "linear",
     limit: int | None = None,
-    found: ProbeResult | None = None,
+    found: ProbeResult | Sequence[ProbeResult] | None = None,
     save: bool = False,
     progress: bool = True,
     **options,
-) -> pd.DataFrame:
-    """Top-1 accuracy (%) of everything that a new number should stand beside, a row each, the trained encoder last.
+) -> pd.DataFrame | list[pd.DataFrame]:
+    """Top-1 accuracy (%) of everything that a new number should stand beside, a row each, the trained encoder last: a table for the name of
+    one label, for several a table each, in order. All labels are read off in one pass over the clips.
 
     chance, the largest class of train and of test, nearest neighbour on the mean frame and on the mean frame difference, the encoder before
     its training and after it, both under the same probe. `lo, hi`: 95 % interval over test clips (Wilson). Clips cut from one recording
@@ -42,11 +44,11 @@ def baselines(
 
     data     a name as `data.open` takes it, or a pair of Sources (train, test)
     run      the trained run, or its folder; None: the plain baseline is pretrained here on the training clips, `steps` of `preset`
-    found    the trained encoder's result under this probe, if it is there already
+    found    the trained encoder's result under this probe, one per label, if it is there already
     save     add the encoders' rows to the run's folder
     options  go to `vjepa_lab.probe`: encoder, cache, workers, epochs, ...
 
-    `attrs["note"]` says what the trained row is and whether it could be evidence.
+    `attrs["note"]` says what the trained row is and whether it could be evidence. Raises ValueError if `found` is not one result per label.
     """
     from vjepa_lab import train
 
@@ -58,15 +60,25 @@ def baselines(
         over = {} if steps is None else {"steps": steps, "warmup": min(size.warmup, max(steps // 10, 1))}
         clips = sources[0] if pair else data  # by its name, the training clips are augmented
         run = train.pretrain("baseline", clips, size, seed, runs=runs, progress=progress, **over)
+    names = [labels] if isinstance(labels, str) else list(labels)
     how = options | {"probe": probe, "save": save, "progress": progress}
-    measured = {
-        "mean-frame 1-NN": pixels.mean_frame_nn(*sources, label, progress=progress),
-        "frame-difference 1-NN": pixels.frame_difference_nn(*sources, label, progress=progress),
-        "random-init encoder": evaluate.probe(run, sources, label, **how | {"encoder": "initial"})[0],
-        run.name: found or evaluate.probe(run, sources, label, **how)[0],
-    }
-    known = measured["mean-frame 1-NN"]
+    small = zip(*(pixels.small(source, progress=progress) for source in sources), strict=True)  # (train, test) of each view
+    measured = {f"{name} 1-NN": [pixels.nearest(*pair, label) for label in names] for name, pair in zip(pixels.VIEWS, small, strict=True)}
+    measured["random-init encoder"] = evaluate.probe(run, sources, names, **how | {"encoder": "initial"})
+    trained = [found] if isinstance(found, ProbeResult) else found or evaluate.probe(run, sources, names, **how)
+    if len(trained) != len(names):
+        raise ValueError(
+            f"found: {len(trained)} results for {len(names)} labels ({', '.join(names)}); pass what probe() gave for these labels"
+        )
+    measured[run.name] = list(trained)
     recordings = _recordings(sources[1])
+    columns = zip(names, *measured.values(), strict=True)
+    tables = [_table(run, sources, label, dict(zip(measured, each, strict=True)), recordings) for label, *each in columns]
+    return tables[0] if isinstance(labels, str) else tables
+
+
+def _table(run, sources, label: str, measured: dict[str, ProbeResult], recordings: np.ndarray | None) -> pd.DataFrame:
+    known = next(iter(measured.values()))
     rows = [_constant(row, known, sources, label, recordings) for row in known.controls if row["metric"] == "top1"]
     rows += [_measured(name, each, recordings) for name, each in measured.items()]
     table = pd.DataFrame(rows)
