@@ -3,7 +3,7 @@
     python -m vjepa_lab study run studies/reference.py
     python -m vjepa_lab study collect studies/reference.py --to data/reference
 
-About seven minutes a run on one core of a 2-core Xeon with AMX. The rows of the paper's main question come first, with all their seeds;
+About five minutes a run on an idle core of a 2-core Xeon with AMX. The rows of the paper's main question come first, with all their seeds;
 then the other rows and controls; then the rows as the published code computes them. What is finished can be read at any time. The rows
 that the published code evaluates untrained cost their probes only.
 """

@@ -72,6 +72,20 @@ def test_planted_differences_are_found_and_nothing_else(whole):
     assert "ld (motion +" in collected.verdict(found) and "undecided, not equal" in collected.verdict(found)
 
 
+def test_runs_that_collapsed_on_the_way_are_named(whole, tmp_path):
+    assert collected.collapse(whole).empty and "cannot be said" in collected.says_collapse(collected.collapse(whole))
+    folder = make(tmp_path / "s", planned=2)
+    curves = pd.read_parquet(folder / "curves.parquet").assign(std=0.5).assign(rank=3.0)
+    curves.loc[curves["run"].eq("fwm-plain-micro-s1"), "std"] = [0.5, 0.09, 0.3]  # came back
+    curves.loc[curves["run"].eq("hw-plain-micro-s0"), "rank"] = [3.0, 3.0, 1.1]
+    curves.to_parquet(folder / "curves.parquet", index=False)
+    found = collected.collapse(collected.load(folder))
+    assert found.loc[found["collapsed"], "run"].tolist() == ["fwm-plain-micro-s1", "hw-plain-micro-s0"] and len(found) == 20
+    said = collected.says_collapse(found)
+    assert said.startswith("2 of 20 trained runs collapsed") and said.endswith("the others end at 0.50 to 0.50.")
+    assert "fwm 1 of 2 (std at the end 0.300), hw 1 of 2 (std at the end 0.500)" in said
+
+
 def test_families_are_adjusted_apart(whole):
     found = collected.differences(whole)
     primary, others = (found[found["family"].eq(name)] for name in ("primary", "exploratory"))

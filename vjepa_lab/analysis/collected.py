@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from vjepa_lab.evidence import claims, results, stats
+from vjepa_lab.training.health import CollapseAlarm
 
 UNTRAINED = stats.UNTRAINED
 LEAST = 3
@@ -243,6 +244,40 @@ def trained(found: pd.DataFrame, against: str = "baseline") -> str:
     lacking = [name for name in part["benchmark"] if name not in set(better["benchmark"])]
     tail = f"; not shown on {', '.join(lacking)}, where differences between objectives mean little" if lacking else ""
     return f"{against} over an untrained encoder: {gains} points{tail}."
+
+
+def collapse(study: Collected) -> pd.DataFrame:
+    """Which trained runs collapsed on the way: a row per run with logged steps.
+
+    Columns run, edition, variant, seed; std, rank: the teacher's spread and effective rank at the last logged step (`health.spread`);
+    collapsed: one of them fell below what `health.CollapseAlarm` warns of, at any logged step.
+    """
+    columns = ["run", *ROW, "seed", "std", "rank", "collapsed"]
+    if not {"std", "rank"} <= set(study.curves):
+        return pd.DataFrame(columns=columns)
+    curves = study.curves.astype({"run": str}).sort_values("step").dropna(subset=["std"]).groupby("run")[["std", "rank"]]
+    low = curves.min()
+    found = curves.last().assign(collapsed=(low["std"] < CollapseAlarm.least_std) | (low["rank"] < CollapseAlarm.least_rank))
+    return study.cells[["run", *ROW, "seed"]].merge(found.reset_index(), on="run")[columns]
+
+
+def says_collapse(found: pd.DataFrame) -> str:
+    """How many of the runs in `collapse` collapsed, and of which rows."""
+    if found.empty:
+        return "Whether runs collapsed cannot be said: their spread was not logged."
+    ends = lambda x: f"{x.min():.3f}" + f" to {x.max():.3f}" * (x.nunique() > 1)
+    parts = []
+    for _, part in found.groupby(ROW, sort=False):
+        if part["collapsed"].any():
+            count = f"{part['collapsed'].sum()} of {len(part)}"
+            parts.append(f"{_row(part.iloc[0])} {count} (std at the end {ends(part.loc[part['collapsed'], 'std'])})")
+    head = (
+        f"{found['collapsed'].sum()} of {len(found)} trained runs collapsed on the way (teacher's std below {CollapseAlarm.least_std:g} or "
+    )
+    head += f"effective rank below {CollapseAlarm.least_rank:g})"
+    others = found.loc[~found["collapsed"], "std"]
+    tail = f"; the others end at {others.min():.2f} to {others.max():.2f}." if len(others) else "."
+    return head + (f": {', '.join(parts)}" if parts else "") + tail
 
 
 # -------------------------------------------------------------------------------------------------------------------------- statements

@@ -188,7 +188,7 @@ def _against_print(rows: pd.DataFrame, printed: pd.DataFrame | None) -> str:
 
 
 def _kinematic(rows: pd.DataFrame) -> list[str]:
-    """The kinematic term's own effect, with the EMA and without, on each task at the size that decides."""
+    """The kinematic term's own effect on the student, with the EMA and without, on each task at the size that decides."""
     said = []
     rows = rows[rows["encoder"].eq("student") & rows["probe"].eq("linear")]
     for label, (with_it, without) in PAIRS.items():
@@ -196,7 +196,8 @@ def _kinematic(rows: pd.DataFrame) -> list[str]:
         if part["variant"].nunique() == 2:
             table = changes(part, without, ("task",))
             deltas = ", ".join(f"{row['task']} {shown(row, sign=True)}" for _, row in table.iterrows())
-            said.append(f"with {label} the kinematic term changes the accuracy ({rows['n'].max():.0f} test clips) by {deltas} points")
+            clips = f"{rows['n'].max():.0f} test clips"
+            said.append(f"with {label} the kinematic term changes the student's accuracy ({clips}, linear probe) by {deltas} points")
     return said
 
 

@@ -225,10 +225,11 @@ def verdict(rows: pd.DataFrame, against: str = "baseline") -> str:
     last = rows[rows["block"].eq(rows["block"].max()) & rows["part"].eq("all") & rows["encoder"].isin(["student", "random-init"])]
     measured = last[last["metric"].isin(MEASURES)]
     table = changes(measured[measured["variant"].ne("random-init")], against, ("metric",))
-    alike = over_seeds(last[last["metric"].eq("cka") & last["of"].eq(against)], ["variant"])
+    alike = over_seeds(last[last["metric"].eq("cka") & last["of"].eq(against)], ["variant"]).assign(hi=lambda t: t["hi"].clip(upper=1))
     closest = f"CKA with {against}: " + ", ".join(f"{r['variant']} {shown(r, 2)}" for _, r in alike.iterrows()) if len(alike) else ""
     null = last[last["metric"].eq("cka") & last["of"].eq("another seed") & last["variant"].eq(against)]["value"]
-    seed = f" ({against} with itself under another seed: {null.mean():.2f})" if len(null) else ""
+    ends = f"{null.min():.2f}" + f" to {null.max():.2f}" * (len(null) > 1)
+    seed = f" ({against} with itself under another seed: {ends})" if len(null) else ""
     smoke = "Demonstration size, which decides nothing. " * bool(rows["smoke"].any())
     if table.empty or table["p"].isna().all():
         ranks = measured[measured["metric"].eq("rankme")].groupby("variant", sort=False)["value"].mean()

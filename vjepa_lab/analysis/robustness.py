@@ -370,7 +370,8 @@ def _lines_said(found: Mapping[tuple[str, str], Line]) -> str:
         if r.p_adj < 0.05
     ]
     tested = sum(len(fitted.residuals) for fitted in found.values())
-    return f"{', '.join(off) or 'no objective'} of {tested} tested leave{'s' * (len(off) < 2)} the line of shifted on clean accuracy"
+    leaves = f"{', '.join(off)} leave{'s' * (len(off) == 1)}" if off else "no objective leaves"
+    return f"{leaves} the line of shifted on clean accuracy ({tested} comparisons, corrected together)"
 
 
 __all__ = ["CLEAN", "ask", "corrupted", "falls", "laws", "lines", "overview", "points", "summary", "tabulate", "verdict"]

@@ -16,7 +16,8 @@ class Dirs8(Source):
     """The synthetic task as the paper's authors released it: one disc drifting in one of eight compass directions.
 
     160 x 160 pixels, flat colour over grey noise, label = index % 8; the first `train` (80 %) of `n` clips train, the rest test (or val).
-    The disc stops at the border, so a late frame alone gives much of the answer away (the factor world has no such leak). At seed 0 the
+    The disc stops at the border, so a late one of the 32 frames gives much of the answer away (the factor world has no such leak); of the
+    first eight, which are read, the last gives little. At seed 0 the
     pixels equal those of `scripts/generate_eval_synth_videos.py` (santoshpremi/Factorized-Latent-Dynamics-...) before its H.264 step.
     `window` frames exist; the first `frames` are read, as the released probe does. Another `size` than 160 is resized (area).
     """

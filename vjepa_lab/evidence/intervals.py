@@ -5,9 +5,9 @@ Units: accuracies and differences in percentage points. Axes: s seeds, i test sa
 Which interval decides. Seeds and test samples are both random and crossed: every seed answers the same samples. `paired_interval`
 estimates both variances and uses Student's t with Satterthwaite's degrees of freedom; under the null it rejects 5 % of the time at 3, 5
 and 8 seeds (tests/test_stats.py). `hierarchical_bootstrap` resamples both. With few seeds its percentile interval is not calibrated: at a
-nominal 5 % it rejects 19, 14 and 12 % of null studies with 3, 5 and 8 seeds where seeds dominate the noise (it lacks the factor S/(S-1)
-and has normal tails), and under 1 % where test sampling dominates (it counts the residual up to three times). So it stands beside the
-t-interval and does not decide.
+nominal 5 % it rejects more than 10 % of null studies of three seeds where seeds dominate the noise (the same tests; it lacks the factor
+S/(S-1) and has normal tails), and too few where test sampling dominates (it counts the residual up to three times). So it stands beside
+the t-interval and does not decide.
 """
 
 from __future__ import annotations

@@ -183,9 +183,11 @@ def foretold(found: pd.DataFrame, *, note: str = "", smoke: bool = False, paper:
             ax.set_axisbelow(True)
             ax.tick_params(axis="y", length=0)
         axes.flat[len(marks) // 2 if side else -1].set_xlabel("rank correlation with the gain")
-        first = found.iloc[0]
-        count = f"{first['variants']} variants x {first['seeds']} seed{'s' * int(first['seeds'] != 1)}"
-        legend = f"Spearman, gain over the baseline; {count}, intervals resample variants, then seeds."
+        least, most = found["variants"].min(), found["variants"].max()
+        count = f"{least}{f' to {most}' * (least < most)} variants x {found['seeds'].min()} seed{'s' * (found['seeds'].min() != 1)}"
+        legend = f"Spearman, gain over the baseline; {count}."
+        legend += " Intervals: variants, then seeds resampled, no narrower than Fisher's over variants."
+        legend += " Empty: not measured." * bool(found.pivot(index="predictor", columns="benchmark", values="rho").isna().any(axis=None))
         orange = " Orange: the pre-registered comparison, expected above 0." * any(" - " in name for name in names)
         footnote(fig, [legend + orange, note, *([SMOKE] if smoke else [])])
     return fig

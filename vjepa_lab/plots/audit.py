@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..evidence import results
+from ..evidence import results, stats
 from .bars import SOURCES, benchmark_order, names_of
 from .style import INK, WIDTH, footnote, look, named_rows, new_figure
 
@@ -27,9 +27,8 @@ def audit(
     """Accuracy of every variant with its 95 % sampling interval, a panel per benchmark, against three yardsticks.
 
     Lines: each seed of the baseline (the gap between them is seed noise, seen once), the random-init encoder (mean of the rows that
-    measured one; band: their range), and the best predictor that ignores its input. Filled points differ from every baseline seed by
-    more than their own
-    sampling interval. Returns a matplotlib Figure.
+    measured one; band: their range), and the best predictor that ignores its input. Filled: the difference from every baseline seed has a
+    95 % interval without 0, the test clips of both counted (`stats.compare`), uncorrected. Returns a matplotlib Figure.
     """
     rows = df[df["source"].eq(source) & df["regime"].eq(regime)]
     if not rows["variant"].eq(against).any():
@@ -40,6 +39,7 @@ def audit(
     rows = known[known["source"].eq(source) & known["regime"].eq(regime)]
     base, others = rows[rows["variant"].eq(against)], rows[rows["variant"].ne(against)]
     untrained, constants = results.random_init(known), results.constants(known)
+    signs = _signs(known[known["source"].eq("constant") | known["regime"].eq(regime)], against)
     shown = [name for name in benchmark_order([rows]) if name in set(base["benchmark"])]
     order = list(others.groupby("variant")["value"].mean().sort_values().index)
     labels = names_of(rows)
@@ -51,7 +51,7 @@ def audit(
         fig, axes = new_figure(WIDTH[column], height, *shape, sharey=True)
         for ax, benchmark in zip(axes.flat, shown, strict=True):
             pick = lambda table, name=benchmark: table[table["benchmark"].eq(name)]
-            _points(ax, pick(others), pick(base), order)
+            _points(ax, pick(others), signs, order)
             _yardsticks(ax, pick(base), dashes, pick(untrained), constants.get(benchmark, {}))
             ax.set_yticks(range(len(order)), [labels[name] for name in order])
             ax.set_title(benchmark)
@@ -66,11 +66,20 @@ def audit(
     return fig
 
 
-def _points(ax, rows: pd.DataFrame, base: pd.DataFrame, order: Sequence[str]) -> None:
+def _signs(rows: pd.DataFrame, against: str) -> pd.Series:
+    """(variant, benchmark) -> 1 above, -1 below every seed of the baseline that was measured there, 0 neither."""
+    seeds = rows.loc[rows["variant"].eq(against), "seed"].dropna().unique()
+    tables = pd.concat([stats.compare(rows, against, baseline_seed=int(seed)) for seed in seeds] or [stats.compare(rows, against)])
+    sign = (tables["lo"] > 0).astype(int) - (tables["hi"] < 0)
+    ends = sign.groupby([tables["variant"], tables["benchmark"]]).agg(["min", "max"])
+    return ends["min"].where(ends["min"].eq(ends["max"]), 0)
+
+
+def _points(ax, rows: pd.DataFrame, signs: pd.Series, order: Sequence[str]) -> None:
     y = [order.index(name) for name in rows["variant"]]
     ax.hlines(y, rows["lo"], rows["hi"], color=INK, linewidth=0.9, zorder=3)
-    above, below = rows["lo"] > base["value"].max(), rows["hi"] < base["value"].min()
-    for mask, fill in ((above, COOL), (below, WARM), (~above & ~below, "white")):
+    sign = signs.reindex(pd.MultiIndex.from_frame(rows[["variant", "benchmark"]])).fillna(0).to_numpy()
+    for mask, fill in ((sign > 0, COOL), (sign < 0, WARM), (sign == 0, "white")):
         ax.scatter(rows["value"][mask], np.array(y)[mask], s=14, facecolor=fill, edgecolor=INK, linewidth=0.6, zorder=4)
     ax.set_ylim(-0.7, len(order) - 0.3)
     named_rows(ax, len(order))
@@ -108,7 +117,13 @@ def _legend(dashes: dict, untrained: pd.DataFrame, constants: dict, shown: Seque
 def _notes(base: pd.DataFrame, untrained: pd.DataFrame, source: str, one_seed: bool) -> list[str]:
     each = "one seed each" if one_seed else "a point for each seed"
     notes = [f"{SOURCES.get(source, source)}, {each}; thin lines: 95 % interval of test sampling, without the noise of another seed."]
+    clips = base.dropna(subset=["n"]).groupby("benchmark", sort=False)["n"].max()
+    if len(clips):
+        notes[0] += f" Test clips: {', '.join(f'{name} {n:,.0f}' for name, n in clips.items())}."
     gaps = base.groupby("benchmark", sort=False)["value"].agg(["max", "min", "count"])
+    single = list(gaps.index[gaps["count"] < gaps["count"].max()])
+    filled = "Filled: the 95 % interval of the difference, test clips of both counted, excludes 0; uncorrected."
+    notes.append(filled + f" On {' and '.join(single)} the baseline has one seed." * bool(single))
     gaps = gaps[gaps["count"] > 1]
     if len(gaps):
         notes.append(

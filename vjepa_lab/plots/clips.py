@@ -8,7 +8,7 @@ from io import BytesIO
 
 import numpy as np
 
-from .style import INK, look, new_figure
+from .style import INK, footnote, look, new_figure
 
 
 def frames_of(clip) -> np.ndarray:
@@ -47,13 +47,15 @@ def _enlarge(tokens: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     return tokens[: shape[0], : shape[1], : shape[2]]
 
 
-def strips(rows: Mapping[str, np.ndarray], *, every: int = 1, title: str | None = None, width: float = 6.875, paper: bool = False):
-    """Film strips under one another: {label: frames [f y x c]} -> matplotlib Figure, time from left to right."""
+def strips(
+    rows: Mapping[str, np.ndarray], *, every: int = 1, title: str | None = None, note: str = "", width: float = 6.875, paper: bool = False
+):
+    """Film strips under one another: {label: frames [f y x c]} -> matplotlib Figure, time from left to right; `note` stands below."""
     rows = {label: np.asarray(frames)[::every] for label, frames in rows.items()}
     count = max(len(frames) for frames in rows.values())
     side = (width - 1.05) / count
     with look(paper):
-        figure, axes = new_figure(width, side * len(rows) * 1.06 + (0.32 if title else 0.06), len(rows), count)
+        figure, axes = new_figure(width, side * len(rows) * 1.06 + (0.32 if title else 0.06) + 0.2 * bool(note), len(rows), count)
         figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
         for line, (label, frames) in zip(axes, rows.items(), strict=True):
             for ax in line:
@@ -64,6 +66,7 @@ def strips(rows: Mapping[str, np.ndarray], *, every: int = 1, title: str | None 
             line[0].set_ylabel(label, rotation=0, ha="right", va="center", color=INK, labelpad=5)
         if title:
             figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+        footnote(figure, [note])
     return figure
 
 

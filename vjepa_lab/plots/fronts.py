@@ -11,7 +11,7 @@ import pandas as pd
 from ..evidence import results, stats
 from .ablation import means
 from .bars import DAGGER, SOURCES, benchmark_order, clips_note, constant_note, names_of, panel_title, seed_unit
-from .style import INK, PALETTE, RULE, WIDTH, colours, footnote, look, new_figure
+from .style import INK, PALETTE, RULE, WIDTH, colours, encoders_note, footnote, look, new_figure
 
 FRONT, REST = PALETTE[1], "#aeb4bb"
 SHOWN = ("delta", "lo", "hi", "flag", "significant")
@@ -51,6 +51,7 @@ def scatter(
         fig.suptitle(title.replace("\n", "; "), fontsize=8)
         crowded = len(wide["delta"]) > 20
         notes = ["Orange: no other variant is as good on every benchmark and better on one.", clips_note(table)]
+        notes += [encoders_note(df[df["source"].eq("run")])] * (source == "run")
         notes += ["Named: these, and variants that differ from the baseline on an axis after correction."] * crowded
         flagged = table[table["flag"].ne("")]
         notes += [constant_note(flagged["metric"], sorted(set(flagged["benchmark"])))] if len(flagged) else []

@@ -98,6 +98,6 @@ def _notes(table: pd.DataFrame, chance: float) -> list[str]:
     seeds = table.loc[table["encoder"].isin(["student", "teacher"]), "seeds"]
     low, high = (int(seeds.min()), int(seeds.max())) if len(seeds) else (0, 0)
     basis = "of test sampling, one seed" if high < 2 else f"over {low if low == high else f'{low} to {high}'} seeds"
-    smoke = ["Pale: demonstration size, not evidence."] * bool(table["smoke"].any())
+    smoke = ["Pale: too few test clips, or steps of training, to be evidence."] * bool(table["smoke"].any())
     head = f"n + m clips: to train and to test the probe. Lines: 95 % intervals, {basis}. Dotted: chance, {chance} %."
     return [head, *smoke]

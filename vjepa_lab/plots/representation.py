@@ -54,7 +54,7 @@ def representation(rows: pd.DataFrame, metrics: Sequence[str] | None = None, *, 
 def likeness(rows: pd.DataFrame, against: str = "baseline", *, within: Sequence[str] | None = None, paper: bool = False):
     """Linear CKA: to `against` block by block (left), and of every block with every other inside single encoders (right).
 
-    rows: of `representation.measures`.  within: variants whose blocks are compared, by default the first three and the untrained one.
+    rows: of `representation.measures`.  within: variants whose blocks are compared, by default the first four and the untrained one.
     The grey band is what `against` reaches with itself under another seed: likeness above it says nothing of the objective.
     Returns a matplotlib Figure.
     """
@@ -62,7 +62,7 @@ def likeness(rows: pd.DataFrame, against: str = "baseline", *, within: Sequence[
     between = over_seeds(own[own["metric"].eq("cka") & own["of"].eq(against)], ["variant", "block"])
     inside = own[own["metric"].eq("cka-within")]
     known = list(dict.fromkeys(inside["variant"]))
-    names = list(within or [*[name for name in known if name != "random-init"][:3], *[name for name in known if name == "random-init"]])
+    names = list(within or [*[name for name in known if name != "random-init"][:4], *[name for name in known if name == "random-init"]])
     null = own[own["metric"].eq("cka") & own["of"].eq("another seed") & own["variant"].eq(against)].groupby("block")["value"]
     with look(paper):
         fig, axes = new_figure(WIDTH["double"], 2.45, 1, 1 + len(names), width_ratios=[1.7] + [1] * len(names))

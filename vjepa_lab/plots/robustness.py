@@ -207,7 +207,10 @@ def shifted_on_clean(
         handles = [_mark(name, MARKS[i % len(MARKS)], face) for i, (name, face) in enumerate(zip(variants, faces, strict=True))]
         fig.legend(handles=handles, loc="outside upper center", ncols=6, columnspacing=1.2, handletextpad=0.4)
         legend = "Logit axes. Line: least squares over the means of trained variants with its 95 % band; dashed: no fall."
-        footnote(fig, [legend + " Hollow: untrained, not fitted. Ringed: off the line of the other variants after correction.", note])
+        legend += " Hollow: untrained, not fitted."
+        off = any(found.residuals["p_adj"].lt(0.05).any() for found in chosen.values())
+        legend += " Ringed: off the line of the other variants after correction." * off
+        footnote(fig, [legend if off else f"{legend} No variant lies off the line of the others after correction.", note])
     return fig
 
 
