@@ -100,6 +100,8 @@ def test_help(capsys, name):
         (["variantz"], 2, "unknown command 'variantz': did you mean variants?"),
         (["data"], 2, "did you mean data check"),
         (["data", "chek", "ucf101"], 2, "did you mean data check"),
+        (["qqq"], 2, "unknown command 'qqq': expected one of run, variants"),
+        (["variants", "qqq"], 1, "unknown variant 'qqq': expected one of baseline"),
         (["run"], 2, "required: notebook (see vjepa-lab run --help)"),
         (["run", "nowhere.ipynb"], 1, "nowhere.ipynb: no such notebook"),
         (["variants", "fwm-hw-dl"], 1, "did you mean fwm-hw-ld"),

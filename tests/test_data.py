@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vjepa_lab import data
-from vjepa_lab.data import video
+from vjepa_lab.data import video, views
 from vjepa_lab.data.core import ClipError, Fault, Faults, Sample, Source
 from vjepa_lab.data.edited import Frozen
 from vjepa_lab.data.encode import write_video
@@ -214,8 +214,23 @@ def test_mixture_labels_replacements_and_text():
         data.open("synthetic", augment=True)
     with pytest.raises(ValueError, match=r"limit=5: .* leave limit out"):
         still("synthetic + synthetic:trs8", "test", preset("smoke"), 5)
+    assert len(still("synthetic + synthetic:trs8", "test", preset("smoke"), 0)) == 2000
     with pytest.raises(data.DataError, match="one positive weight per source"):
         data.Mixture([Toy()], [1, 2])
+
+
+def test_a_limit_is_the_most_clips_that_are_taken():
+    size = preset("smoke")
+    for world, sides in (("synthetic", (4000, 1000)), ("synthetic:dirs8", (160, 40))):
+        whole = [still(world, split, size) for split in ("train", "test")]
+        assert [len(source) for source in whole] == list(sides)
+        for limit in (0, 9000):
+            assert [len(still(world, split, size, limit)) for split in ("train", "test")] == list(sides)
+        for source in whole:  # the clips are the set's own, on their own side of its split
+            part = still(world, source.split, size, 5)
+            assert len(part) == 5 and len(source) > 5 and torch.equal(part[4].clip, source[4].clip)
+    with pytest.raises(ValueError, match=r"limit=-1: .* or 0 for all"):
+        still("synthetic", "test", size, -1)
 
 
 class Several(Toy):
@@ -243,7 +258,7 @@ def test_a_mixture_with_a_multi_label_part(first):
     keys = [(index, 0) for index in range(7)]
     read, kept = source.batch(keys).labels, Memory(source, progress=False).batch(keys).labels
     assert all(torch.equal(read[name], source.labels[name]) and torch.equal(kept[name], read[name]) for name in source.classes)
-    assert "several.class: 2 classes" in data.views.card(source, examples=1).text
+    assert "several.class: 2 classes" in views.card(source, examples=1).text
 
 
 def test_videos_and_still_images_come_as_parts():

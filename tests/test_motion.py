@@ -40,6 +40,13 @@ def test_every_encoder_of_a_run_is_looked_at_once(runs):
         subjects.subjects(runs, ("techer",))
 
 
+def test_a_report_without_a_config_is_no_finished_run(runs, tmp_path):
+    (tmp_path / "stray").mkdir()
+    (tmp_path / "stray" / "report.json").write_text("{}")
+    (tmp_path / "run").symlink_to(runs[0].path)
+    assert [run.name for run in subjects.finished(tmp_path, "smoke")] == ["run"]
+
+
 def test_runs_are_found_or_trained(runs):
     folder = runs[0].path.parent
     assert subjects.runs_of([], [0], preset="smoke", runs=folder) == runs
@@ -161,8 +168,8 @@ def test_the_verdict_takes_the_kinematic_term_apart_from_the_ema():
     task = {"task": "trs8", "clips": 2000, "view": "clip", "probe": "linear", "benchmark": "trs8 1600/400"}
     values = {"baseline": 50.0, "kin-l1-ema": 60.0, "baseline-no-ema": 40.0, "kin-l1": 35.0}
     said = motion.verdict(pd.DataFrame([row(name, value, 400, **task) for name, value in values.items()]))
-    assert "With EMA on the kinematic term changes the accuracy (400 test clips) by trs8 +10.0" in said
-    assert "with EMA off the kinematic term changes the accuracy (400 test clips) by trs8 -5.0" in said
+    assert "With EMA on the kinematic term changes the student's accuracy (400 test clips, linear probe) by trs8 +10.0" in said
+    assert "with EMA off the kinematic term changes the student's accuracy (400 test clips, linear probe) by trs8 -5.0" in said
 
 
 # -------------------------------------------------------------------------------------------------------------------------- retention
@@ -209,3 +216,11 @@ def test_an_interval_is_written_when_it_is_known():
     assert shown({"value": 65.04, "lo": 49.51, "hi": 77.9}) == "65.0 [49.5, 77.9]"
     assert shown({"delta": 1.0, "lo": -2.0, "hi": 4.0}, sign=True) == "+1.0 [-2.0, +4.0]"
     assert shown({"value": 1.0, "lo": np.nan, "hi": np.nan}) == "1.0"
+
+
+def test_sizes_are_refused_before_anything_is_trained():
+    with pytest.raises(ValueError, match="clips=40: expected a multiple of 20"):
+        motion.sizes({40: ("linear",)})
+    with pytest.raises(ValueError, match="unknown probe 'linaer'"):
+        motion.sizes({200: ("linaer",)})
+    assert motion.sizes({200: ["linear"]}) == {200: ("linear",)}

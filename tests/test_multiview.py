@@ -13,7 +13,7 @@ from vjepa_lab import data
 from vjepa_lab.data.encode import x264_options
 from vjepa_lab.data.files import Files
 from vjepa_lab.data.listing import Clip, Listing
-from vjepa_lab.evaluation import probes, scoring
+from vjepa_lab.evaluation import evaluate, probes, scoring
 from vjepa_lab.evaluation.features import Features, extract
 from vjepa_lab.evaluation.multiview import OneView, extract_views
 from vjepa_lab.evidence import results
@@ -236,6 +236,12 @@ def test_an_encoder_needs_a_clip_shape_and_data(videos):
         vl.probe(Colours(), str(videos))
     with pytest.raises(ValueError, match="name the data set"):
         vl.probe(Colours(), frames=4, size=32, stride=1)
+
+
+def test_a_misspelt_label_is_refused_before_a_clip_is_encoded(videos, monkeypatch):
+    monkeypatch.setattr(evaluate, "extract_views", lambda *_, **__: pytest.fail("encoded"))
+    with pytest.raises(ValueError, match=r"\[train\] has no label 'clas'; it has class"):
+        vl.probe(Colours(), str(videos), ("class", "clas"), frames=4, size=32, stride=1)
 
 
 def test_released_weights_are_probed_without_a_run(videos, tmp_path, monkeypatch):

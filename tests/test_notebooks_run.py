@@ -74,6 +74,13 @@ def test_tradeoffs(tmp_path, trained):
     assert "no runs yet" in printed(nb) and "they rise and fall together" in printed(nb)
 
 
+def test_tradeoffs_against_a_row_that_one_regime_lacks(tmp_path):
+    nb = execute("03_tradeoffs", tmp_path, runs=str(tmp_path / "none"), against="ld", out=str(tmp_path / "figures"))
+    assert "ucf101: the paper prints no row 'ld' there" in printed(nb)
+    written = {file.name for file in (tmp_path / "figures").iterdir()}
+    assert "tradeoffs-mixed.pdf" in written and "tradeoffs-ucf101.pdf" not in written
+
+
 def test_ablation_and_paper_without_runs(tmp_path):
     """What a reader sees on the first day: the paper's numbers, and plainly that there is nothing else."""
     nb = execute("04_ablation", tmp_path, runs=str(tmp_path / "none"), out=str(tmp_path / "figures"))
@@ -91,9 +98,10 @@ def test_paper_beside_own_runs(tmp_path):
 
 def test_a_probe_without_a_run_pretrains_one_and_says_what_it_must_beat(tmp_path, clips, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    where = {"data": str(clips / "ucf101_6cls_128p"), "run": "", "steps": 2, "limit": 60}
+    where = {"data": str(clips / "ucf101_6cls_128p"), "run": "", "steps": 2, "limit": 60, "runs": str(tmp_path / "elsewhere")}
     done = notebook.run(FOLDER / "02_probe.ipynb", tmp_path / "02_probe.ipynb", where, cwd=tmp_path, progress=False)
     assert "2 pretraining steps, one seed" in "".join(notebook.summary(done))
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 1 and not (tmp_path / "runs").exists()
 
 
 def test_your_objective(tmp_path):
@@ -118,7 +126,7 @@ def test_synthetic_motion(tmp_path, trained):
 
 
 def test_representation(tmp_path, trained):
-    small = {"preset": "smoke", "clips": 40, "views": [16, 3], "half_clips": [60, 40], "draws": 2}
+    small = {"variants": [], "preset": "smoke", "clips": 40, "views": [16, 3], "half_clips": [60, 40], "draws": 2}
     nb = execute("07_representation", tmp_path, **small, runs=str(trained), out=str(tmp_path / "figures"))
     assert pictures(nb) >= 4 and "Halves: Demonstration size" in printed(nb)
     for name in ("representation", "likeness", "halves", "feature-pca"):

@@ -19,6 +19,7 @@ from vjepa_lab.terms import JEPA, Dynamics, Kinematic
 from vjepa_lab.training import provenance
 from vjepa_lab.training.health import spread
 from vjepa_lab.training.processes import ALONE
+from vjepa_lab.training.runs import differing
 from vjepa_lab.training.trainer import Trainer
 
 QUICK = {"preset": "smoke", "progress": False, "log_every": 1}
@@ -182,6 +183,22 @@ def test_a_folder_with_another_run_is_refused(world, tmp_path):
     vl.pretrain("baseline", world, out=tmp_path / "a", **QUICK)
     with pytest.raises(ValueError, match=r"holds another run .*seed: 0 there, 1 asked"):
         vl.pretrain("baseline", world, seed=1, out=tmp_path / "a", **QUICK)
+    with pytest.raises(ValueError, match=r"holds another run \(preset\.steps: \d+ there, 7 asked\); choose another folder"):
+        vl.pretrain("baseline", world, out=tmp_path / "a", **QUICK | {"steps": 7})
+
+
+def test_what_differs_is_told_field_by_field():
+    there = {"seed": 0, "preset": {"steps": 4, "lr": 0.1, "old": 1}, "own_terms": {"Mine": "a"}, "regime": {"a": None}}
+    assert differing(there, dict(there)) == []
+    asked = {"seed": 1, "preset": {"steps": 6, "lr": 0.1, "new": 2}, "own_terms": {}, "regime": {}}
+    assert differing(there, asked) == [
+        "seed: 0 there, 1 asked",
+        "preset.steps: 4 there, 6 asked",
+        "preset.old: 1 there, None asked",
+        "preset.new: None there, 2 asked",
+        "own_terms.Mine: 'a' there, None asked",
+        "regime: {'a': None} there, {} asked",
+    ]
 
 
 def test_another_bound_of_the_gradient_is_another_run(world, tmp_path):

@@ -1,19 +1,20 @@
 """Explorers: the picture follows the controls, is the plain function's, and stays where there are no widgets."""
 
+import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
 import torch
 
 import vjepa_lab as vl
-from vjepa_lab import data
-from vjepa_lab.evidence import results
+from vjepa_lab import data, plots
 from vjepa_lab.masks import Motion, MultiBlock
 from vjepa_lab.plots.sheet import sheet, tiles
-from vjepa_lab.widgets import masks, monitor, recipes, tradeoffs
+from vjepa_lab.training import locks
+from vjepa_lab.widgets import masks, monitor, recipes
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,23 @@ def test_sheets_hold_every_picture_and_fit_the_width():
     made = sheet({"a": frames, "b\ntwo": frames[:2]}, width=400)
     assert made.image.width <= 400 and made._repr_png_()[:4] == b"\x89PNG"
     assert tiles({str(i): frames[0] for i in range(7)}, side=40, width=150).image.height > 3 * 40
+    for draw in (sheet, tiles):
+        with pytest.raises(ValueError, match="got none; name what to show"):
+            draw({})
+
+
+def test_captions_are_text_and_no_html():
+    shown = plots.Player(np.zeros((3, 2, 8, 8), np.uint8), caption='<b>"x"</b>')._repr_html_()
+    assert "<b>" not in shown and shown.count("&lt;b&gt;&quot;x&quot;&lt;/b&gt;") == 2
+
+
+def test_curves_refuse_a_column_that_no_run_logged():
+    table = pd.DataFrame({"step": [0, 1], "loss": [1.0, 0.5], "rank": [2.0, 3.0]})
+    assert plots.curves({"a": table, "b": table.drop(columns="rank")}, more="rank").axes
+    with pytest.raises(ValueError, match=r"more: no logged column 'rnak'; did you mean rank\?"):
+        plots.curves(table, more=("rnak",))
+    with pytest.raises(ValueError, match="'JEPA'; expected one of step, loss, rank"):
+        plots.curves({"a": table}, more=("JEPA",))
 
 
 def test_the_mask_explorer_follows_its_controls():
@@ -78,6 +96,79 @@ def test_the_recipe_builder_writes_what_it_shows():
     assert "times the baseline" in explorer.figure()._repr_html_() and explorer.figure().picture.image.height > 100
 
 
+@pytest.mark.parametrize("masking", ["preset micro", "amg"])
+def test_motion_strength_is_used_or_out_of_reach(masking):
+    """Every dial turns something: the strength is that of the masks' own motion too, and where blocks do not follow motion it is grey."""
+    explorer = masks.mask_explorer(size="micro", clips=1)
+    explorer.controls["masking"].value = masking
+    guided = masking == "amg"
+    weak, strong = (pixels(explorer.view(**explorer.values | {"strength": strength})) for strength in (0.5, 10))
+    assert explorer.controls["strength"].disabled is np.array_equal(weak, strong) is not guided
+    explorer.controls["motion"].value = "linear"
+    assert explorer.controls["strength"].disabled
+    explorer.controls["motion"].value = "softmax"
+    assert not explorer.controls["strength"].disabled
+
+
+def test_motion_strength_at_own_is_the_masks_own():
+    amg = masks.strategies(vl.presets.preset("smoke"))["amg"]
+    assert masks._where(amg, "its own", 0) == amg.where == Motion(strength=5.0, random_rate=0.0)
+    assert masks._where(amg, "its own", 3) == Motion(strength=3, random_rate=0.0)
+    assert masks._where(amg, "power", 0) == Motion(strength=5.0, random_rate=0.0, sampling="power")
+    assert masks._where(MultiBlock(), "softmax", 0) == Motion() and masks._where(amg, "uniform", 3) == MultiBlock().where
+
+
+@pytest.fixture(scope="module")
+def builder():
+    return recipes.recipe_builder(size="smoke")
+
+
+@pytest.mark.parametrize("name", recipes.auxiliaries())
+def test_every_term_of_the_builder_trains_at_its_default_dials(builder, name):
+    built = builder.view(**builder.values | {f"{name}.weight": 0.5})
+    assert built.recipe == vl.recipe(f"JEPA() + 0.5*{name}()") and name in built._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("name", "dials", "said"),
+    [
+        ("Context", {"view": "full"}, "Context: through view='full' there is no view.context"),
+        ("SIGReg", {"hard": True}, r"Hard\(SIGReg\): scope='clip' weighs"),
+        ("SIGReg", {"hard": True, "view": "visible"}, r"Hard\(SIGReg\): scope='clip' weighs"),
+        ("Orthogonal", {"hard": True}, r"Hard\(Orthogonal\): scope='clip' weighs"),
+    ],
+)
+@pytest.mark.parametrize("maps", [False, True])
+def test_the_builder_says_what_cannot_train(builder, name, dials, said, maps):
+    chosen = {f"{name}.weight": 0.5, "maps": maps} | {f"{name}.{key}": value for key, value in dials.items()}
+    with pytest.raises(ValueError, match=said):
+        builder.view(**builder.values | chosen)
+
+
+def test_compose_refuses_what_it_does_not_know():
+    for wrong, said in (
+        ({"extra": {"Nope": {"weight": 1}}}, "unknown term 'Nope': expected one of Contrast, Delta"),
+        ({"extra": {"Detla": {"weight": 1}}}, "unknown term 'Detla': did you mean Delta"),
+        ({"extra": {"Delta": {"view": "visible"}}}, "Delta: no weight in {'view': 'visible'}; expected a number"),
+        ({"extra": {"Delta": {"weight": 0.1, "veiw": "visible"}}}, "Delta: unknown key 'veiw'; did you mean view"),
+        ({"extra": {"Delta": 0.1}}, "Delta: 0.1 is no dict"),
+        ({"masking": "fture"}, "unknown masks 'fture': did you mean future"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            recipes.compose(**wrong)
+        assert said in str(caught.value) and "\n" not in str(caught.value)
+    visible = recipes.compose(extra={"Delta": {"weight": 0.1, "view": "visible"}, "Straight": {"weight": 0}}, masking="future")
+    assert visible == vl.objective.Recipe(vl.recipe("JEPA() + 0.1*Delta(view='visible')").objective, masks=vl.recipe("future").masks)
+
+
+def test_the_builder_takes_a_run_by_its_folder(run):
+    explorer = recipes.recipe_builder("synthetic:plain", run=str(run.path))
+    explorer.controls["maps"].value = True
+    assert explorer.figure().size == run.preset and explorer.figure().picture is not None
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
+        recipes.recipe_builder(run=run.path.parent)
+
+
 def test_the_feature_viewer_shows_both_halves_and_every_error(run):
     from vjepa_lab.widgets import features
 
@@ -106,6 +197,35 @@ def test_the_feature_viewer_shows_where_an_attentive_probe_looks(run):
     with pytest.raises(ValueError, match="no query over tokens"):
         linear = vl.probe(run, labels="motion", limit=24, save=False, epochs=2, progress=False)[0]
         features.panels(run, clip, probe=linear)
+
+
+def test_the_feature_viewer_names_its_panels_where_none_of_them_is_asked_for(run):
+    from vjepa_lab.widgets import features
+
+    clip = data.open("synthetic:plain", "test", frames=8, size=32, n=1)[0].clip
+    for shown, frame in ((("teecher",), None), ((), None), ((), 0), (("clip", "teecher"), 0)):
+        with pytest.raises(ValueError, match=r"shown=.*: expected one or more of clip, student, Z_app, Z_dyn, teacher, "):
+            features.feature_view(run, clip, frame=frame, shown=shown)
+    assert np.array_equal(*(pixels(features.feature_view(run, clip, shown=shown)) for shown in ("clip", ("clip",))))
+    with pytest.raises(ValueError, match="clips=0: expected 1 clip to look at"):
+        features.feature_viewer(run, clips=0)
+
+
+def test_the_feature_viewer_takes_clips_of_another_length_and_trains_its_probe_on_their_data(run, monkeypatch):
+    from vjepa_lab.widgets import features
+
+    source = data.open("synthetic:plain-order", "test", frames=16, size=32, n=2)
+    asked = []
+    monkeypatch.setattr(features.evaluate, "probe", lambda run, spec, label, **_: asked.append((spec, label)) or [None])
+    explorer = features.feature_viewer(run, source, probe=True)
+    assert asked == [("synthetic:plain-order", "class")]
+    assert explorer.controls["frame"].max == explorer.widget.children[-1].max == 15
+    before = pixels(explorer.figure())
+    explorer.controls["frame"].value = 15
+    assert not np.array_equal(before, pixels(explorer.figure()))
+    source.spec = ""
+    with pytest.raises(ValueError, match="probe='order': synthetic:plain-order was opened by no name"):
+        features.feature_viewer(run, source, probe="order")
 
 
 def test_the_monitor_tells_how_runs_stand(run):
@@ -139,66 +259,86 @@ def test_the_monitor_tells_runs_of_one_name_apart_and_says_what_it_cannot_do(run
     assert monitor.monitor_view(tmp_path).table["state"].tolist() == ["begun"]
 
 
+def test_the_monitor_passes_over_what_is_no_run_and_tells_of_a_damaged_one(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "good")
+    size = {"preset": {"name": "smoke"}, "variant": "x"}
+    for name, found in {"export": {"architectures": []}, "tuned": {"variant": "x", "plan": {}}, "list": [1], "other": size}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(found))
+    with pytest.raises(FileNotFoundError, match="no run folder in it"):
+        monitor.run_monitor(tmp_path / "export")
+    shutil.copytree(run.path, tmp_path / "bad")
+    (tmp_path / "bad" / "config.json").write_text((run.path / "config.json").read_text()[:100])
+    assert monitor.overview(tmp_path).set_index("run")["state"].to_dict() == {"bad": "damaged", "good": "done"}
+    explorer = monitor.run_monitor(tmp_path, every=0)
+    assert "damaged" in explorer.figure()._repr_html_() and "4 / 4" in explorer.figure()._repr_html_()
+    _, _, go_on, said = explorer.widget.children[-1].children
+    explorer.controls["compare"].value = ("bad",)
+    go_on.click()
+    assert "damaged, no JSON" in said.value and not (tmp_path / "bad" / "continued.log").exists()
+
+
+def test_the_monitor_compares_one_name_or_several_and_refuses_unknown_ones(run):
+    one, several = (monitor.monitor_view(run.path.parent, compare) for compare in (run.name, [run.name]))
+    assert one.figure is not None and len(one.figure.axes) == len(several.figure.axes)
+    for compare in ("nope", ("nope",), (run.name, "nope")):
+        with pytest.raises(ValueError, match=f"compare: no run 'nope' below .*; expected one of {run.name}"):
+            monitor.monitor_view(run.path.parent, compare)
+
+
+def test_the_monitor_shows_runs_that_begin_later_until_others_are_chosen(run, tmp_path):
+    begin = lambda name: shutil.copytree(run.path, tmp_path / name)
+    begin("b")
+    explorer = monitor.run_monitor(tmp_path, every=0)
+    again, compare = explorer.widget.children[-1].children[0], explorer.controls["compare"]
+    for name, shown in (("a", {"a", "b"}), ("c", {"a", "b", "c"}), ("d", {"a", "c", "d"})):
+        begin(name)
+        again.click()
+        assert set(compare.value) == shown
+    compare.value = ("b",)
+    begin("e")
+    again.click()
+    assert compare.value == ("b",) and "e" in compare.options
+
+
+def test_the_monitor_does_not_go_on_with_a_run_that_is_being_trained(run, tmp_path, monkeypatch):
+    shutil.copytree(run.path, tmp_path / "a")
+    begun = []
+    monkeypatch.setattr(monitor.subprocess, "Popen", lambda command, **_: begun.append(command))
+    explorer = monitor.run_monitor(tmp_path, every=0)
+    _, _, go_on, said = explorer.widget.children[-1].children
+    with locks.hold(tmp_path / "a"):
+        go_on.click()
+    assert "trained by process" in said.value and not begun
+    config = tmp_path / "a" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"own_terms": {"Mine": "0"}}))
+    go_on.click()
+    assert "repeat the call that began it" in said.value and not begun
+    shutil.copy(run.path / "config.json", config)
+    go_on.click()
+    assert not said.value and [command[-2:] for command in begun] == [["resume", str(tmp_path / "a")]]
+
+
+def test_live_curves_end_with_the_last_record(monkeypatch):
+    from IPython.core.events import EventManager
+
+    events, drawn = EventManager(None, {"post_run_cell": None}), []
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(events=events))
+    monkeypatch.setattr(plots, "curves", lambda table, **_: drawn.append(len(table)))
+    live = vl.widgets.LiveCurve(every=1000.0)
+    live.drawn = -1e9
+    for step in range(5):
+        live({"step": step, "loss": 1.0})
+    assert drawn == [2]
+    events.trigger("post_run_cell", None)
+    events.trigger("post_run_cell", None)
+    assert drawn == [2, 5]
+
+
 def test_curves_have_a_panel_for_each_term(run):
     drawn = monitor.monitor_view(run.path.parent).figure
     titles = {ax.get_title(loc="left") for ax in drawn.axes if ax.lines}
     assert {"loss", "gradient norm", "teacher's rank", "JEPA", "Orthogonal", "Hard(Dynamics[dyn])"} <= titles
-
-
-@pytest.fixture(scope="module")
-def known():
-    return tradeoffs.Tradeoffs(results.load("data/paper"))
-
-
-def test_the_tradeoff_explorer_draws_what_its_code_draws(known, tmp_path, monkeypatch):
-    choice = {"regime": "mixed", "sources": ("paper",), "benchmarks": ("D-48", "SSv2"), "baseline": "baseline", "parts": ("Hard",)}
-    choice |= {"sort": "SSv2", "intervals": False}
-    figure = known.view(**choice)
-    again = eval(known.code(("data/paper",), **choice), {"plots": vl.plots, "results": results})
-    assert figure.to_json() == again.to_json()
-    drawn = {trace.name for trace in figure.data if trace.name}
-    assert drawn == {"D-48", "SSv2"}
-    bars = next(trace for trace in figure.data if trace.name == "SSv2")
-    assert set(known.table(**choice)["variant"]) == {"fwm-hw-ld", "hw", "hw-ld", "ac-hw", "combo"} and len(bars.x) == 5
-    explorer = tradeoffs.tradeoff_explorer("data/paper", out=tmp_path)
-    explorer.widget.children[-1].children[0].click()
-    assert {path.suffix for path in tmp_path.iterdir()} == {".pdf", ".png", ".csv", ".py"}
-
-
-def test_the_explorer_compares_one_metric_probe_and_encoder(tmp_path):
-    rows = [
-        {"run": f"{v}-s{s}", "variant": v, "seed": s, "encoder": e, "metric": m, "probe": p, "value": 50 + gain * (v == "ld") + s / 3}
-        for v in ("baseline", "ld") for s in range(3)
-        for e, m, p, gain in (
-            ("student", "top1", "linear", 5), ("teacher", "top1", "linear", -20), ("student", "balanced_accuracy", "linear", 9),
-            ("student", "top1", "knn", 7), ("student", "rankme", "none", 30),
-        )
-    ]  # fmt: skip
-    about = {"edition": "sound", "regime": "r", "benchmark": "SSv2", "n": 2000, "source": "run"}
-    own = tradeoffs.Tradeoffs(results.tidy(pd.DataFrame(rows).assign(**about)))
-    choice = {"regime": "r", "sources": ("run",), "benchmarks": ("SSv2",), "baseline": "baseline", "parts": (), "sort": "mean"}
-    (bars,) = [trace for trace in own.view(intervals=True, **choice).data if trace.type == "bar"]
-    assert list(bars.y) == ["ld"] and bars.x[0] == pytest.approx(5)
-    assert own.table(intervals=True, **choice)["delta"].tolist() == pytest.approx([5])
-    assert own.benchmarks == ["SSv2"]
-
-
-def test_the_plain_figure_is_the_figure(known):
-    choice = {"regime": "mixed", "sources": ("paper", "released"), "benchmarks": ("D-48", "SSv2"), "baseline": "baseline"}
-    choice |= {"parts": (), "sort": "SSv2", "intervals": True}
-    assert go.Figure(known.view(plain=True, **choice)).to_json() == known.view(**choice).to_json()
-    assert "updatemenus" not in known.view(plain=True, **choice | {"sort": "mean"})["layout"], "the explorer's control sorts"
-
-
-def test_a_click_on_a_bar_shows_the_objective(known):
-    explorer = tradeoffs.tradeoff_explorer("data/paper")
-    figure = explorer.figure()
-    notes = {(note.xclick, note.yclick): note for note in figure.layout.annotations if note.clicktoshow}
-    bars = {(x, y) for trace in figure.data if trace.type == "bar" for x, y in zip(trace.x, trace.y, strict=True)}
-    assert notes.keys() == bars and not figure.layout.updatemenus
-    assert not any(note.visible for note in notes.values())
-    shown = {label: note.text.replace("<br>", " ").replace("&#x27;", "'") for (_, label), note in notes.items()}
-    assert shown["FWM-HW-LD"] == repr(vl.recipe("fwm-hw-ld"))
 
 
 def test_controls_that_do_not_go_together_say_so(monkeypatch):
@@ -207,15 +347,3 @@ def test_controls_that_do_not_go_together_say_so(monkeypatch):
     monkeypatch.setattr("IPython.display.display", said.append)
     explorer._show(**crowded)
     assert len(said) == 1 and "fewer or smaller blocks" in said[0].data
-
-
-def test_another_baseline_is_another_difference(known):
-    choice = {"regime": "mixed", "sources": ("released",), "benchmarks": ("SSv2",), "parts": (), "sort": "mean", "intervals": True}
-    first, second = (known.table(baseline=f"baseline, released seed {seed}", **choice).set_index("variant")["delta"] for seed in (42, 239))
-    shift = first - second
-    assert shift.abs().min() > 0.01 and np.allclose(shift, shift.iloc[0], atol=0.02)
-
-
-def test_what_rows_are_made_of():
-    assert set(tradeoffs.parts_of("fwm-hw-ld")) == {"Hard", "Kinematic", "Orthogonal", "Dynamics"}
-    assert tradeoffs.parts_of("future") == ("masks",) and tradeoffs.parts_of("somebodys") == ("own",)

@@ -55,6 +55,22 @@ def test_a_trained_run_and_its_own_sources(tmp_path):
     assert table["predictor"].iloc[-1] == run.name and table["recording_lo"].isna().all() and (table["n"] == 40).all()
 
 
+def test_a_misspelt_label_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    source = [data.open("synthetic", split, frames=8, size=32, n=40) for split in ("train", "test")]
+    run = vl.pretrain("baseline", source[0], "smoke", runs=tmp_path, progress=False)
+    monkeypatch.setattr(data, "loader", lambda *_, **__: pytest.fail("clips were read"))
+    with pytest.raises(ValueError, match=r"has no label 'shpe'; it has .*shape"):
+        baselines(source, run, "shpe", progress=False)
+
+
+def test_an_untrained_encoder_says_nothing_of_training(tmp_path):
+    source = [data.open("synthetic", split, frames=8, size=32, n=40, cache="memory") for split in ("train", "test")]
+    run = vl.pretrain("baseline", source[0], "smoke", runs=tmp_path, progress=False)
+    note = baselines(source, run, "shape", encoder="initial", progress=False).attrs["note"]
+    assert "Both rows are of the encoder before its training" in note and "This training" not in note
+    assert "This training" in baselines(source, run, "shape", progress=False).attrs["note"]
+
+
 def test_several_labels_are_read_off_in_one_pass(tmp_path, monkeypatch):
     source = [data.open("synthetic", split, frames=8, size=32, n=40, cache="memory") for split in ("train", "test")]
     run = vl.pretrain("baseline", source[0], "smoke", runs=tmp_path, progress=False)

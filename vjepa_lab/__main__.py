@@ -218,9 +218,10 @@ def table(parser):
             rows.to_csv(csv, index=False)
             print(f"{len(rows)} measurements:  {csv}")
             return
-        rows = rows[rows["metric"].eq(metric) & (rows["regime"].eq(regime) if regime else True)]
+        known, rows = rows, rows[rows["metric"].eq(metric) & (rows["regime"].eq(regime) if regime else True)]
         if rows.empty:
-            raise UserError(f"no rows with metric {metric!r}" + (f" and regime {regime!r}" if regime else ""))
+            which = f" with metric {metric!r}" + (f" and regime {regime!r}" if regime else "")
+            raise UserError(f"{', '.join(map(str, paths))}: {len(known)} measurements, none{which}; probe a run, or name another folder")
         for name, part in rows.groupby("regime", sort=False):
             print(f"\n{name}\n{results.wide(part).round(2).to_string(na_rep='')}")
 
@@ -335,7 +336,8 @@ def parse(argv: list[str]) -> tuple[Callable[[], int | None], bool]:
     if name is None:
         asked = " ".join(argv[: 2 if argv[0] == "data" else 1])
         near = difflib.get_close_matches(asked, COMMANDS, cutoff=0.5) or [known for known in COMMANDS if known.startswith(asked)]
-        raise UserError(f"unknown command {asked!r}: {'did you mean' if near else 'expected'} {' or '.join(near or COMMANDS)}?")
+        says = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {asked!r}: {says}")
     rest = argv[len(name.split()) :]
     if name in OWN_ARGUMENTS:
         return lambda: importlib.import_module(f"{__package__}.{name}").main(rest), show

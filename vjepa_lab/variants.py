@@ -22,7 +22,6 @@ Where the text leaves a choice, the choice is an argument of the term, the masks
 learned (random ones are `Shuffled`), and motion measured before the augmentation.
 """
 
-import difflib
 import html
 import sys
 import types
@@ -30,6 +29,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from vjepa_lab import masks
+from vjepa_lab.arguments import suggest
 from vjepa_lab.modifiers import Detached, Hard, Modifier, Shuffled
 from vjepa_lab.objective import Objective, Recipe, Term, as_recipe
 from vjepa_lab.schedules import Cosine, Ramp
@@ -237,8 +237,7 @@ def recipe(name: str | Recipe | Objective | Term, edition: str = "sound") -> Rec
         return as_recipe(read(name))
     if name in CONTROLS:
         raise ValueError(f"{name!r} is a control of ours: it has the edition 'sound' only, not {edition!r}")
-    near = difflib.get_close_matches(name.lower(), rows, cutoff=0.4) or list(rows)
-    raise ValueError(f"unknown variant {name!r}: did you mean {' or '.join(near)}? (an expression such as 'JEPA() + Dynamics()' works too)")
+    raise ValueError(f"unknown variant {name!r}: {suggest(name.lower(), rows)} (an expression such as 'JEPA() + Dynamics()' works too)")
 
 
 def name_of(value: Recipe) -> tuple[str, str] | None:

@@ -162,7 +162,7 @@ def halves(
         if frozen:
             stopped = Reader(*(subject.features(Frozen(s, 0.0), **how) for s in sources), [*groups["appearance"], *groups["dynamics"]])
             own += frozen_rows(stopped, **groups)
-        rows += [subject.about | {"n": clips[1]} | row for row in own]
+        rows += [subject.about | {"n": len(sources[1])} | row for row in own]
     return results.tidy(pd.DataFrame(rows).assign(benchmark=sources[0].name, probe="ridge-classifier"))
 
 

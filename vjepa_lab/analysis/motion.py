@@ -33,16 +33,25 @@ SIZES = {200: ("released", "linear"), 2000: ("linear",)}
 STILLS = {"first frame": 0.0, "middle frame": 0.5, "last frame": 1.0}
 
 
+def sizes(wanted: Mapping[int, Sequence[str]]) -> dict[int, tuple[str, ...]]:
+    """Numbers of clips -> probes, checked. Raises ValueError for a number that cannot be split 4 : 1, or an unknown probe."""
+    for clips, names in wanted.items():
+        if clips < 80 or clips % 20:
+            raise ValueError(
+                f"clips={clips}: expected a multiple of 20, at least 80, of which the first 80 % train the probe and the rest test it"
+            )
+        if unknown := [name for name in names if name not in PROBES]:
+            raise ValueError(f"unknown probe {unknown[0]!r} of a motion task: expected some of {', '.join(PROBES)}")
+    return {clips: tuple(names) for clips, names in wanted.items()}
+
+
 def stream(task: str, clips: int, size: Preset) -> data.Source:
     """So many clips of a motion task in a fixed order, none of which any pretraining has seen; label "motion".
 
     Raises ValueError for an unknown task or a number that cannot be split 4 : 1.
     """
+    sizes({clips: ()})
     shape = {"frames": size.frames, "size": size.size}
-    if clips < 80 or clips % 20:
-        raise ValueError(
-            f"clips={clips}: expected a multiple of 20, at least 80, of which the first 80 % train the probe and the rest test it"
-        )
     if task == "dirs8":  # the released clips in their order: "train" is the first 80 % of n
         return data.open("synthetic:dirs8", "train", n=clips * 5 // 4, **shape)
     if task == "trs8":  # pretraining reads the training split

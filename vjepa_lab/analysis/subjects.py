@@ -22,7 +22,8 @@ BORN = ("dim", "depth", "heads", "patch", "tubelet", "frames", "size")
 def finished(folder: str | Path, preset: str | Preset | None = None) -> list[Run]:
     """The runs in a folder whose training is over, by name, with `preset` those of that size; none if there is no such folder."""
     folder, size = Path(folder), getattr(preset, "name", preset)
-    runs = [Run(path) for path in sorted(folder.iterdir()) if (path / "report.json").is_file()] if folder.is_dir() else []
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    runs = [Run(path) for path in paths if (path / "report.json").is_file() and (path / "config.json").is_file()]
     return [run for run in runs if size in (None, run.config["preset"]["name"])]
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
 from vjepa_lab import data as video
+from vjepa_lab.data.dirs8 import Dirs8
 from vjepa_lab.data.files import apart
+from vjepa_lab.data.synthetic import FactorMotion
 from vjepa_lab.evaluation import probes
 from vjepa_lab.evaluation.features import device_for, spread
 from vjepa_lab.evaluation.layers import Layers
@@ -65,7 +68,7 @@ def probe(
     frames   frames per clip; by default the run's, of released weights 16
     size     pixels a side; by default the run's, of released weights those of their last training
     stride   frames of the video for one of the clip; by default the run's, of released weights 4
-    limit    at most so many clips of each split
+    limit    at most so many clips of each split; None or 0: all
     out      where the rows go; by default the run's folder, of released weights `runs`/<name>, of an encoder of your own nowhere
     options  go to the probe: epochs, lrs, form, ...
 
@@ -82,6 +85,7 @@ def probe(
     sources = data if isinstance(data, tuple | list) else [still(data or subject.data, split, subject, limit) for split in splits]
     if sources is not data:
         apart(*sources)
+    labelled(sources, labels)
     kept = {"tokens": probe in ("attentive", "stepwise"), "bf16": subject.bf16, "cache": cache, "workers": workers, "device": device}
     kept |= {"encoder_name": subject.name, "progress": progress, "merge": merge}
     train = extract_views(subject.encoder, sources[0], segments if merge == "tokens" else 1, 1, **kept)
@@ -98,6 +102,13 @@ def probe(
         for result in results:
             result.save(subject.folder)
     return results
+
+
+def labelled(sources: Sequence[video.Source], labels: Sequence[str]) -> None:
+    """Raises ValueError where a source lacks one of these labels: before anything is read."""
+    for source in sources:
+        if unknown := [label for label in labels if label not in source.classes]:
+            raise ValueError(f"{source.name} [{source.split}] has no label {unknown[0]!r}; it has {', '.join(source.classes)}")
 
 
 @dataclass(frozen=True)
@@ -161,15 +172,24 @@ def subject_of(run, encoder: str | None = None, out: str | Path | None = None) -
 
 
 def still(spec, split: str, shape, limit: int | None = None) -> video.Source:
-    """One split of a data set for probing: no augmentation, at most `limit` clips, spread evenly over it.
+    """One split of a data set for probing: no augmentation, at most `limit` clips (None or 0: all), spread evenly over it; of a synthetic
+    world, whose clips are in no order, the first ones.
 
-    shape: a preset, or what has frames, size, stride."""
+    shape: a preset, or what has frames, size, stride.
+    Raises ValueError for a limit below 0, and for one on a mixture, which gives all of its clips or none.
+    """
+    if limit is not None and limit < 0:
+        raise ValueError(f"limit={limit}: expected at most so many clips of each split, 1 or more, or 0 for all")
     shape = {"frames": shape.frames, "size": shape.size, "stride": shape.stride}
-    if str(spec).startswith("synthetic") and " + " not in str(spec):
-        return video.open(spec, split, **shape, **({} if limit is None else {"n": limit}))
     source = video.open(spec, split, augment=False, **shape)
-    if limit is None or len(source) <= limit:
+    if not limit or len(source) <= limit:
         return source
+    if isinstance(source, FactorMotion):
+        return video.open(spec, split, **shape, n=limit)
+    if isinstance(source, Dirs8):  # its n counts both sides of the split, which another n would move
+        part = copy(source)
+        part.ids = source.ids[:limit]
+        return part
     if not hasattr(source, "subset"):
         raise ValueError(f"limit={limit}: {source.name} gives all of its clips or none; name one of its parts, or leave limit out")
     return source.subset([i * len(source) // limit for i in range(limit)])  # listings are sorted by class: the first ones are of few

@@ -61,6 +61,7 @@ def baselines(
         clips = sources[0] if pair else data  # by its name, the training clips are augmented
         run = train.pretrain("baseline", clips, size, seed, runs=runs, progress=progress, **over)
     names = [labels] if isinstance(labels, str) else list(labels)
+    evaluate.labelled(sources, names)
     how = options | {"probe": probe, "save": save, "progress": progress}
     small = zip(*(pixels.small(source, progress=progress) for source in sources), strict=True)  # (train, test) of each view
     measured = {f"{name} 1-NN": [pixels.nearest(*pair, label) for label in names] for name, pair in zip(pixels.VIEWS, small, strict=True)}
@@ -135,5 +136,7 @@ def _note(run, table: pd.DataFrame, untrained: ProbeResult, trained: ProbeResult
     if len(both) < results.SMOKE_N or steps < results.SMOKE_STEPS:
         says.append("Smoke size: shows that it runs and what must be beaten, not what an objective does.")
     does = "lifts the probe" if change.lo > 0 else "lowers the probe" if change.hi < 0 else "cannot be told from no change"
-    says.append(f"This training {does}: {change.value:+.1f} pp against the same encoder before it [{change.lo:+.1f}, {change.hi:+.1f}].")
+    change_said = f"{change.value:+.1f} pp against the same encoder before it [{change.lo:+.1f}, {change.hi:+.1f}]"
+    never = trained.rows[0]["encoder"] == untrained.rows[0]["encoder"]
+    says.append("Both rows are of the encoder before its training." if never else f"This training {does}: {change_said}.")
     return " ".join([*says, f"The best predictor without it reaches {table.iloc[:-1]['value'].max():.1f} %."])

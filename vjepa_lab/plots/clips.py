@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import html
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 
 import numpy as np
 
+from ..arguments import suggest
 from .style import INK, footnote, look, new_figure
 
 
@@ -119,8 +121,9 @@ class Player:
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.webp).decode()
-        picture = f'<img src="data:image/webp;base64,{data}" width="{self.size[0]}" height="{self.size[1]}" alt="{self.caption or "clip"}">'
-        return f'<figure style="display:inline-block;margin:4px">{picture}<figcaption>{self.caption}</figcaption></figure>'
+        caption = html.escape(self.caption)
+        picture = f'<img src="data:image/webp;base64,{data}" width="{self.size[0]}" height="{self.size[1]}" alt="{caption or "clip"}">'
+        return f'<figure style="display:inline-block;margin:4px">{picture}<figcaption>{caption}</figcaption></figure>'
 
 
 class Players:
@@ -138,8 +141,12 @@ def curves(table, *, more: Sequence[str] = (), title: str | None = None, paper: 
     """Training curves of one or several runs: loss, the spread of the teacher's channels (0: collapse), gradient norm, throughput.
 
     table: logged steps (`Run.metrics()`), or {name: logged steps}.  more: further columns, a panel each, such as "rank" or terms' names.
+    Raises ValueError for one that no table has.
     """
     tables = table if isinstance(table, Mapping) else {"": table}
+    more, logged = [more] if isinstance(more, str) else list(more), list(dict.fromkeys(name for steps in tables.values() for name in steps))
+    if unknown := [name for name in more if name not in logged]:
+        raise ValueError(f"more: no logged column {unknown[0]!r}; {suggest(unknown[0], logged)}")
     panels = {"loss": "loss", "std": "teacher's spread", "grad_norm": "gradient norm", "clips_per_s": "clips / s"}
     panels |= {name: {"rank": "teacher's rank"}.get(name, name) for name in more}
     lines = -(-len(panels) // 4)

@@ -33,7 +33,11 @@ def sheet(rows: Mapping[str, np.ndarray], *, width: int = 960, gap: int = 3, mos
 
     width  pixels of the whole, at most; pictures are enlarged or reduced to fill it, up to `most` pixels a side
     size   of the labels, in pixels
+
+    Raises ValueError where there is no row.
     """
+    if not rows:
+        raise ValueError("a sheet shows one row of pictures or more, got none; name what to show")
     from PIL import Image, ImageDraw
 
     font = _font(size)
@@ -53,7 +57,9 @@ def sheet(rows: Mapping[str, np.ndarray], *, width: int = 960, gap: int = 3, mos
 
 
 def tiles(pictures: Mapping[str, np.ndarray], *, side: int = 176, width: int = 960, gap: int = 8, size: int = 13) -> Sheet:
-    """{label: picture [y x 3] uint8} -> the pictures in lines, each under its label, `side` pixels wide."""
+    """{label: picture [y x 3] uint8} -> the pictures in lines, each under its label, `side` pixels wide. Raises ValueError for none."""
+    if not pictures:
+        raise ValueError("tiles show one picture or more, got none; name what to show")
     from PIL import Image, ImageDraw
 
     font, columns = _font(size), max(1, width // (side + gap))

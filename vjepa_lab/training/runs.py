@@ -157,8 +157,17 @@ def fingerprint(kind: type) -> str:
 
 
 def differing(there: dict, asked: dict, show: Callable = repr) -> list[str]:
-    """In words, what of `asked` a folder's config.json says otherwise."""
-    return [f"{name}: {show(there.get(name))} there, {show(value)} asked" for name, value in asked.items() if there.get(name) != value]
+    """In words, what of `asked` a folder's config.json says otherwise; in a dict the fields, unless `show` shortens it as a whole."""
+    found = []
+    for name, value in asked.items():
+        known = there.get(name)
+        if known == value:
+            continue
+        fields = []
+        if show is repr and isinstance(known, dict) and isinstance(value, dict):
+            fields = differing(known, dict.fromkeys(known) | value)
+        found += [f"{name}.{field}" for field in fields] or [f"{name}: {show(known)} there, {show(value)} asked"]
+    return found
 
 
 def open_folder(folder: Path, recipe: str, config: dict, known: dict, session: dict | None) -> Run:

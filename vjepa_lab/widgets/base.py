@@ -58,7 +58,7 @@ class Explorer:
             else:
                 display(drawn)
         except ValueError as error:
-            display(HTML(f"<p>{html.escape(str(error))}</p>"))
+            display(HTML(_said(error)))
 
     @property
     def values(self) -> dict:
@@ -74,8 +74,15 @@ class Explorer:
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         bundle = dict(self.widget._repr_mimebundle_() or {})
-        picture = self.static(**self.values)
+        try:
+            picture = self.static(**self.values)
+        except ValueError as error:
+            return bundle | {"text/html": _said(error), "text/plain": str(error)}
         return bundle | ({"image/png": picture._repr_png_()} if hasattr(picture, "_repr_png_") else {"text/html": picture._repr_html_()})
+
+
+def _said(error: Exception) -> str:
+    return f"<p>{html.escape(str(error))}</p>"
 
 
 def choice(options, value=None, label: str = ""):

@@ -77,12 +77,18 @@ def _enlarged(colours: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def feature_view(run: Run, clip: Tensor, *, frame: int | None = None, shown=None, recipe=None, probe=None) -> Sheet:
-    """The panels of one clip: all frames of each, a row per panel; or one `frame` of all, side by side. The rest as in `panels`."""
+    """The panels of one clip: all frames of each, a row per panel; or one `frame` of all, side by side. The rest as in `panels`.
+
+    shown  names of panels; by default all. Raises ValueError for an unknown name, and for none.
+    """
     return _picture(panels(run, clip, recipe, probe), frame, shown)
 
 
 def _picture(found: dict[str, tuple[str, np.ndarray]], frame: int | None, shown) -> Sheet:
-    chosen = {name + scale: frames for name, (scale, frames) in found.items() if shown is None or name in shown}
+    shown = list(found) if shown is None else [shown] if isinstance(shown, str) else list(shown)
+    if not shown or not set(shown) <= found.keys():
+        raise ValueError(f"shown={tuple(shown)}: expected one or more of {', '.join(found)}")
+    chosen = {name + scale: frames for name, (scale, frames) in found.items() if name in shown}
     if frame is None:
         return sheet({name: spread(frames, 8) for name, frames in chosen.items()}, most=112)
     return tiles({name: frames[min(frame, len(frames) - 1)] for name, frames in chosen.items()})
@@ -91,30 +97,39 @@ def _picture(found: dict[str, tuple[str, np.ndarray]], frame: int | None, shown)
 def feature_viewer(run: Run | str, data=None, clips: int = 12, recipe=None, probe: ProbeResult | str | bool = False) -> Explorer:
     """Look through the clips of a run's data, frame by frame, or let them play.
 
-    data   what `data.open` takes, or a Source of clips of the run's shape; by default the test part of what the run was trained on
+    data   what `data.open` takes, or a Source; by default the test part of what the run was trained on
+    clips  at most so many of them
     probe  show where an attentive probe looks: a result of `vl.probe(..., probe="attentive")`, or the label (True: the data's first) that
            one is now trained to read, on at most 128 clips of the data's training part; nothing is saved
+
+    Raises ValueError for less than one clip, for a label that the data lack, and for a label where a Source was not opened by its name, so
+    that its training part is not known.
     """
     from ipywidgets import Play, jslink
 
+    if clips < 1:
+        raise ValueError(f"clips={clips}: expected 1 clip to look at, or more")
     run = run if isinstance(run, Run) else load_run(run)
     source = data if isinstance(data, video.Source) else still(data or run.config["spec"], "test", run.preset, clips)
     if probe is True:  # clips without labels have nothing to read
         probe = next(iter(source.classes), False)
     if isinstance(probe, str):
-        spec = None if isinstance(data, video.Source) else data
+        spec = data.spec if isinstance(data, video.Source) else data or run.config["spec"]
+        if not spec:
+            raise ValueError(f"probe={probe!r}: {source.name} was opened by no name, its training part is unknown; pass a vl.probe result")
         probe = evaluate.probe(run, spec, probe, probe="attentive", limit=PROBED, save=False)[0]
     seen = lru_cache(maxsize=32)(lambda index: panels(run, source[index].clip, recipe, probe or None))
 
     def view(clip: int, frame: int, shown: tuple[str, ...]) -> Sheet:
         return _picture(seen(clip), frame, shown)
 
+    last = source[0].clip.shape[1] - 1
     controls = {
         "clip": number(0, min(clips, len(source)) - 1, 0, "clip", lazy=True),
-        "frame": number(0, run.preset.frames - 1, 0, "frame"),
+        "frame": number(0, last, 0, "frame"),
         "shown": several(list(seen(0)), label="shown"),
     }
-    play = Play(min=0, max=run.preset.frames - 1, interval=250, repeat=True)
+    play = Play(min=0, max=last, interval=250, repeat=True)
     jslink((play, "value"), (controls["frame"], "value"))
     whole = lambda clip, frame, shown: _picture(seen(clip), None, shown)
     return Explorer(view, controls, below=[play], static=whole)

@@ -8,7 +8,7 @@ from vjepa_lab import plots
 class LiveCurve:
     """Training curves that redraw themselves in a notebook: pass it as `pretrain(..., callback=LiveCurve())`.
 
-    every  seconds between redraws, so that drawing never slows the training down.
+    every  seconds between redraws, so that drawing never slows the training down; what is left is drawn when the cell ends.
     """
 
     def __init__(self, every: float = 3.0, title: str | None = None):
@@ -16,14 +16,26 @@ class LiveCurve:
         from ipywidgets import Output
 
         self.every, self.title, self.records, self.drawn = every, title, [], 0.0
+        self.shell = None  # the one that will draw what is left
         self.output = Output()
         display(self.output)
 
     def __call__(self, record: dict) -> None:
-        """Take a logged record of `pretrain`; redraw if the last drawing is old enough."""
+        """Take a logged record of `pretrain`; redraw if the last drawing is old enough, else at the end of the cell."""
+        from IPython import get_ipython
+
         self.records.append(record)
         if len(self.records) > 1 and time.monotonic() - self.drawn >= self.every:
             self.draw()
+        elif self.shell is None and (shell := get_ipython()):
+            self.shell = shell
+            shell.events.register("post_run_cell", self._rest)
+
+    def _rest(self, _=None) -> None:
+        """Draw the records since the last drawing: the last ones, or those before an interruption."""
+        self.shell.events.unregister("post_run_cell", self._rest)
+        self.shell = None
+        self.draw()
 
     def draw(self) -> None:
         import pandas as pd

@@ -76,7 +76,7 @@ def mask_explorer(data="synthetic", size: str | Preset = "micro", clips: int = 1
     def view(clip, masking, blocks, scale, keep, truncate, motion, strength, batch, seed) -> Sheet:
         kinds = known[masking].kinds
         kinds = (replace(kinds[0], count=blocks or kinds[0].count, scale=scale or kinds[0].scale), *kinds[1:])
-        where = {"its own": known[masking].where, "uniform": Uniform()}.get(motion) or Motion(strength=strength, sampling=motion)
+        where = _where(known[masking], motion, strength)
         keep = keep or known[masking].max_temporal_keep
         masks = replace(known[masking], kinds=kinds, truncate=truncate, where=where, max_temporal_keep=keep)
         return mask_view(source[clip].clip, masks, size, seed=seed, batch=batch, draws=16)
@@ -89,8 +89,26 @@ def mask_explorer(data="synthetic", size: str | Preset = "micro", clips: int = 1
         "scale": steps([n / 20 for n in range(1, 19)], "block scale"),
         "keep": steps([n / 10 for n in range(1, 11)], "time seen"),
         "motion": choice(["its own", "uniform", "softmax", "linear", "power"], label="blocks fall"),
-        "strength": number(0, 10, 2, "motion strength", step=0.5),
+        "strength": steps([n / 2 for n in range(1, 21)], "motion strength"),
         "batch": number(1, 32, 8, "clips a batch"),
         "seed": number(0, 50, 0, "draw"),
     }
+
+    def offer(_=None):
+        where = _where(known[controls["masking"].value], controls["motion"].value, 0)
+        controls["strength"].disabled = not isinstance(where, Motion) or where.sampling == "linear"  # neither has a strength
+
+    offer()
+    for name in ("masking", "motion"):
+        controls[name].observe(offer, "value")
     return Explorer(view, controls)
+
+
+def _where(masks: MultiBlock, motion: str, strength: float) -> Uniform | Motion:
+    """How blocks are placed: as the masks do ("its own"), "uniform", or by motion with that sampling; strength 0 leaves what is there."""
+    if motion == "uniform":
+        return Uniform()
+    where = masks.where
+    if motion != "its own":
+        where = replace(where if isinstance(where, Motion) else Motion(), sampling=motion)
+    return replace(where, strength=strength) if strength and isinstance(where, Motion) else where

@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 
+from ..arguments import suggest
 from ..plots.clips import curves
 from ..training import locks
 from ..training.runs import Run
@@ -28,25 +30,45 @@ def overview(folder: str | Path = "runs") -> pd.DataFrame:
     """One row per run below `folder`: run, state, step, of, loss, clips_per_s, eta_s, updated (seconds ago), path.
 
     run    its path below `folder`
-    state  "done", "training" (by whom, its lock says), "stopped", or "begun" where nothing was logged yet
+    state  "done", "training" (by whom, its lock says), "stopped", "begun" where nothing was logged yet, or "damaged" where config.json
+           cannot be read
+
+    Folders whose config.json speaks of something else, such as exported weights or a fine-tuning, are left out.
     """
     rows = [_standing(Run(config.parent), Path(folder)) for config in sorted(Path(folder).rglob("config.json"))]
-    return pd.DataFrame(rows, columns=["run", "state", "step", "of", "loss", "clips_per_s", "eta_s", "updated", "path"]).astype(NUMBERS)
+    columns = ["run", "state", "step", "of", "loss", "clips_per_s", "eta_s", "updated", "path"]
+    return pd.DataFrame([row for row in rows if row], columns=columns).astype(NUMBERS)
 
 
-def _standing(run: Run, folder: Path) -> dict:
-    config, last = run.config, _last_line(run.path / "metrics.jsonl")
+def _standing(run: Run, folder: Path) -> dict | None:
+    """A run's row; None for a folder that holds something else, or is gone."""
+    name = run.name if run.path == folder else run.path.relative_to(folder).as_posix()
+    try:
+        config = run.config
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return dict.fromkeys(NUMBERS) | {"run": name, "state": "damaged", "step": 0, "of": 0, "path": run.path}
+    if not _of_a_run(config):
+        return None
+    last = _last_line(run.path / "metrics.jsonl")
     of, step = config["preset"]["steps"], last["step"] + 1 if last else 0
     alive = locks.holder(run.path) is not None
     done = (run.path / "report.json").exists()
     rate = last.get("clips_per_s") if last else None
     eta = (of - step) * config["preset"]["batch"] / rate if alive and rate else None
     return {
-        "run": run.name if run.path == folder else run.path.relative_to(folder).as_posix(),
+        "run": name,
         "state": "done" if done else "training" if alive else "stopped" if last else "begun",
         "step": of if done else step, "of": of, "loss": last and last["loss"], "clips_per_s": rate, "eta_s": eta,
         "updated": _age(run.path / "metrics.jsonl") if last else None, "path": run.path,
     }  # fmt: skip
+
+
+def _of_a_run(config) -> bool:
+    """Whether a config.json is that of a pretraining."""
+    size = config.get("preset") if isinstance(config, dict) and "variant" in config else None
+    return isinstance(size, dict) and {"steps", "batch"} <= size.keys()
 
 
 def _age(path: Path) -> float:
@@ -85,13 +107,14 @@ class Standing:
 
 
 def _row(row) -> str:
-    share = row.step / row.of if row.of else 1.0
+    damaged = row.state == "damaged"
+    share = row.step / row.of if row.of else float(not damaged)
     colour = {"done": "#7fb08a", "training": "#d9792b"}.get(row.state, "#9aa0a6")
     filled = f"<div style='width:{share:.0%};height:9px;background:{colour}'></div>"
     bar = f"<div style='width:110px;height:9px;border:1px solid #9aa0a6'>{filled}</div>"
     known = lambda value, text: "" if value is None or pd.isna(value) else text(value)
     cells = [
-        html.escape(row.run), f"{bar}{row.state}", f"{row.step} / {row.of}", known(row.loss, "{:.4f}".format),
+        html.escape(row.run), f"{bar}{row.state}", "" if damaged else f"{row.step} / {row.of}", known(row.loss, "{:.4f}".format),
         known(row.clips_per_s, "{:.1f}".format), known(row.eta_s, _span), known(row.updated, lambda s: f"{_span(s)} ago"),
     ]  # fmt: skip
     return "<tr>" + "".join(f"<td style='text-align:left'>{cell}</td>" for cell in cells) + "</tr>"
@@ -104,15 +127,27 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def monitor_view(folder: str | Path = "runs", compare: tuple[str, ...] | None = None) -> Standing:
+def monitor_view(folder: str | Path = "runs", compare: Sequence[str] | str | None = None) -> Standing:
     """How the runs below `folder` stand, and the curves of those named in `compare` (by default the three last written): loss and each
-    term, the rank and spread of the teacher's tokens, gradient norm, throughput."""
+    term, the rank and spread of the teacher's tokens, gradient norm, throughput.
+
+    Raises ValueError for a name in `compare` that no run there has.
+    """
     table = overview(folder)
+    compare = (compare,) if isinstance(compare, str) else compare
+    for name in compare or ():
+        if name not in set(table["run"]):
+            raise ValueError(f"compare: no run {name!r} below {folder}; {suggest(str(name), table['run'])}")
+    return _compared(table, compare)
+
+
+def _compared(table: pd.DataFrame, compare: Sequence[str] | None) -> Standing:
     logged = table.dropna(subset=["loss"])
     chosen = logged[logged["run"].isin(compare)] if compare is not None else logged.nsmallest(3, "updated")
     tables = {row.run: Run(row.path).metrics() for row in chosen.itertuples()}
     terms = dict.fromkeys(name for row in chosen.itertuples() for name in _last_line(row.path / "metrics.jsonl").get("parts", ()))
-    return Standing(table, curves(tables, more=("rank", *terms)) if tables else None)
+    more = [name for name in ("rank", *terms) if any(name in steps for steps in tables.values())]
+    return Standing(table, curves(tables, more=more) if tables else None)
 
 
 def stop(run: Run) -> None:
@@ -127,7 +162,16 @@ def stop(run: Run) -> None:
 
 
 def go_on(run: Run) -> subprocess.Popen:
-    """Go on with a run in a process of its own; what it prints goes to continued.log in the run's folder."""
+    """Go on with a run in a process of its own; what it prints goes to continued.log in the run's folder.
+
+    Raises locks.Locked where a process trains it already; ValueError where its config.json is damaged, or only the call that began it can
+    go on with it.
+    """
+    if held := locks.holder(run.path):
+        raise locks.Locked(f"{run.path}: trained by {held[0] or 'another process'}; there is nothing to go on with until it stops")
+    config = run.config
+    if config.get("own_terms") or config.get("init"):  # as `resume` says, but there nobody would see it
+        raise ValueError(f"{run.path}: it uses terms defined elsewhere or released weights; repeat the call that began it")
     with (run.path / "continued.log").open("a") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "vjepa_lab", "resume", str(run.path)],
@@ -139,7 +183,8 @@ def go_on(run: Run) -> subprocess.Popen:
 
 
 def run_monitor(folder: str | Path = "runs", every: float = 5.0) -> Explorer:
-    """Choose the runs to compare; stop them or go on with them.
+    """Choose the runs to compare; stop them or go on with them. Until some are chosen by hand, runs that begin later take their place
+    among the three compared.
 
     every  seconds between looks at the folder while the kernel has nothing else to do; 0: only when asked to
     """
@@ -147,26 +192,35 @@ def run_monitor(folder: str | Path = "runs", every: float = 5.0) -> Explorer:
 
     names = list(overview(folder)["run"])
     if not names:
-        raise FileNotFoundError(f"{folder}: no run folder in it (none holds a config.json); pretrain one, or name another folder")
+        raise FileNotFoundError(f"{folder}: no run folder in it (none holds a run's config.json); pretrain one, or name another folder")
+    own = tuple(names[-3:])
     clock = IntText(value=0)  # another number means another look
     said = HTML()
     buttons = {word: Button(description=word) for word in ("look again", "stop", "go on")}
+
+    def view(compare, look) -> Standing:
+        table = overview(folder)
+        return _compared(table, [name for name in compare if name in set(table["run"])] or None)  # a run may have gone since it was chosen
+
     made = Explorer(
-        lambda compare, look: monitor_view(folder, compare or None),
-        {"compare": several(names, names[-3:], "compare", rows=min(6, max(2, len(names)))), "look": clock},
+        view,
+        {"compare": several(names, own, "compare", rows=min(6, max(2, len(names)))), "look": clock},
         below=[HBox([*buttons.values(), said])],
         columns=1,
     )
     clock.layout.display = "none"
 
     def look(_=None):
-        clock.value += 1
+        nonlocal own
         control = made.controls["compare"]
         there = list(overview(folder)["run"])
         if list(control.options) != there:
-            chosen = control.value
+            chosen = tuple(name for name in control.value if name in there)
+            if control.value == own:  # nobody chose others
+                own = chosen = (*chosen, *(name for name in there if name not in control.options))[-3:]
             control.options = there
-            control.value = tuple(name for name in chosen if name in there)
+            control.value = chosen
+        clock.value += 1
 
     def each(action):
         def act(_):
@@ -174,7 +228,7 @@ def run_monitor(folder: str | Path = "runs", every: float = 5.0) -> Explorer:
             for name in made.values["compare"]:
                 try:
                     action(Run(paths[name]))
-                except (KeyError, OSError) as error:
+                except (KeyError, OSError, ValueError) as error:
                     refused.append(f"{name} is gone" if isinstance(error, KeyError) else str(error))
             said.value = html.escape("; ".join(refused))
             look()

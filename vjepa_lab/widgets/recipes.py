@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import html
 import inspect
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 from .. import terms
+from ..arguments import suggest
 from ..modifiers import Hard
-from ..objective import Recipe, Term
+from ..objective import Objective, Recipe, Term
 from ..plots.clips import frames_of, heat
 from ..plots.sheet import Sheet, sheet, spread
 from ..presets import Preset, preset
+from ..training.runs import Run, load_run
 from .base import Explorer, choice, switch
 from .masks import strategies
 
 MAIN = "JEPA"
+DIALS = ("weight", "on", "view", "hard")
 
 
 def auxiliaries() -> dict[str, type[Term]]:
@@ -24,25 +30,46 @@ def auxiliaries() -> dict[str, type[Term]]:
     return {name: kind for name, kind in found.items() if kind is not Term and name != MAIN}
 
 
-def compose(start: str = "baseline", extra: dict[str, dict] | None = None, masking: str = "", teacher: str = "", size="micro") -> Recipe:
+def compose(
+    start: str = "baseline", extra: Mapping[str, Mapping] | None = None, masking: str = "", teacher: str = "", size="micro"
+) -> Recipe:
     """The recipe of a named row with further terms.
 
-    extra    {term: {"weight": float, "on": "all" | "app" | "dyn", "view": "full" | "visible", "hard": bool}}; weight 0 leaves a term out
+    extra    {term: {"weight": float, "on": "all" | "app" | "dyn", "view": "full" | "visible", "hard": bool}}; weight 0 leaves a term out,
+             "on" and "view" that are "" or not there keep the term's own
     masking  a name of `masks.strategies`; "" and teacher "" keep the row's own
-    """
-    from dataclasses import replace
 
+    Raises ValueError for a row, term, key, masking or teacher that there is not, and for a term without a weight.
+    """
     from ..variants import recipe
 
     made = recipe(start)
     objective = made.objective
     for name, how in (extra or {}).items():
-        if how["weight"]:
-            term = auxiliaries()[name]()
-            term = replace(term, **{key: how[key] for key in ("on", "view") if how.get(key)})
-            objective = objective + how["weight"] * (Hard(term) if how.get("hard") else term)
-    changes = {"masks": strategies(preset(size))[masking]} if masking else {}
+        objective = objective + _added(name, how)
+    known = strategies(preset(size)) if masking else {}
+    if masking and masking not in known:
+        raise ValueError(f"unknown masks {masking!r}: {suggest(masking, known)}")
+    changes = {"masks": known[masking]} if masking else {}
     return replace(made, objective=objective, **changes, **({"teacher": teacher} if teacher else {}))
+
+
+def _added(name: str, how: Mapping) -> Objective | int:
+    """A further term with its weight, as `compose` is told of it; 0 where it is left out."""
+    known = auxiliaries()
+    if name not in known:
+        raise ValueError(f"unknown term {name!r}: {suggest(name, known)}")
+    if not isinstance(how, Mapping):
+        raise ValueError(f"{name}: {how!r} is no dict; expected one such as {{'weight': 0.1}}")
+    for key in how:
+        if key not in DIALS:
+            raise ValueError(f"{name}: unknown key {key!r}; {suggest(str(key), DIALS)}")
+    if "weight" not in how:
+        raise ValueError(f"{name}: no weight in {how!r}; expected a number under 'weight', 0 to leave the term out")
+    if not how["weight"]:
+        return 0
+    term = replace(known[name](), **{key: how[key] for key in ("on", "view") if how.get(key)})
+    return how["weight"] * (Hard(term) if how.get("hard") else term)
 
 
 class Built:
@@ -50,8 +77,12 @@ class Built:
 
     def __init__(self, recipe: Recipe, size: Preset, picture: Sheet | None):
         self.recipe, self.size, self.picture = recipe, size, picture
+        self._html = self._page()
 
     def _repr_html_(self) -> str:
+        return self._html
+
+    def _page(self) -> str:
         import base64
 
         cost = self.recipe.cost(self.size)
@@ -65,9 +96,33 @@ class Built:
 
 
 def recipe_view(recipe: Recipe, size: str | Preset = "micro", clip=None, model=None) -> Built:
-    """A recipe with its cost, and its error maps over a clip (uint8 [c f y x]) by a model, by default one that is not trained."""
+    """A recipe with its cost, and its error maps over a clip (uint8 [c f y x]) by a model, by default one that is not trained.
+
+    Raises ValueError for a recipe that cannot be trained or has no cost at this size.
+    """
     size = preset(size)
+    _try(recipe, size)
     return Built(recipe, size, None if clip is None else _hurts(recipe, size, clip, model))
+
+
+def _try(recipe: Recipe, size: Preset) -> None:
+    """Show the objective two clips without computing anything, so that a term which cannot train says why. One clip would not do: a
+    statistic over all tokens then looks like a map of one clip. The encoders are as shallow as they can be, which no term sees.
+    """
+    import torch
+
+    from ..cost import typical_lengths
+    from ..masks import Mask
+    from ..objective import Loss
+    from ..train import build
+
+    lengths = typical_lengths(size.masks_of(recipe.masks), size, 8)
+    with torch.device("meta"):
+        model = build(recipe.teacher, recipe.stop_grad, recipe.levels, replace(size, depth=recipe.levels, pred_depth=1), seed=0)
+        masks = [Mask(*(torch.zeros(2, n, dtype=torch.long) for n in pair)) for pair in lengths]
+        clips = torch.zeros(2, 3, size.frames, size.size, size.size)
+        loss = Loss(recipe.objective, model.width)
+    loss.parts(model.latents(clips, masks))
 
 
 def _hurts(recipe: Recipe, size: Preset, clip, model) -> Sheet:
@@ -89,11 +144,13 @@ def _hurts(recipe: Recipe, size: Preset, clip, model) -> Sheet:
     return sheet(rows, most=112)
 
 
-def recipe_builder(data="synthetic", size: str | Preset = "micro", run=None, clip: int = 0) -> Explorer:
+def recipe_builder(data="synthetic", size: str | Preset = "micro", run: Run | str | Path | None = None, clip: int = 0) -> Explorer:
     """Start from a row of the paper, add terms (weight 0: not there), choose masks and teacher.
 
-    run  a trained Run whose model draws the error maps; by default a model that is not trained, and the picture says where errors lie,
-         not what training left of them
+    run  a trained Run, or its folder, whose model draws the error maps; by default a model that is not trained, and the picture says
+         where errors lie, not what training left of them
+
+    Raises FileNotFoundError for a folder that holds no run.
     """
     from ipywidgets import FloatText
 
@@ -101,6 +158,7 @@ def recipe_builder(data="synthetic", size: str | Preset = "micro", run=None, cli
     from ..evaluation.evaluate import still
     from ..variants import names
 
+    run = run if isinstance(run, Run | None) else load_run(run)
     size = preset(size) if run is None else run.preset
     source = data if isinstance(data, video.Source) else still(data, "train", size, clip + 1)
     controls = {
@@ -111,8 +169,8 @@ def recipe_builder(data="synthetic", size: str | Preset = "micro", run=None, cli
     }
     for name in auxiliaries():
         controls[f"{name}.weight"] = FloatText(value=0.0, step=0.05, description=name)
-        controls[f"{name}.on"] = choice({"all channels": "all", "Z_app": "app", "Z_dyn": "dyn"}, "all")
-        controls[f"{name}.view"] = choice({"full view": "full", "seen tokens": "visible"}, "full")
+        controls[f"{name}.on"] = choice({"its own channels": "", "all channels": "all", "Z_app": "app", "Z_dyn": "dyn"}, "")
+        controls[f"{name}.view"] = choice({"its own view": "", "full view": "full", "seen tokens": "visible"}, "")
         controls[f"{name}.hard"] = switch("Hard")
 
     def view(start, masking, teacher, maps, **rows) -> Built:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import html
+import re
 import textwrap
+import zlib
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from .base import Explorer, choice, several, switch
 
 SOURCES = {"paper": "the paper, printed", "released": "released results", "run": "our runs"}
 MARKS = f" {DOUBLE_DAGGER}"
+LONGEST = 80
+"Letters of a kept view's name: file systems take 255 bytes with the suffix, of which a letter may need three."
 
 
 def parts_of(variant: str) -> tuple[str, ...]:
@@ -33,11 +38,17 @@ def parts_of(variant: str) -> tuple[str, ...]:
 
 
 class Tradeoffs:
-    """Rows of results and their comparisons, each made once: `view` draws a choice of them, `code` is the call that draws it again."""
+    """Rows of results and their comparisons, each made once: `view` draws a choice of them, `code` is the call that draws it again.
 
-    def __init__(self, rows: pd.DataFrame):
-        self.rows = rows
-        shown = rows[rows["metric"].eq("top1") & rows["source"].isin(list(SOURCES))]
+    where  the rows are from, for the message
+    Raises ValueError where there are no top-1 rows, such as before any run was probed.
+    """
+
+    def __init__(self, rows: pd.DataFrame, where: str = "the table"):
+        self.rows = rows = results.tidy(rows)
+        shown = rows[rows["metric"].eq("top1") & rows["source"].isin(list(SOURCES))].dropna(subset=["variant", "benchmark"])
+        if shown.empty:
+            raise ValueError(f"no top-1 rows in {where}: nothing to compare; probe a run first, or load results that have some")
         self.sources = [name for name in SOURCES if shown["source"].eq(name).any()]
         self.variants, self.regimes, self.benchmarks = (
             list(dict.fromkeys(shown[column].dropna())) for column in ("variant", "regime", "benchmark")
@@ -62,6 +73,14 @@ class Tradeoffs:
     def compared(self, *, baseline, regime, sources, benchmarks, **_) -> pd.DataFrame:
         """The comparisons of a choice, of all that the objectives are made of. Raises ValueError where nothing can be compared."""
         return self._compared(baseline, regime, tuple(sources), tuple(benchmarks))
+
+    def start(self, sources) -> str | None:
+        """The first regime in which these sources have something to compare with the baseline, or the first where none has."""
+        for regime in self.regimes:
+            with suppress(ValueError):
+                self._compared("baseline", regime, tuple(sources), tuple(self.benchmarks))
+                return regime
+        return next(iter(self.regimes), None)
 
     def chosen(self, baseline: str, parts: tuple[str, ...]) -> list[str] | None:
         against, _ = self.baselines[baseline]
@@ -98,6 +117,16 @@ class Tradeoffs:
         options = "".join(f", {name}={value!r}" for name, value in self.arguments(**choice).items())
         return f"plots.tradeoffs(results.load({where}){options})"
 
+    def name(self, **choice) -> str:
+        """A file name for a choice, without a suffix: the regime and what is not at its default, in letters and digits."""
+        chosen = self.arguments(**choice)
+        words = ["view", chosen.pop("regime", "all")]
+        for key, value in chosen.items():
+            key, value = ("parts", choice["parts"]) if key == "variants" else (key, value)  # the variants are many
+            words += [key, *map(str, value if isinstance(value, list | tuple) else [value])]
+        name = re.sub(r"\W+", "-", " ".join(words)).strip("-")
+        return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{zlib.crc32(name.encode()):08x}"
+
 
 def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out: str | Path = "figures") -> Explorer:
     """Choose regime, sources, benchmarks, baseline, what the objectives are made of (nothing chosen: whatever), order and intervals.
@@ -105,20 +134,22 @@ def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out:
     A click on a bar shows the objective's expression, another one hides it; from the keyboard, the list below the figure does.
 
     paths  what `results.load` takes; by default runs and data/paper, where they are there.  rows: a table instead.
-    out    the folder that the buttons write to: the present view as PDF, PNG and CSV, and the code that draws it again
+    out    the folder that the buttons write to: the present view as PDF, PNG and CSV, and the code that draws it again (of `rows`, with
+           them in a CSV of their own), under a name that says what was chosen
+
+    Raises ValueError where there are no top-1 rows.
     """
     from ipywidgets import HTML, Button, HBox
 
     paths = paths or tuple(path for path in ("runs", "data/paper") if Path(path).is_dir())
-    known = Tradeoffs(results.load(*paths) if rows is None else rows)
+    known = Tradeoffs(results.load(*paths), ", ".join(map(str, paths))) if rows is None else Tradeoffs(rows)
+    own = [name for name in known.sources if name != "released"] or known.sources
     said, expression = HTML(), HTML()
     controls = {
-        "regime": choice(known.regimes, label="pretrained on"),
+        "regime": choice(known.regimes or {"any": None}, known.start(own), "pretrained on"),
         "baseline": choice(list(known.baselines), label="against"),
         "sort": choice({"by mean": "mean", **{f"by {name}": name for name in known.benchmarks}, "as given": "given"}, "mean", "sorted"),
-        "sources": several(
-            [(SOURCES[name], name) for name in known.sources], [n for n in known.sources if n != "released"], "numbers of", 3
-        ),
+        "sources": several([(SOURCES[name], name) for name in known.sources], own, "numbers of", 3),
         "benchmarks": several(known.benchmarks, label="benchmarks", rows=5),
         "parts": several(known.parts, [], "made with", rows=5),
         "intervals": switch("95 % intervals", True),
@@ -130,14 +161,26 @@ def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out:
         static=lambda **chosen: known.view(paper=True, **chosen),
     )
 
+    def write(chosen: dict) -> str:
+        stem = Path(out) / known.name(**chosen)
+        files = plots.save(known.view(paper=True, **chosen), stem)
+        files += [stem.with_suffix(".csv"), stem.with_suffix(".py")]
+        known.table(**chosen).to_csv(files[-2], index=False)
+        read = paths
+        if rows is not None:
+            read = [stem.with_name(f"{stem.name}-rows.csv")]
+            known.rows.to_csv(read[0], index=False)
+            files += read
+        code = known.code(tuple(Path(path).resolve().as_posix() for path in read), **chosen)  # runs from whatever folder
+        stem.with_suffix(".py").write_text(f"from vjepa_lab import plots, results\n\nfigure = {code}\n", encoding="utf-8")
+        written = ", ".join(map(str, files))
+        return f"<code style='user-select:all'>{html.escape(code)}</code><br>written: {html.escape(written)}"
+
     def keep(_):
-        stem = Path(out) / f"tradeoffs-{made.values['regime']}"
-        files = plots.save(known.view(paper=True, **made.values), stem)
-        known.table(**made.values).to_csv(stem.with_suffix(".csv"), index=False)
-        code = known.code(tuple(map(str, paths)), **made.values)
-        stem.with_suffix(".py").write_text(f"from vjepa_lab import plots, results\n\nfigure = {code}\n")
-        written = ", ".join(map(str, [*files, stem.with_suffix(".csv"), stem.with_suffix(".py")]))
-        said.value = f"<code style='user-select:all'>{html.escape(code)}</code><br>written: {html.escape(written)}"
+        try:
+            said.value = write(made.values)
+        except (ValueError, OSError) as error:
+            said.value = f"<p>not kept: {html.escape(str(error))}</p>"
 
     def explain(change):
         expression.value = f"<code>{html.escape(_expression(change['new']))}</code>"
