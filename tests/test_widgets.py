@@ -209,6 +209,8 @@ def test_the_feature_viewer_names_its_panels_where_none_of_them_is_asked_for(run
     assert np.array_equal(*(pixels(features.feature_view(run, clip, shown=shown)) for shown in ("clip", ("clip",))))
     with pytest.raises(ValueError, match="clips=0: expected 1 clip to look at"):
         features.feature_viewer(run, clips=0)
+    with pytest.raises(ValueError, match="clips=0: expected 1 clip to look at"):
+        masks.mask_explorer("synthetic", "smoke", clips=0)
 
 
 def test_the_feature_viewer_takes_clips_of_another_length_and_trains_its_probe_on_their_data(run, monkeypatch):

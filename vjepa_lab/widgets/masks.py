@@ -64,11 +64,14 @@ def strategies(size: Preset) -> dict[str, MultiBlock]:
 def mask_explorer(data="synthetic", size: str | Preset = "micro", clips: int = 12) -> Explorer:
     """Choose a clip, a masking and its dials; see what is seen, what is hidden, and how often.
 
-    data  what `data.open` takes, or a Source of clips of the preset's shape
+    data   what `data.open` takes, or a Source of clips of the preset's shape
+    clips  at most so many of them. Raises ValueError for less than one
     """
     from .. import data as video
     from ..evaluation.evaluate import still
 
+    if clips < 1:
+        raise ValueError(f"clips={clips}: expected 1 clip to look at, or more")
     size = preset(size)
     source = data if isinstance(data, video.Source) else still(data, "train", size, clips)
     known = strategies(size)
