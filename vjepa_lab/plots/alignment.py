@@ -167,6 +167,7 @@ def foretold(found: pd.DataFrame, *, note: str = "", smoke: bool = False, paper:
     side = column == "double"
     with look(paper):
         height = (0.2 * len(names) + 0.5) * (1 if side else len(marks)) + 0.75
+        most = 1.05 * max(1.5, float(found[["lo", "hi"]].abs().max(axis=None)))  # a difference of two correlations reaches 2
         fig, axes = new_figure(WIDTH[column], height, *((1, len(marks)) if side else (len(marks), 1)), sharex=True)
         for k, (ax, benchmark) in enumerate(zip(axes.flat, marks, strict=True)):
             rows = found[found["benchmark"].eq(benchmark)].set_index("predictor").reindex(names)
@@ -177,14 +178,14 @@ def foretold(found: pd.DataFrame, *, note: str = "", smoke: bool = False, paper:
             ax.axvline(0, color=INK, linewidth=0.7)
             ax.set_yticks(range(len(names)), [n.replace(" - ", " − ") for n in names] if k == 0 or not side else [""] * len(names))
             ax.set_ylim(len(names) - 0.5, -0.5)
-            ax.set_xlim(-1.6, 1.6)
+            ax.set_xlim(-most, most)
             ax.set_title(benchmark, fontsize=7.5)
             ax.xaxis.grid(True)
             ax.set_axisbelow(True)
             ax.tick_params(axis="y", length=0)
         axes.flat[len(marks) // 2 if side else -1].set_xlabel("rank correlation with the gain")
-        least, most = found["variants"].min(), found["variants"].max()
-        count = f"{least}{f' to {most}' * (least < most)} variants x {found['seeds'].min()} seed{'s' * (found['seeds'].min() != 1)}"
+        least, many, seeds = int(found["variants"].min()), int(found["variants"].max()), int(found["seeds"].min())
+        count = f"{least}{f' to {many}' * (least < many)} variants x {seeds} seed{'s' * (seeds != 1)}"
         legend = f"Spearman, gain over the baseline; {count}."
         legend += " Intervals: variants, then seeds resampled, no narrower than Fisher's over variants."
         legend += " Empty: not measured." * bool(found.pivot(index="predictor", columns="benchmark", values="rho").isna().any(axis=None))
