@@ -221,7 +221,8 @@ def test_mixture_labels_replacements_and_text():
 
 def test_a_limit_is_the_most_clips_that_are_taken():
     size = preset("smoke")
-    for world, sides in (("synthetic", (4000, 1000)), ("synthetic:dirs8", (160, 40))):
+    worlds = {"synthetic": (4000, 1000), "synthetic:dirs8": (160, 40), "time:synthetic": (4000, 1000), "kenburns:synthetic": (4000, 1000)}
+    for world, sides in worlds.items():
         whole = [still(world, split, size) for split in ("train", "test")]
         assert [len(source) for source in whole] == list(sides)
         for limit in (0, 9000):

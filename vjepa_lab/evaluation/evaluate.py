@@ -184,7 +184,7 @@ def still(spec, split: str, shape, limit: int | None = None) -> video.Source:
     source = video.open(spec, split, augment=False, **shape)
     if not limit or len(source) <= limit:
         return source
-    if isinstance(source, FactorMotion):
+    if isinstance(getattr(source, "source", source), FactorMotion):  # itself, or under edits
         return video.open(spec, split, **shape, n=limit)
     if isinstance(source, Dirs8):  # its n counts both sides of the split, which another n would move
         part = copy(source)
