@@ -82,6 +82,7 @@ WATCH = """(look) => {
 
 def reaction(shown, look: str, act) -> float:
     """Milliseconds from `act`, the use of one control, to the first frame in which what `look` returns is there and differs."""
+    shown.wait_for_timeout(1000)  # what the control before set off is over: plotly draws several times, the old figure beside the new
     shown.evaluate(WATCH, look)
     act()
     shown.wait_for_function("() => window.reaction !== null")
