@@ -176,8 +176,8 @@ def test_the_statements_of_the_reference_study_name_what_it_holds():
 def test_rank_foretells_what_was_planted_to_follow_it(whole):
     found = collected.foretold(whole)
     row = found[found["predictor"].eq("rank of the features") & found["benchmark"].eq("motion")].iloc[0]
-    lo, hi = stats.rank_ends(row["rho"], 8)
-    assert row["rho"] > 0.8 and row["variants"] == 8 and 0 < row["lo"] <= lo and hi <= row["hi"]
+    assert row["rho"] > 0.8 and row["lo"] > 0 and row["variants"] == 8
+    assert (row["lo"], row["hi"]) == pytest.approx(stats.rank_ends(row["rho"], 8))  # wider here than the bootstrap of a near-perfect order
     noise = found[found["predictor"].eq("teacher's rank in training")]
     assert (noise["lo"] < 0).all() and (noise["hi"] > 0).all()
     assert "alignment is not among the predictors" in collected.says_foretold(found, aligned=False)

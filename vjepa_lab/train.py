@@ -185,14 +185,7 @@ def resume(folder: str | Path, *, device: str = "auto", devices: int | None = No
     defined elsewhere: the call that began it goes on with it.
     """
     run = load_run(folder)
-    config = run.config
-    if lacking := {"own_terms", "spec", "preset", "sessions"} - config.keys():
-        raise ValueError(f"{folder} holds no pretraining: its config.json lacks {', '.join(sorted(lacking))}")
-    if config["own_terms"]:
-        raise ValueError(f"{folder} uses {', '.join(config['own_terms'])}, defined elsewhere: repeat the call that began it")
-    begun = config.get("init")
-    if begun:
-        raise ValueError(f"{folder} began with released weights: repeat the call that began it, with init=")
+    config = resumable(run)
     session = config["sessions"][-1]
     habits = {name: session[name] for name in ("log_every", "save_every", "keep", "tensorboard") if name in session}
     return pretrain(
@@ -201,6 +194,19 @@ def resume(folder: str | Path, *, device: str = "auto", devices: int | None = No
         accumulate=session.get("accumulate", 1), clip=config.get("clip"), rope=config.get("encoder", {}).get("rope"),
         compile=session.get("compile", False), checkpoint=session.get("checkpoint", False), steps=run.preset.steps, **habits,
     )  # fmt: skip
+
+
+def resumable(run: Run) -> dict:
+    """Its config.json, if the folder alone tells how to go on with the run. Raises ValueError, saying what to do, where it does not."""
+    config, folder = run.config, run.path
+    if lacking := {"own_terms", "spec", "preset", "sessions"} - config.keys():
+        raise ValueError(f"{folder} holds no pretraining: its config.json lacks {', '.join(sorted(lacking))}")
+    if config["own_terms"]:
+        raise ValueError(f"{folder} uses {', '.join(config['own_terms'])}, defined elsewhere: repeat the call that began it")
+    begun = config.get("init")
+    if begun:
+        raise ValueError(f"{folder} began with released weights: repeat the call that began it, with init=")
+    return config
 
 
 def share_of(batch: int, world: int, accumulate: int) -> int:

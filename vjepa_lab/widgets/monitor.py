@@ -19,6 +19,7 @@ import pandas as pd
 
 from ..arguments import suggest
 from ..plots.clips import curves
+from ..train import resumable
 from ..training import locks
 from ..training.runs import Run
 from .base import Explorer, several
@@ -169,9 +170,7 @@ def go_on(run: Run) -> subprocess.Popen:
     """
     if held := locks.holder(run.path):
         raise locks.Locked(f"{run.path}: trained by {held[0] or 'another process'}; there is nothing to go on with until it stops")
-    config = run.config
-    if config.get("own_terms") or config.get("init"):  # as `resume` says, but there nobody would see it
-        raise ValueError(f"{run.path}: it uses terms defined elsewhere or released weights; repeat the call that began it")
+    resumable(run)  # the other process would say so too, but there nobody would see it
     with (run.path / "continued.log").open("a") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "vjepa_lab", "resume", str(run.path)],
