@@ -75,7 +75,7 @@ WATCH = """(look) => {
         };
         requestAnimationFrame(frame);
     };
-    for (const kind of ['change', 'keydown']) document.addEventListener(kind, begin, {capture: true, once: true});
+    for (const kind of ['change', 'keydown', 'click']) document.addEventListener(kind, begin, {capture: true, once: true});
 }"""
 "From the first use of a control to the first frame that shows another picture, as the page itself sees it."
 
@@ -112,6 +112,29 @@ def test_explorers_follow_their_controls(address, shots):
         shown.wait_for_selector(".js-plotly-plot .annotation-text:has-text('Recipe(')", state="attached")
         shown.screenshot(path=shots / "clicked.png")
         print(f"\nmedian reaction: mask explorer {statistics.median(masks):.0f} ms, trade-off explorer {statistics.median(trades):.0f} ms")
+        assert not errors, errors
+
+
+def test_the_figures_own_menus_act_in_the_page(address, shots):
+    with lab.page(address) as (shown, errors):
+        lab.open_notebook(shown, address, "notebooks/03_tradeoffs.ipynb")
+        lab.run_all(shown)
+        figure = shown.locator(".js-plotly-plot:has(.updatemenu-header)").first
+        figure.scroll_into_view_if_needed()
+        taken = {"filtering": [], "sorting": []}
+        for menu, kind, labels in (
+            (0, "filtering", ("with Kinematic", "with Hard", "with Dynamics", "with masks", "all objectives")),
+            (1, "sorting", ("by SSv2", "by D-48", "by IN-100", "by SSv2", "by mean")),
+        ):
+            for label in labels:
+                figure.locator(".updatemenu-header").nth(menu).click()
+                button = figure.locator(f".updatemenu-dropdown-button:has-text('{label}')")
+                button.wait_for()
+                taken[kind].append(reaction(shown, BARS, button.click))
+                if label == "with Dynamics":
+                    shown.wait_for_timeout(500)
+                    shown.screenshot(path=shots / "filtered.png")
+        print("\nmedian reaction of the figure's own menus:", ", ".join(f"{k} {statistics.median(v):.0f} ms" for k, v in taken.items()))
         assert not errors, errors
 
 

@@ -103,6 +103,43 @@ def test_every_note_of_the_interactive_figure_has_room(paper):
         assert layout.margin.b >= -below.yshift + 1.2 * below.font.size * lines and not layout.yaxis.automargin
 
 
+def test_menus_of_the_figure_filter_and_sort_in_the_page(paper):
+    figure = plots.tradeoffs(paper, regime="mixed", benchmarks=BENCHMARKS)
+    rows = paper[paper["regime"].eq("mixed") & paper["source"].eq("paper")]
+    known = rows.dropna(subset=["printed"]).drop_duplicates("printed").set_index("printed")["variant"]
+    drawn = {name.removesuffix(" ‡"): name for name in figure.layout.yaxis.categoryarray}
+    filters, *sorts, whiskers = figure.layout.updatemenus
+    labels = [button.label for button in filters.buttons]
+    full = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    assert len(sorts) == len(labels) and [menu.visible for menu in sorts] == [True] + [False] * (len(sorts) - 1)
+    assert labels[0] == "all objectives" and {"with Dynamics", "with Kinematic", "with masks"} <= set(labels)
+    deltas = {trace.name: dict(zip(trace.y, trace.x, strict=True)) for trace in figure.data if trace.type == "bar"}
+    for k, (button, menu) in enumerate(zip(filters.buttons, sorts, strict=True), 1):
+        (change,) = button.args
+        part = button.label.removeprefix("with ")
+        shown = [label for name, label in drawn.items() if k == 1 or part in variants.parts_of(known[name])]
+        assert sorted(change["yaxis.categoryarray"]) == sorted(shown) and change["yaxis.range"] == [len(shown) - 0.5, -0.5]
+        assert [j for j in range(1, len(labels) + 1) if change[f"updatemenus[{j}].visible"]] == [k]
+        assert change[f"updatemenus[{k}].active"] == 0 and change["height"] <= figure.layout.height
+        rows = change["height"] - figure.layout.margin.t - change["margin.b"]
+        assert rows / len(shown) == pytest.approx(full / len(drawn)), "bars keep their thickness"
+        assert change["yaxis.categoryarray"] == menu.buttons[0].args[0]["yaxis.categoryarray"]
+        for by in menu.buttons[1:]:
+            order = [deltas[by.label.removeprefix("sorted by ")].get(name, -np.inf) for name in by.args[0]["yaxis.categoryarray"]]
+            assert order == sorted(order, reverse=True) and len(order) == len(shown)
+    assert filters.buttons[0].args[0]["height"] == figure.layout.height
+    (switch,) = whiskers.buttons
+    off, on = switch.args[0], switch.args2[0]
+    assert off["error_x.visible"] is False and on["x"] == [list(trace.x) for trace in figure.data]
+    assert on["error_x.visible"] == [trace.type == "bar" for trace in figure.data]
+    for trace, ends in zip(figure.data, off["x"], strict=True):
+        bare = [max(deltas[trace.legendgroup][name], 0) for name in trace.y] if trace.type == "scatter" else list(trace.x)
+        assert ends == bare
+    assert len(plots.tradeoffs(paper, regime="mixed", benchmarks=BENCHMARKS, intervals=False).layout.updatemenus) == len(sorts) + 1
+    alone = plots.tradeoffs(paper, regime="mixed", benchmarks=BENCHMARKS, variants=["ld"])
+    assert [menu.buttons[0].label for menu in alone.layout.updatemenus] == ["sorted by mean", "intervals on / off"]
+
+
 def own_rows(values: dict[str, dict[int, float]], **about) -> pd.DataFrame:
     rows = [{"variant": v, "seed": s, "value": x, "run": f"{v}-{s}"} for v, seeds in values.items() for s, x in seeds.items()]
     known = {"benchmark": "SSv2", "probe": "linear", "metric": "top1", "n": 2000, "source": "run", "regime": "r", "edition": "sound"}

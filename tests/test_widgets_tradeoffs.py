@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 import pytest
 
 import vjepa_lab as vl
+from vjepa_lab import variants
 from vjepa_lab.evidence import results
 from vjepa_lab.widgets import tradeoffs
 
@@ -157,5 +158,5 @@ def test_another_baseline_is_another_difference(known):
 
 
 def test_what_rows_are_made_of():
-    assert set(tradeoffs.parts_of("fwm-hw-ld")) == {"Hard", "Kinematic", "Orthogonal", "Dynamics"}
-    assert tradeoffs.parts_of("future") == ("masks",) and tradeoffs.parts_of("somebodys") == ("own",)
+    assert set(variants.parts_of("fwm-hw-ld")) == {"Hard", "Kinematic", "Orthogonal", "Dynamics"}
+    assert variants.parts_of("future") == ("masks",) and variants.parts_of("somebodys") == ("own",)

@@ -31,7 +31,7 @@ from functools import lru_cache
 from vjepa_lab import masks
 from vjepa_lab.arguments import suggest
 from vjepa_lab.modifiers import Detached, Hard, Modifier, Shuffled
-from vjepa_lab.objective import Objective, Recipe, Term, as_recipe
+from vjepa_lab.objective import Objective, Recipe, Term, as_recipe, nested
 from vjepa_lab.schedules import Cosine, Ramp
 from vjepa_lab.terms import (
     JEPA,
@@ -238,6 +238,18 @@ def recipe(name: str | Recipe | Objective | Term, edition: str = "sound") -> Rec
     if name in CONTROLS:
         raise ValueError(f"{name!r} is a control of ours: it has the edition 'sound' only, not {edition!r}")
     raise ValueError(f"unknown variant {name!r}: {suggest(name.lower(), rows)} (an expression such as 'JEPA() + Dynamics()' works too)")
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """What a named row is made of beside JEPA: its terms and modifiers, "masks" and "no EMA"; ("own",) for a name that is no row."""
+    try:
+        made = recipe(name)
+    except ValueError:
+        return ("own",)
+    found = [type(part).__name__ for _, term in made.objective for part in nested(term)]
+    masks = ("masks",) if made.masks != recipe("baseline").masks else ()
+    ema = ("no EMA",) if made.teacher != "ema" else ()
+    return tuple(dict.fromkeys(part for part in found if part != "JEPA")) + masks + ema
 
 
 def name_of(value: Recipe) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..evidence import results, stats
+from ..variants import parts_of
 from . import screen_bars
 from .style import DAGGER, DOUBLE_DAGGER, INK, WIDTH, colours, footnote, hatches, look, named_rows, new_figure
 
@@ -53,8 +54,9 @@ def tradeoffs(
     compared: `stats.compare(results.select(df, regime=..., benchmarks=...), against, baseline_seed=...)` where it is at hand, which is most
     of the work.  sort: "mean", a benchmark's name, or "given" (the table's own order).  intervals: whether whiskers are drawn.
     `paper=True` gives a print-quality matplotlib Figure of `column` width ("single", "double"), `interactive=False` the same for the
-    screen, otherwise a plotly Figure; `plain=True` what that Figure is made of, {"data": ..., "layout": ...}, unchecked, in less than half
-    the time. Raises ValueError naming what the table holds when nothing is left to draw.
+    screen, otherwise a plotly Figure; where its panels stand side by side, sorted by the mean, its own menus filter, sort and switch the
+    intervals, in a saved page too. `plain=True` gives what that Figure is made of, {"data": ..., "layout": ...}, unchecked and without
+    menus, in less than half the time. Raises ValueError naming what the table holds when nothing is left to draw.
     """
     if compared is None:
         compared = _comparisons(df, against, regime, benchmarks, variants, sources, baseline_seed)
@@ -68,7 +70,7 @@ def tradeoffs(
         return _matplotlib(panels, orders, against, notes, paper, column)
     drawn = screen_bars.spec(
         panels, orders, _labels(panels), benchmarks=benchmark_order(panels.values()), against=against, notes=notes, shared=shared,
-        menu=sort == "mean" and not plain,
+        families=_families(orders[0]) if sort == "mean" and not plain else None,
     )  # fmt: skip
     if plain:
         return drawn
@@ -155,6 +157,13 @@ def _order(panels: Iterable[pd.DataFrame], sort: str = "mean") -> list[str]:
     means = pd.concat([part.groupby("variant")["delta"].mean() for part in parts])
     first = means[~means.index.duplicated()]
     return list(first.sort_values(ascending=False).index)
+
+
+def _families(names: Sequence[str]) -> dict[str, list[str]]:
+    """{a part: the variants that are made with it}, for the parts that some of them have and some have not."""
+    made = {name: parts_of(name) for name in names}
+    found = {part: [name for name in names if part in made[name]] for part in sorted(set().union(*made.values()))}
+    return {part: those for part, those in found.items() if len(those) < len(names)}
 
 
 def _labels(panels: dict[str, pd.DataFrame]) -> dict[str, str]:

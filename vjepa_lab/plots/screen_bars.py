@@ -20,8 +20,12 @@ SIZE = 12
 "Of letters, in pixels."
 HEAD, FOOT, BETWEEN = 90, 62, 110
 "Room in pixels: above without a menu, below to the notes, and between panels that stand one above the other."
+ENTRY = 35
+"Pixels of an entry of a menu."
 SMALL = 11
 "Of the notes' letters."
+MENU = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "bgcolor": "white", "bordercolor": PALE}
+"Where all menus stand: between the legend and the panels' titles."
 
 
 def spec(
@@ -33,7 +37,7 @@ def spec(
     against: str,
     notes: Sequence[str],
     shared: bool,
-    menu: bool = False,
+    families: Mapping[str, Iterable[str]] | None = None,
 ) -> dict:
     """{"data": traces, "layout": ...}, which plotly.graph_objects.Figure takes.
 
@@ -43,7 +47,8 @@ def spec(
     benchmarks  all of them, each panel's in this order
     notes       lines below the figure
     shared      panels side by side with one list of names; else one above the other
-    menu        whether the figure has a menu of its own that sorts
+    families    {what objectives are made with: the variants made with it}: panels side by side get menus of their own, which filter by
+                these, sort and switch the intervals in the page, so without a kernel and in a saved page too; None for no menus
     """
     colour = colours(benchmarks)
     groups = [_by_benchmark(part.assign(name=part["variant"].map(labels)), benchmarks) for part in panels.values()]
@@ -65,7 +70,7 @@ def spec(
         x = {"title": {"text": f"difference from {against} (pp)"}, "showgrid": True, "gridcolor": RULE, "zeroline": False}
         layout[f"yaxis{end}"] |= y | {"automargin": False}
         layout[f"xaxis{end}"] |= x | {"automargin": False} | ({"matches": "x"} if same else {})
-    menu = menu and shared
+    menu = families is not None and shared
     written = [line for note in notes for line in textwrap.wrap(note, 110)]
     above, below = HEAD + 30 * menu, FOOT + round(1.3 * SMALL * len(written)) + 12
     layout |= {
@@ -83,7 +88,9 @@ def spec(
         "font": {"family": "Helvetica, Arial, sans-serif", "size": SIZE, "color": INK},
     }  # fmt: skip
     if menu:
-        layout["updatemenus"] = [_sort_menu(panels, benchmarks, labels, [labels[name] for name in orders[0]])]
+        layout["updatemenus"] = _menus(panels, orders[0], labels, benchmarks, families, max(pixels) // len(orders[0]), above, below)
+        if any(any(trace["error_x"]["array"]) for trace in traces[::2]):
+            layout["updatemenus"].append(_switch(traces))
     return {"data": traces, "layout": layout}
 
 
@@ -182,24 +189,64 @@ def _about(r, against: str) -> str:
     return "<br>".join(filter(None, lines))
 
 
-def _sort_menu(panels: Mapping[str, pd.DataFrame], benchmarks: Sequence[str], labels: Mapping[str, str], names: list[str]) -> dict:
-    """Drop-down that reorders the variants by one benchmark of the first panel that has it."""
-    orders = {"sorted by mean": names}
+def _menus(
+    panels: Mapping[str, pd.DataFrame],
+    order: Sequence[str],
+    labels: Mapping[str, str],
+    benchmarks: Sequence[str],
+    families: Mapping[str, Iterable[str]],
+    row: int,
+    above: int,
+    below: int,
+) -> list[dict]:
+    """A drop-down of the families, and for each of them one that sorts it, of which one is to be seen.
+
+    Both set the order of the rows' names, so a choice in the first shows its own second one, which starts at the mean.
+    row, above, below: pixels of a row, and of what is above and below the rows. The first list hangs over the rows: where they are too
+    few for it there is more room below.
+    """
     table = pd.concat(panels.values()).drop_duplicates(["variant", "benchmark"])
-    for benchmark in benchmarks:
-        ranked = list(table[table["benchmark"].eq(benchmark)].sort_values("delta", ascending=False)["variant"].map(labels))
-        orders[f"sorted by {benchmark}"] = [*ranked, *(name for name in names if name not in ranked)]
+    ranks = {"sorted by mean": order}
+    for benchmark in benchmarks:  # a variant that was not measured there comes last, by its mean
+        ranked = list(table[table["benchmark"].eq(benchmark)].sort_values("delta", ascending=False)["variant"])
+        ranks[f"sorted by {benchmark}"] = [*ranked, *(name for name in order if name not in ranked)]
+    choices = {"all objectives": order} | {"own objectives" if part == "own" else f"with {part}": names for part, names in families.items()}
     axes = ["yaxis", *(f"yaxis{k}" for k in range(2, len(panels) + 1))]
-    buttons = [
-        {"label": text, "method": "relayout", "args": [{f"{axis}.categoryarray": order for axis in axes}]} for text, order in orders.items()
-    ]
-    return {
-        "buttons": buttons,
-        "x": 1,
-        "xanchor": "right",
-        "y": 1,
-        "yanchor": "bottom",
-        "pad": {"b": 62},
-        "bgcolor": "white",
-        "bordercolor": PALE,
-    }
+
+    def rows(shown, ranking) -> dict:
+        """The names on top, and a range that ends below the last of them."""
+        names = [labels[name] for name in ranking if name in shown]
+        ends = [len(names) - 0.5, -0.5]
+        return {f"{axis}.{key}": value for axis in axes for key, value in (("categoryarray", names), ("range", ends))}
+
+    least = HEAD + ENTRY * len(choices)
+    filters, sorts = [], []
+    for k, (label, shown) in enumerate(choices.items(), 1):
+        shown = set(shown)
+        others = {f"updatemenus[{j}].visible": j == k for j in range(1, len(choices) + 1)} | {f"updatemenus[{k}].active": 0}
+        height = len(shown) * row + above + below
+        room = {"height": max(height, least), "margin.b": below + max(least - height, 0)}
+        filters.append(_button(label, rows(shown, order) | others | room))
+        buttons = [_button(text, rows(shown, ranking)) for text, ranking in ranks.items()]
+        sorts.append(MENU | {"buttons": buttons, "pad": {"b": 62, "l": 170 * bool(families)}, "visible": k == 1})
+    return [MENU | {"buttons": filters, "pad": {"b": 62}}, *sorts] if families else sorts
+
+
+def _switch(traces: Sequence[dict]) -> dict:
+    """A button that hides the whiskers of the bars and shows them again; without them, the daggers stand at the bars' ends.
+
+    traces: bars and their daggers in turn
+    """
+    without = []
+    for bars, daggers in zip(traces[::2], traces[1::2], strict=True):
+        end = {name: max(x, 0) for name, x in zip(bars["y"], bars["x"], strict=True)}
+        without += [bars["x"], [end[name] for name in daggers["y"]]]
+    whiskers = {"error_x.visible": [trace["type"] == "bar" for trace in traces], "x": [trace["x"] for trace in traces]}
+    button = {"label": "intervals on / off", "method": "restyle"}
+    button |= {"args": [{"error_x.visible": False, "x": without}], "args2": [whiskers]}
+    place = {"x": 1, "xanchor": "right", "pad": {"b": 62}}
+    return MENU | place | {"type": "buttons", "buttons": [button], "showactive": False, "active": -1}  # an active one would show first
+
+
+def _button(label: str, change: dict) -> dict:
+    return {"label": label, "method": "relayout", "args": [change]}

@@ -14,7 +14,6 @@ import pandas as pd
 
 from .. import plots, variants
 from ..evidence import results, stats
-from ..objective import nested
 from ..plots.bars import DOUBLE_DAGGER, names_of
 from ..plots.style import INK
 from .base import Explorer, choice, several, switch
@@ -23,18 +22,6 @@ SOURCES = {"paper": "the paper, printed", "released": "released results", "run":
 MARKS = f" {DOUBLE_DAGGER}"
 LONGEST = 80
 "Letters of a kept view's name: file systems take 255 bytes with the suffix, of which a letter may need three."
-
-
-def parts_of(variant: str) -> tuple[str, ...]:
-    """What a named row is made of beside JEPA: its terms and modifiers, "masks" and "no EMA"; ("own",) for a name that is no row."""
-    try:
-        recipe = variants.recipe(variant)
-    except ValueError:
-        return ("own",)
-    found = [type(part).__name__ for _, term in recipe.objective for part in nested(term)]
-    masks = ("masks",) if recipe.masks != variants.recipe("baseline").masks else ()
-    ema = ("no EMA",) if recipe.teacher != "ema" else ()
-    return tuple(dict.fromkeys(name for name in found if name != "JEPA")) + masks + ema
 
 
 class Tradeoffs:
@@ -53,7 +40,7 @@ class Tradeoffs:
         self.variants, self.regimes, self.benchmarks = (
             list(dict.fromkeys(shown[column].dropna())) for column in ("variant", "regime", "benchmark")
         )
-        self.parts = sorted({part for name in self.variants for part in parts_of(name)})
+        self.parts = sorted({part for name in self.variants for part in variants.parts_of(name)})
         self.names = {label: variant for variant, label in names_of(rows).items()}
         self._compared = lru_cache(maxsize=64)(self._compare)
 
@@ -86,7 +73,7 @@ class Tradeoffs:
         against, _ = self.baselines[baseline]
         if not parts or set(parts) == set(self.parts):
             return None
-        return [name for name in self.variants if name != against and set(parts) & set(parts_of(name))]
+        return [name for name in self.variants if name != against and set(parts) & set(variants.parts_of(name))]
 
     def arguments(self, regime, sources, benchmarks, baseline, parts, sort, intervals) -> dict:
         """Arguments of `plots.tradeoffs` for a choice; those at their defaults are left out."""
