@@ -1,14 +1,20 @@
 """Terms against independent references in numpy, and what each must do by its definition."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from laws import Stub, latents, tokens
+from torch.utils.flop_counter import FlopCounterMode
 
 from vjepa_lab import variants
-from vjepa_lab.cost import cost
+from vjepa_lab.cost import cost, of_terms, typical_lengths
+from vjepa_lab.masks import Mask
+from vjepa_lab.model import VJEPA
 from vjepa_lab.modifiers import Hard
-from vjepa_lab.objective import ErrorMap, Recipe, Term
+from vjepa_lab.objective import ErrorMap, Loss, Recipe, Term
+from vjepa_lab.presets import MICRO, SMOKE
 from vjepa_lab.terms import (
     JEPA,
     SIGREG,
@@ -25,6 +31,7 @@ from vjepa_lab.terms import (
     Straight,
     VelGate,
 )
+from vjepa_lab.weighting import CosineGate, Fixed, GradientRatio, Projection, TorchJD, Uncertainty
 
 
 def views(seed=0, **shape):
@@ -150,6 +157,15 @@ def test_spectral_amplitude_is_blind_to_a_shift_in_time():
     z = torch.randn(2, 4, 3, 3, 12)
     shifted = Stub(z, Stub(z).normalise(z).roll(1, 1))
     assert Spectral(amplitude=True).loss(shifted) < 1e-6 < Spectral().loss(shifted)
+
+
+def test_spectral_is_zero_where_no_place_is_seen_at_all_times():
+    model, loss = VJEPA.build(SMOKE), Loss(0.5 * Spectral(view="visible"), SMOKE.dim)
+    clips = torch.randn(2, 3, SMOKE.frames, SMOKE.size, SMOKE.size)
+    drawn = MICRO.masks.draw(2, SMOKE.grid, seed=0, step=0)
+    total, _ = loss(model.latents(clips, drawn))
+    total.backward()
+    assert total == 0 and all(p.grad is None or p.grad.abs().max() == 0 for p in model.student.parameters())
 
 
 def test_contrast():
@@ -416,6 +432,47 @@ def test_cost_of_the_visible_view():
 def test_encoder_flops_are_the_closed_form():
     """L (24 N D^2 + 4 N^2 D) + 2 N D 1536 for 1568 tokens of a ViT-B: 360.689 GFLOP."""
     assert round(variants.recipe("baseline").cost("base").passes["teacher"], 3) == 360.689
+
+
+class Against(Term):
+    """What opposes JEPA, at a weight of its own."""
+
+    def maps(self, latents, head):
+        return [ErrorMap(-0.5 * m.value, m.weight) for m in JEPA().maps(latents, head)]
+
+
+@pytest.mark.parametrize(("extra", "rule"), [
+    *((Dynamics(hidden=8), rule) for rule in (Fixed(every=1), GradientRatio(every=3), TorchJD("MGDA"))),
+    *((Against(), rule) for rule in (Fixed(every=3), CosineGate(every=1), Projection())),
+], ids=repr)  # fmt: skip
+def test_what_adaptive_weights_cost_is_what_the_counter_counts(rule, extra):
+    """FLOPs of real steps with the rule beside those without it; a projection is counted as where it acts, on what opposes."""
+    size, every = SMOKE, 3  # steps, a multiple of each rule's
+    recipe, clip = Recipe(JEPA() + extra, weighting=rule), torch.randn(2, 3, size.frames, size.size, size.size)
+    places = lambda n: torch.arange(n).expand(len(clip), n)
+    masks = [Mask(places(seen), places(hidden)) for seen, hidden in typical_lengths(size.masks_of(recipe.masks), size, len(clip))]
+
+    def counted(weighting) -> float:
+        model = VJEPA.build(size)
+        loss = Loss(recipe.objective, model.width, weighting)
+        with FlopCounterMode(display=False) as counter:
+            for step in range(every):
+                loss(model.latents(clip, masks, step=step, full="full" in recipe.objective.views))[0].backward()
+        return counter.get_total_flops() / 1e9 / every / len(clip)
+
+    said = recipe.cost(size, len(clip))
+    assert said.passes["weighting"] == pytest.approx(counted(rule) - counted(None), rel=0.03)
+    assert "weighting" in repr(said) and "weighting" not in Recipe(recipe.objective).cost(size).passes
+    assert "weighting" not in Recipe(recipe.objective, weighting=Uncertainty()).cost(size).passes
+
+
+def test_the_projection_of_the_context_is_counted():
+    """Of each seen token, from the predictor's width to four levels of the encoder's; forward, and twice that backward."""
+    size, recipe = replace(SMOKE, depth=4), variants.recipe("baseline", "released")
+    seen = sum(n for n, _ in typical_lengths(size.masks_of(recipe.masks), size, 8))
+    passes = recipe.cost(size).passes
+    assert passes["terms"] == pytest.approx(3 * 2 * seen * size.pred_dim * 4 * size.dim / 1e9)
+    assert sum(of_terms(recipe, size)) == pytest.approx(passes["terms"])
 
 
 # ---- every row trains

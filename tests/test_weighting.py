@@ -120,12 +120,57 @@ def test_a_term_without_gradient_keeps_its_weight():
     assert weigher.now == before
 
 
+def watched(rule, *pairs, own=(1.0, 1.0)):
+    """A weigher that has measured each pair of gradients in turn."""
+    theta, weigher = torch.nn.Parameter(torch.ones(2)), Weigher(rule, list(own))
+    for pair in pairs:
+        weigher.measure([torch.tensor(g) @ theta for g in pair], [theta], list(own))
+    return weigher
+
+
 def test_smoothing_remembers():
-    rule, own, theta = Fixed(momentum=0.9), [1.0, 1.0], torch.nn.Parameter(torch.ones(2))
-    weigher = Weigher(rule, own)
-    for gradient in (WITH, AGAINST):
-        weigher.measure([torch.tensor(MAIN) @ theta, torch.tensor(gradient) @ theta], [theta], own)
-    assert float(weigher.gram[0, 1]) == pytest.approx(0.9 * 6 + 0.1 * -2)
+    """Cosines and log norms, the last of two measurements at 1 / 1.9 of the weight."""
+    gram = watched(Fixed(momentum=0.9), (MAIN, WITH), (MAIN, AGAINST)).gram
+    cosine = (0.9 * 0.6 - 2 / (5 * math.sqrt(5))) / 1.9
+    norm = math.exp((0.9 * math.log(2) + math.log(5) / 2) / 1.9)
+    torch.testing.assert_close(gram, torch.tensor([[25, 5 * norm * cosine], [5 * norm * cosine, norm**2]], dtype=torch.float64))
+
+
+def test_how_large_the_first_gradients_are_decides_nothing():
+    """Squared norms fall a hundredfold after the first step: cosine and log norm are averages over measurements all the same."""
+    first = [tuple(10 * x for x in g) for g in (MAIN, WITH)]
+    later = [(MAIN, AGAINST)] * 12
+    weigher = watched(CosineWeight(), first, *later)
+    weights = torch.tensor([0.99 ** (12 - i) for i in range(13)], dtype=torch.float64)
+    cosines = torch.tensor([0.6] + [-2 / (5 * math.sqrt(5))] * 12, dtype=torch.float64)
+    assert weigher.report(("JEPA", "X"))["cosine X"] == pytest.approx(float(weights @ cosines / weights.sum()))
+    assert weigher.now == [1.0, 0.0]
+    assert watched(CosineGate(), first, *later).now == [1.0, 0.0]
+    assert watched(GradientRatio(0.3), first, *later).now[1] == pytest.approx(0.3 * 5 / math.sqrt(5), rel=0.05)
+    projected = watched(Projection(every=50, momentum=0.9), first, *later[:6]).now
+    assert projected[0] == pytest.approx(1 + 2 / 25, abs=0.05)
+
+
+def test_an_older_state_keeps_its_weights_and_is_averaged_anew():
+    """Such a state has the average of inner products, from which no average of cosines can be had."""
+    old = Weigher(GradientRatio(0.3), [1.0, 1.0])
+    old.set_extra_state({"gram": 1e6 * torch.eye(2, dtype=torch.float64), "weights": [1.0, 0.7], "calls": 5, "machine": {}})
+    assert old.now == [1.0, 0.7] and old.gram is None and old.due(123)
+    theta = torch.nn.Parameter(torch.ones(2))
+    old.measure([torch.tensor(g) @ theta for g in (MAIN, WITH)], [theta], [1.0, 1.0])
+    assert old.now == pytest.approx(watched(GradientRatio(0.3), (MAIN, WITH)).now) and not old.due(123)
+
+
+def test_a_state_is_restored_exactly():
+    seen, rule = [(MAIN, WITH), (MAIN, AGAINST), (MAIN, (0.0, 0.0)), (WITH, AGAINST)], Projection(every=2, momentum=0.9)
+    whole, first, rest = watched(rule, *seen), watched(rule, *seen[:2]), Weigher(rule, [1.0, 1.0])
+    rest.set_extra_state(first.get_extra_state())
+    theta = torch.nn.Parameter(torch.ones(2))
+    for pair in seen[2:]:
+        rest.measure([torch.tensor(g) @ theta for g in pair], [theta], [1.0, 1.0])
+    assert torch.equal(rest.gram, whole.gram) and rest.now == whole.now
+    assert whole.count.tolist() == [[4, 3], [3, 3]]
+    assert torch.equal(first.gram, watched(rule, *seen[:2]).gram)  # what was saved did not move on
 
 
 @pytest.mark.parametrize("rule", [GradientRatio(0.3), CosineWeight(), Projection(every=5, momentum=0.9)])

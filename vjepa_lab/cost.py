@@ -10,6 +10,7 @@ from vjepa_lab.masks import Mask, MultiBlock
 from vjepa_lab.model import VJEPA, Latents
 from vjepa_lab.objective import Loss, Recipe, Term
 from vjepa_lab.presets import Preset, preset
+from vjepa_lab.weighting import TorchJD, Uncertainty, flat_gradient
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,39 @@ def _spent(recipe: Recipe, size: Preset, batch: int) -> dict[str, float]:
         wanted["teacher"] = 0  # the student's own full pass serves
     forward = _passes(size, recipe.levels, lengths, tuple(name for name, times in wanted.items() if times))
     found = {name: wanted[name] * gflop for name, gflop in forward.items()}
-    return found | ({"terms": 3 * terms} if terms else {})
+    beside = {"terms": 3 * terms, "weighting": _weighting(recipe, size, lengths)}
+    return found | {name: gflop for name, gflop in beside.items() if gflop}
+
+
+@lru_cache(maxsize=512)
+@torch.enable_grad()
+def _weighting(recipe: Recipe, size: Preset, lengths) -> float:
+    """GFLOP of the backward passes of an adaptive rule, beside that of the step: to the student from each term, every so many steps; and at
+    every step to predictor and heads, from the terms whose weight is not the written one: those that it moves where all auxiliaries oppose
+    the main term, which is the most that a rule costs."""
+    rule = recipe.weighting
+    if rule is None or isinstance(rule, Uncertainty):
+        return 0.0
+    model = _model(size, recipe.levels, recipe.teacher, recipe.stop_grad)
+    latents = _latents(model, size, lengths, full="full" in recipe.objective.views)
+    with torch.device("meta"):
+        loss = Loss(recipe.objective, model.width).eval()  # as in `_term`
+    parts = list(loss.parts(latents).values())
+    student = list(model.student.parameters())
+    private = [p for module in (model.predictor, loss.heads) for p in module.parameters()]
+    moved = sum(part for part, moves in zip(parts, _moved(rule, len(parts)), strict=True) if moves)
+    back = lambda: torch.autograd.grad(moved, private, retain_graph=True, allow_unused=True)
+    measured = _gflop(lambda: [flat_gradient(part, student) for part in parts])
+    return measured / rule.every + (_gflop(back) if torch.is_tensor(moved) else 0.0)
+
+
+def _moved(rule, terms: int) -> list[bool]:
+    """Which terms' weights differ from the written ones where all auxiliaries oppose the main term; of another library's rule, all."""
+    if isinstance(rule, TorchJD):
+        return [True] * terms
+    gram, own = torch.full((terms, terms), -0.5 / terms).double(), torch.ones(terms).double()
+    gram.diagonal().copy_(torch.arange(1, terms + 1))
+    return (rule.weights(gram, own) != own).tolist()
 
 
 @lru_cache
@@ -85,17 +118,16 @@ def typical_lengths(masks: MultiBlock, size: Preset, batch: int) -> tuple[tuple[
 
 
 @lru_cache
-def _model(size: Preset, levels: int) -> VJEPA:
+def _model(size: Preset, levels: int, teacher: str = "ema", stop_grad: bool = True) -> VJEPA:
     with torch.device("meta"):
-        return VJEPA.build(size, levels=levels)
+        return VJEPA.build(size, levels=levels, teacher=teacher, stop_grad=stop_grad)
 
 
-def _latents(size: Preset, levels: int, lengths) -> Latents:
+def _latents(model: VJEPA, size: Preset, lengths, full: bool = False) -> Latents:
     """One clip's latents on the meta device."""
-    model = _model(size, levels)
     with torch.device("meta"):
         clip = torch.empty(1, 3, size.frames, size.size, size.size)
-        return model.latents(clip, [Mask(*(torch.empty(1, n, dtype=torch.long) for n in pair)) for pair in lengths])
+        return model.latents(clip, [Mask(*(torch.empty(1, n, dtype=torch.long) for n in pair)) for pair in lengths], full=full)
 
 
 def _gflop(make) -> float:
@@ -122,7 +154,7 @@ def _passes(size: Preset, levels: int, lengths, names: tuple[str, ...] = tuple(P
 @lru_cache
 def _pass(name: str, size: Preset, levels: int, lengths) -> float:
     """GFLOP of one forward pass of one clip."""
-    latents = _latents(size, levels, lengths)
+    latents = _latents(_model(size, levels), size, lengths)
     if name == "predictor":
         latents.seen  # noqa: B018  the pass before it is not its own
     return _gflop(lambda: PASSES[name](latents))
@@ -132,13 +164,15 @@ def _pass(name: str, size: Preset, levels: int, lengths) -> float:
 def _term(term: Term, size: Preset, levels: int, lengths) -> float:
     """GFLOP of one term, forward, once student, predictor and teacher have spoken."""
     # In eval mode: batch normalisation asks for more samples than the one clip here.
-    latents = _latents(size, levels, lengths)
-    width = latents.model.width
+    model = _model(size, levels)
+    latents, width, inner = _latents(model, size, lengths), model.width, model.predictor.dim
     with torch.device("meta"):
         loss = Loss(term, width).eval()
         full = torch.empty(1, *latents.grid, width, requires_grad=True)
         seen, hidden = ([torch.empty(1, n, width, requires_grad=True) for n in side] for side in zip(*lengths, strict=True))
-    latents.__dict__.update(z=full, causal=full, h=full, seen=seen, context=seen, pred=hidden, target=hidden)
+        states = [torch.empty(1, n, inner, requires_grad=True) for n, _ in lengths]  # at the seen places, for a term that asks for context
+    guesses = list(zip(hidden, states, strict=True))
+    latents.__dict__.update(z=full, causal=full, h=full, seen=seen, pred=hidden, target=hidden, _predicted=guesses)
     return _gflop(lambda: loss(latents))
 
 

@@ -23,7 +23,10 @@ TINY = 1e-30
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Weighting(Value):
-    """Base of the rules. The Gramian is measured every `every` steps, a backward pass per term, and smoothed by `momentum`.
+    """Base of the rules. The terms' gradients are measured every `every` steps, a backward pass per term.
+
+    A rule sees the Gramian of averaged cosines and averaged log norms: moving averages with `momentum`, bias-corrected. The average of the
+    inner products themselves would be ruled by the first steps, since squared norms shrink many times over as training sets in.
 
     Between measurements the weights follow the written ones, which a schedule may move at every step.
     """
@@ -169,16 +172,20 @@ def _auxiliaries(own: Tensor, wanted: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------------------ in training
 
 
+AVERAGED = ("cosine", "log_norm", "count")
+
+
 class Weigher(nn.Module):
-    """A rule at work: the smoothed Gramian and the weights of now, saved and restored with the loss. Numbers live on the CPU.
+    """A rule at work: averaged gradients and the weights of now, saved and restored with the loss. Numbers live on the CPU.
 
     own  the written weights at the start [k]
+    cosine [k l], log_norm [k]  averages over the measurements so far, None before the first;  count [k l]  of how many, both terms in them
     """
 
     def __init__(self, rule: Weighting, own: list[float]):
         super().__init__()
         self.rule, self.machine = rule, rule.solver()
-        self.gram: Tensor | None = None
+        self.cosine = self.log_norm = self.count = None
         self.weights, self.calls = list(own), 0
         self.solved: tuple[list[float], list[float]] | None = None  # a solver's last weights, and the written ones they were for
         if isinstance(rule, Uncertainty):
@@ -187,17 +194,29 @@ class Weigher(nn.Module):
             self.log_variance = nn.Parameter(torch.tensor([-math.log(b) for b in own]))
 
     def due(self, step: int) -> bool:
-        """Whether gradients are measured at this step."""
-        return not isinstance(self.rule, Uncertainty) and step % self.rule.every == 0
+        """Whether gradients are measured at this step: at every so many, and where nothing is known yet."""
+        return not isinstance(self.rule, Uncertainty) and (step % self.rule.every == 0 or self.count is None)
+
+    @property
+    def gram(self) -> Tensor | None:
+        """The Gramian [k l] of gradients with the averaged cosines and norms, 0 where a term had none so far; None before any."""
+        if self.count is None:
+            return None
+        norms = torch.where(self.count.diagonal() > 0, self.log_norm.exp(), 0)
+        return self.cosine * norms[:, None] * norms
 
     def measure(self, parts: list[Tensor], shared: list[nn.Parameter], own: list[float]) -> None:
         """Set the weights from the gradients of the terms on the shared parameters; the graph is kept."""
         gram = gramian(parts, shared)
-        if self.gram is not None:  # a term without gradient here (of change, on a batch of images) keeps what was known of it
-            there, known = gram.diagonal() > 0, self.gram.diagonal() > 0
-            before = torch.where(known[:, None] & known, self.gram, gram)  # nothing was known of one without gradient so far
-            gram = torch.where(there[:, None] & there, before.lerp(gram, 1 - self.rule.momentum), self.gram)
-        self.gram = gram
+        if self.count is None:
+            self.cosine, self.log_norm, self.count = (torch.zeros_like(x) for x in (gram, gram[0], gram.long()))
+        norms = gram.diagonal().sqrt()
+        there = (norms[:, None] > 0) & (norms > 0)  # a term without gradient here (of change, on images) keeps what was known of it
+        self.count = self.count + there
+        # An average over n measurements gives the last one (1 - m) / (1 - m^n) of the weight: all of it at first, 1 - m in the long run.
+        share = (1 - self.rule.momentum) / (1 - self.rule.momentum ** self.count.double())
+        self.cosine = torch.where(there, self.cosine.lerp(gram / (norms[:, None] * norms), share), self.cosine)
+        self.log_norm = torch.where(there.diagonal(), self.log_norm.lerp(norms.log(), share.diagonal()), self.log_norm)
         self.calls += 1
         if self.machine is not None:
             self.solved = self._asked(own), list(own)
@@ -205,7 +224,7 @@ class Weigher(nn.Module):
 
     def at(self, own: list[float]) -> list[float]:
         """The weights [k] where the written ones are `own` [k], from the gradients as they were last measured."""
-        if self.gram is None:
+        if self.count is None:
             return list(own)
         if self.machine is None:
             return self._asked(own)
@@ -242,19 +261,21 @@ class Weigher(nn.Module):
     def report(self, names: tuple[str, ...]) -> dict[str, float]:
         """For the log: the weight of each term, and each auxiliary's cosine with the main gradient."""
         found = {f"weight {name}": w for name, w in zip(names, self.now, strict=True)}
-        if self.gram is not None:
+        if self.count is not None:
             found |= {f"cosine {name}": c for name, c in zip(names[1:], cosines(self.gram)[1:].tolist(), strict=True)}
         return found
 
     def get_extra_state(self) -> dict:
         kept = {} if self.machine is None else vars(self.machine) | self.machine._buffers
         plain = {k: v for k, v in kept.items() if k != "training" and isinstance(v, int | float | tuple | Tensor | None)}
-        return {"gram": self.gram, "weights": self.weights, "calls": self.calls, "solved": self.solved, "machine": plain}
+        averaged = {name: getattr(self, name) for name in AVERAGED}
+        return averaged | {"weights": self.weights, "calls": self.calls, "solved": self.solved, "machine": plain}
 
     def set_extra_state(self, state: dict) -> None:
-        self.gram, self.weights, self.calls, self.solved = state["gram"], state["weights"], state["calls"], state.get("solved")
-        if self.gram is not None:
-            self.gram = self.gram.cpu()
+        """An older checkpoint averaged the Gramian itself: the weights in force are read from it, the averages begin anew."""
+        self.weights, self.calls, self.solved = state["weights"], state["calls"], state.get("solved")
+        for name in AVERAGED:
+            setattr(self, name, None if (value := state.get(name)) is None else value.cpu())
         for name, value in state["machine"].items():
             setattr(self.machine, name, value.cpu() if isinstance(value, Tensor) else value)
 

@@ -6,6 +6,9 @@
 
 Measured on one fixed set of clips and mask draws, so that steps, objectives and seeds compare. All gradients are on the student's weights:
 what JEPA sees (the seen tokens) and what an auxiliary sees (the whole clip) meet nowhere else.
+
+Where training has converged, the gradient of the total loss is zero, g_0 + sum_k b_k g_k = 0: there the auxiliaries together have cosine -1
+with the main gradient and norm ratio 1, whatever they do. A cosine near -1 late in training tells of convergence, not of conflict.
 """
 
 from __future__ import annotations
@@ -102,9 +105,10 @@ def measure(
     """How the gradient of every auxiliary lies to that of the first term, per group of weights: one row per term, group and metric.
 
     Columns term, group, metric, value, lo, hi (95 %, over micro-batches), micro_batches, clips. Metrics:
-      cosine            without sampling noise;  "plain cosine": with it (biased: both terms see the same clips)
+      cosine            without sampling noise;  "plain cosine": with it (biased: both terms see the same clips). Of all auxiliaries
+                        together it tends to -1 as training converges, whatever they do (above)
       adam              the cosine in the metric of the optimiser's step sizes: above 0, its step on the auxiliary lowers the main loss
-      norm ratio        weighted gradient norm against the main one's
+      norm ratio        weighted gradient norm against the main one's; of all auxiliaries together it tends to 1 as training converges
       help, harm, neutral   shares of the gradient's energy (`gradients.split`)
       utility/LABEL     cosine with the gradient of a read-out of LABEL, a ridge regression on the current features: above 0, a step on the
                         auxiliary improves it;  "neutral utility/LABEL": of the part outside the main gradients' span. Both shrink
@@ -169,19 +173,19 @@ def _about(gram: g.Gramian, scaled: g.Gramian | None, k: int, targets: dict[str,
     ]
     if scaled is not None:
         rows.append(_row("adam", lambda x: g.cosine(x, 0, k), scaled))
-    energy = g.jackknife(lambda x: g.split(x, 0, k), gram)
+    energy = g.jackknife(lambda x, halves: g.split(x, 0, k, halves), gram, halved=True)
     rows += [
         {"metric": name, "value": float(energy.value[i]), "lo": float(energy.lo[i]), "hi": float(energy.hi[i])}
         for i, name in enumerate(("help", "harm", "neutral"))
     ]
     for label, d in targets.items():
         rows.append(_row(f"utility/{label}", lambda x, d=d: g.shrunk_cosine(x, d, k), gram))
-        rows.append(_row(f"neutral utility/{label}", lambda x, d=d: g.neutral_cosine(x, 0, d, k), gram))
+        rows.append(_row(f"neutral utility/{label}", lambda x, halves, d=d: g.neutral_cosine(x, 0, d, k, halves), gram, halved=True))
     return rows
 
 
-def _row(metric: str, statistic, gram: g.Gramian) -> dict:
-    found = g.jackknife(statistic, gram)
+def _row(metric: str, statistic, gram: g.Gramian, halved: bool = False) -> dict:
+    found = g.jackknife(statistic, gram, halved=halved)
     return {"metric": metric, "value": float(found.value), "lo": float(found.lo), "hi": float(found.hi)}
 
 
@@ -272,13 +276,13 @@ def at(trainer: Trainer, probe: ProbeSet, step: int) -> pd.DataFrame:
     return found.assign(step=step, progress=progress)
 
 
-def load(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
-    """What `Watch` measured in some runs, with their variant and seed; runs without auxiliaries have utilities of the main term alone.
+def load(runs: Run | str | Path | Iterable[Run | str | Path]) -> pd.DataFrame:
+    """What `Watch` measured in one run or several, with variant and seed; without auxiliaries there are utilities of the main term alone.
 
     Raises FileNotFoundError naming a run that was not watched.
     """
     tables = []
-    for run in runs:
+    for run in [runs] if isinstance(runs, Run | str | Path) else runs:
         path = Path(run.path if isinstance(run, Run) else run)
         if not (path / FILE).exists():
             raise FileNotFoundError(f"{path / FILE}: this run was not watched; pretrain it with probe=alignment.Watch(...)")
@@ -293,15 +297,26 @@ def load(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
 
 
 def averages(table: pd.DataFrame, term: str = TOGETHER, group: str = "all") -> pd.DataFrame:
-    """Each run's metrics averaged over training time (trapezoids over progress): columns run, variant, seed, metric, value."""
-    part = table[table["term"].eq(term) & table["group"].eq(group)].dropna(subset=["value"])
-    keys = ["run", "variant", "seed", "metric"]
-    return part.groupby(keys, sort=False)[["progress", "value"]].apply(_over_time).rename("value").reset_index()
+    """Each run's metrics averaged over training time (trapezoids over progress): columns run, variant, seed, metric, value, moments.
+
+    A metric is averaged over those moments of the training at which every run of the table that has it has a number, so that what differs
+    between runs is not when they were measured; `moments` says over how many. Where there are none, the value is nan.
+    """
+    part, keys = table[table["term"].eq(term) & table["group"].eq(group)], ["run", "variant", "seed", "metric"]
+    out = []
+    for _, rows in part.groupby("metric", sort=False, observed=True):
+        at = rows.groupby([*keys, "progress"], sort=False, observed=True)["value"].mean().unstack("progress")  # [run, progress]
+        shared = at.sort_index(axis=1).dropna(axis=1)
+        out.append(at.index.to_frame(index=False).assign(value=_over_time(shared), moments=shared.shape[1]))
+    return pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=[*keys, "value", "moments"])
 
 
-def _over_time(part: pd.DataFrame) -> float:
-    x, y = part["progress"].to_numpy(), part["value"].to_numpy()
-    return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else float(y.mean())
+def _over_time(table: pd.DataFrame) -> np.ndarray:
+    """Mean of each row over progress, which the columns are."""
+    x, y = table.columns.to_numpy(float), table.to_numpy(float)
+    if len(x) < 2:
+        return y[:, 0] if len(x) else np.full(len(y), np.nan)
+    return np.trapezoid(y, x, axis=1) / (x[-1] - x[0])
 
 
 def predictions(
@@ -313,12 +328,13 @@ def predictions(
     averaged: of `averages`, or any table of its columns with metrics `names`;  rows: probe results (`results.load`), of which top-1 counts,
     benchmarks ending in /LABEL. A variant's seeds are no independent evidence, so intervals resample variants, then seeds (no
     narrower than `stats.rank_ends` over variants), and p-values permute whole variants (in every order of up to 8).
-    Columns benchmark, predictor, rho, lo, hi, p, partial (with the norm ratio held fixed), variants, seeds, points; the predictor
-    "neutral utility - cosine" is the pre-registered comparison. Benchmarks with fewer than 4 variants are left out; if none is left,
-    ValueError.
+    Columns benchmark, predictor, rho, lo, hi, p, partial (with the norm ratio held fixed), variants, seeds, points, moments (of `averaged`,
+    or nan); the predictor "neutral utility - cosine" is the pre-registered comparison. Benchmarks with fewer than 4 variants are left
+    out; if none is left, ValueError.
     """
     deltas = results.delta(rows[rows["metric"].eq("top1")], against)
     wide = averaged.pivot_table(values="value", index=["variant", "seed"], columns="metric")
+    moments = dict(zip(averaged["metric"], averaged.get("moments", []), strict=False))
     out = []
     for benchmark, part in deltas[deltas["paired"]].groupby("benchmark", sort=False):
         label = benchmark.rsplit("/")[-1]
@@ -327,10 +343,11 @@ def predictions(
         points = wide.reindex(columns=metrics).set_axis(list(names), axis=1).join(gain, how="inner")
         points = points.dropna(axis=1, how="all").dropna()
         if "delta" in points and points.index.get_level_values("variant").nunique() >= 4:
-            out += [{"benchmark": benchmark} | row for row in _correlations(points, draws, seed)]
+            over = {name: moments.get(metric) for name, metric in zip(names, metrics, strict=True)}
+            out += [{"benchmark": benchmark} | row | {"moments": over.get(row["predictor"])} for row in _correlations(points, draws, seed)]
     if not out:
         raise ValueError("the test of the theory needs at least 4 watched variants with probe results beside a baseline of the same seeds")
-    return pd.DataFrame(out)
+    return pd.DataFrame(out).astype({"moments": float})
 
 
 def _correlations(points: pd.DataFrame, draws: int, seed: int) -> list[dict]:

@@ -19,15 +19,23 @@ from vjepa_lab.training.runs import Run, replacing
 
 
 def align(
-    runs: Sequence[str], labels: Sequence[str] = (), data: str | None = None, clips: int = 64, fit: int = 256, device: str = "auto"
+    runs: Run | str | Path | Sequence[Run | str | Path],
+    labels: Sequence[str] = (),
+    data: str | None = None,
+    clips: int = 64,
+    fit: int = 256,
+    device: str = "auto",
 ) -> pd.DataFrame:
     """Measure the gradients of finished runs before their first and after their last step, into alignment.csv of each one's folder.
 
-    runs    run folders, or folders of them
+    runs    a run, a run folder or a folder of them; or several
     labels  what read-outs are fitted to; without any, only JEPA and the auxiliaries are held against each other
     data    clips to measure on; by default what each run was trained on
     clips   test clips that gradients are taken of, in micro-batches of 4
     fit     training clips that the read-outs are fitted to
+
+    After the last step of a converged training the auxiliaries together have cosine -1 with the main gradient and norm ratio 1, whatever
+    they do, since the total gradient is zero there (`alignment`): the end tells how far training has come, the start how terms agree.
 
     A run that has its measurements keeps them; one of no steps is passed over. Returns all of them, as `alignment.load` does.
     Raises FileNotFoundError where there is no finished run, or no weights are left of one.
@@ -62,11 +70,12 @@ def ends(run: Run, probe: alignment.ProbeSet, device="cpu") -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def finished(paths: Sequence[str | Path]) -> list[Run]:
-    """The finished runs of some steps in these folders. Raises FileNotFoundError naming the paths where there is none."""
-    runs: list[Run] = []
-    for path in map(Path, paths):
-        runs += [Run(path)] if (path / "report.json").is_file() else subjects.finished(path)
-    if not (runs := [run for run in runs if run.preset.steps]):
+def finished(runs: Run | str | Path | Sequence[Run | str | Path]) -> list[Run]:
+    """The finished runs of some steps among these or in these folders. Raises FileNotFoundError naming the paths where there is none."""
+    asked = [runs] if isinstance(runs, Run | str | Path) else runs
+    paths, found = [run.path if isinstance(run, Run) else Path(run) for run in asked], []
+    for path in paths:
+        found += [Run(path)] if (path / "report.json").is_file() else subjects.finished(path)
+    if not (found := [run for run in found if run.preset.steps]):
         raise FileNotFoundError(f"{', '.join(map(str, paths))}: no finished run there")
-    return runs
+    return found

@@ -118,14 +118,16 @@ def ratio(gram: Gramian, a: int, b: int) -> float:
     return float(np.sqrt(u[b, b] / u[a, a])) if u[a, a] > 0 and u[b, b] > 0 else float("nan")
 
 
-def split(gram: Gramian, main: int, other: int) -> tuple[float, float, float]:
+def split(gram: Gramian, main: int, other: int, halves: np.ndarray | None = None) -> tuple[float, float, float]:
     """Shares (help, harm, neutral) of the energy of gradient `other`, seen from the main loss (Dery et al. 2021, arXiv:2108.11346).
 
     Along each direction spanned by half of the main loss's micro-batch gradients, `other` helps where it has the sign of the mean main
     gradient and harms where it has the opposite one; the rest of it is neutral. `other` is read from the other half of the micro-batches,
     both ways round; energies and norm are without noise, so a share may come out slightly below zero.
+
+    halves  0 or 1 for each micro-batch [m]: the half that it belongs to; by default they take turns. Both of 2 or more, else ValueError.
     """
-    shares = [_split(gram, main, other, *halves) for halves in _halves(gram.shape[1])]
+    shares = [_split(gram, main, other, *sides) for sides in _sides(gram, halves)]
     return tuple(np.mean(shares, axis=0))
 
 
@@ -138,12 +140,12 @@ def _split(gram: Gramian, main: int, other: int, basis: np.ndarray, held: np.nda
     return help_, harm, 1 - help_ - harm
 
 
-def neutral_cosine(gram: Gramian, main: int, target: int, other: int) -> float:
+def neutral_cosine(gram: Gramian, main: int, target: int, other: int, halves: np.ndarray | None = None) -> float:
     """`shrunk_cosine` of gradient `target` with what is left of `other` outside the span of the main loss's micro-batch gradients.
 
-    The span is of one half of the micro-batches, the rest is read from the other half, both ways round.
+    The span is of one half of the micro-batches, the rest is read from the other half, both ways round (`halves` as in `split`).
     """
-    return float(np.mean([_neutral_cosine(gram, main, target, other, *halves) for halves in _halves(gram.shape[1])]))
+    return float(np.mean([_neutral_cosine(gram, main, target, other, *sides) for sides in _sides(gram, halves)]))
 
 
 def _neutral_cosine(gram: Gramian, main: int, target: int, other: int, basis: np.ndarray, held: np.ndarray) -> float:
@@ -157,11 +159,20 @@ def _neutral_cosine(gram: Gramian, main: int, target: int, other: int, basis: np
     return inner / np.sqrt(square) if square > 0 else float("nan")
 
 
-def _halves(m: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def taking_turns(m: int) -> np.ndarray:
+    """The half, 0 or 1, that each of m micro-batches belongs to: [m]."""
+    return np.arange(m) % 2
+
+
+def _sides(gram: Gramian, halves: np.ndarray | None) -> list[tuple[np.ndarray, np.ndarray]]:
     """Two halves of the micro-batches, (basis, held out) both ways round."""
-    if m < 4:
-        raise ValueError(f"help, harm and neutral parts need at least 4 micro-batches, got {m}")
-    first, second = np.arange(0, m, 2), np.arange(1, m, 2)
+    halves = taking_turns(gram.shape[1]) if halves is None else halves
+    first, second = np.flatnonzero(halves == 0), np.flatnonzero(halves == 1)
+    if min(len(first), len(second)) < 2:
+        raise ValueError(
+            f"help, harm and neutral parts need at least 2 micro-batches in each half, got {len(first)} and {len(second)}; "
+            "measure on 4 or more, with a jackknife on 6 or more"
+        )
     return [(first, second), (second, first)]
 
 
@@ -186,12 +197,19 @@ def _norm(gram: Gramian, k: int, held: np.ndarray) -> float:
     return norm if norm > 0 else float("nan")
 
 
-def jackknife(statistic: Callable[[Gramian], float | Sequence[float]], gram: Gramian, confidence: float = 0.95) -> Interval:
-    """A statistic of the Gramian with the interval over micro-batches: leave one out, Student's t with m - 1 degrees of freedom."""
+def jackknife(
+    statistic: Callable[..., float | Sequence[float]], gram: Gramian, confidence: float = 0.95, *, halved: bool = False
+) -> Interval:
+    """A statistic of the Gramian with the interval over micro-batches: leave one out, Student's t with m - 1 degrees of freedom.
+
+    halved  for statistics of two halves, as `split` and `neutral_cosine` are: called as statistic(gram, halves), each micro-batch stays in
+            its half while another is left out. Dealt out anew, all that come after that one would change sides, which widens intervals.
+    """
     m = gram.shape[1]
-    whole = np.asarray(statistic(gram), float)
+    halves = (taking_turns(m),) if halved else ()
+    whole = np.asarray(statistic(gram, *halves), float)
     keep = [np.delete(np.arange(m), r) for r in range(m)]
-    left = np.array([statistic(gram[:, rows][:, :, :, rows]) for rows in keep], float)
+    left = np.array([statistic(gram[:, rows][:, :, :, rows], *(side[rows] for side in halves)) for rows in keep], float)
     error = np.sqrt((m - 1) / m * ((left - left.mean(0)) ** 2).sum(0))
     half = sps.t.ppf(0.5 + confidence / 2, m - 1) * error
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ..analysis.changes import over_seeds
 from ..evidence import stats
 from .style import INK, PALETTE, RULE, WIDTH, encoders_note, footnote, look, new_figure
 
@@ -17,6 +18,7 @@ MEANING = {
     "plain cosine": "as it is, noise and all",
 }
 SMOKE = "Smoke size: only shows that it runs."
+CONVERGED = "Where training has converged, the total gradient is zero, and the auxiliaries' cosine is −1 whatever they do."
 
 
 def _notes(table: pd.DataFrame, said: Sequence[str]) -> list[str]:
@@ -24,13 +26,9 @@ def _notes(table: pd.DataFrame, said: Sequence[str]) -> list[str]:
 
 
 def _over_seeds(part: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds at each step with a 95 % interval: over seeds where there are several, else over micro-batches."""
-    rows = []
-    for progress, at in part.dropna(subset=["value"]).groupby("progress"):
-        found = stats.t_interval(at["value"]) if len(at) > 1 else None
-        ends = (at["lo"].iloc[0], at["hi"].iloc[0]) if found is None else (found.lo, found.hi)
-        rows.append({"progress": progress, "value": at["value"].mean(), "lo": ends[0], "hi": ends[1], "seeds": len(at)})
-    return pd.DataFrame(rows, columns=["progress", "value", "lo", "hi", "seeds"], dtype=float)
+    """Mean over seeds at each moment with a 95 % interval: over seeds where there are several, else over micro-batches."""
+    found = over_seeds(part.dropna(subset=["value"]).assign(n=part["clips"]), ["progress"])
+    return found[["progress", "value", "lo", "hi", "seeds"]].astype(float).sort_values("progress", ignore_index=True)
 
 
 def through_training(
@@ -74,7 +72,8 @@ def through_training(
         seeds, batches = part["seed"].nunique(), int(part["micro_batches"].iloc[0])
         band = f"{seeds} seeds; bands: 95 % over seeds" if seeds > 1 else f"one seed; bands: 95 % over {batches} micro-batches"
         clips = f"On {int(part['clips'].iloc[0])} fixed clips, {band}."
-        footnote(fig, _notes(part, [clips, "; ".join(f"{m}: {MEANING[m]}" for m in metrics if m in MEANING) + "."]))
+        meaning = "; ".join(f"{m}: {MEANING[m]}" for m in metrics if m in MEANING) + "."
+        footnote(fig, _notes(part, [clips, meaning, *([CONVERGED] if term == "auxiliaries" else [])]))
     return fig
 
 
@@ -113,7 +112,8 @@ def by_depth(df: pd.DataFrame, metrics: Sequence[str], *, term: str = "auxiliari
             ax.spines[:].set_visible(False)
         fig.colorbar(image, ax=axes, shrink=0.6, pad=0.01, label="cosine")
         seeds = part["seed"].nunique()
-        text = f"Means over training, {seeds} seed{'s' * (seeds != 1)}. Bold: the 95 % interval excludes 0. Empty: only noise was measured."
+        text = f"Means over the moments with more than noise, {seeds} seed{'s' * (seeds != 1)}. Bold: the 95 % interval excludes 0."
+        text += " Empty: only noise was measured."
         footnote(fig, _notes(part, [text]))
     return fig
 
@@ -124,7 +124,7 @@ def _cells(part: pd.DataFrame, names: Sequence[str], groups: Sequence[str]) -> t
         i, j = names.index(name), groups.index(group)
         by_seed = cell.groupby("seed")["value"].mean()
         values[i, j] = by_seed.mean()
-        last = cell[cell["progress"].eq(cell["progress"].max())].iloc[0]
+        last = cell.loc[cell["progress"].eq(cell["progress"].max()), ["lo", "hi"]].mean()
         lo, hi = stats.t_interval(by_seed)[1:3] if len(by_seed) > 1 else (last["lo"], last["hi"])
         clear[i, j] = lo > 0 or hi < 0
     return values, clear
@@ -189,6 +189,9 @@ def foretold(found: pd.DataFrame, *, note: str = "", smoke: bool = False, paper:
         legend = f"Spearman, gain over the baseline; {count}."
         legend += " Intervals: variants, then seeds resampled, no narrower than Fisher's over variants."
         legend += " Empty: not measured." * bool(found.pivot(index="predictor", columns="benchmark", values="rho").isna().any(axis=None))
+        if (moments := found.get("moments", pd.Series(dtype=float)).dropna()).size:
+            least, many = int(moments.min()), int(moments.max())
+            legend += f" Gradients: means over {least}{f' to {many}' * (least < many)} moment{'s' * (many != 1)} of the training."
         orange = " Orange: the pre-registered comparison, expected above 0." * any(" - " in name for name in names)
         footnote(fig, [legend + orange, note, *([SMOKE] if smoke else [])])
     return fig

@@ -89,7 +89,8 @@ class Dynamics(Distance):
 class Spectral(Distance):
     """Student and teacher should have one spectrum over time: |w_f (rfft(z)_f - rfft(h)_f)| (Sec. 3.6); orthonormal FFT over token time.
 
-    Its map is [b frequencies h w]; through the visible view only places seen at all times count.
+    Its map is [b frequencies h w]; through the visible view only places seen at all times count. Masks that show only a part of time, as
+    the preset micro's do, leave none of them, and the term is zero there.
     weights    "linear": (f + 1) / mean; "uniform"; "highpass": f / last, without the mean over time; "released": 0.1 to 1, and the FFT
                not normalised, which is the published code's: sqrt(t) times as large
     amplitude  compare |Z| and |H| alone, blind to phase; otherwise the modulus of the complex difference
