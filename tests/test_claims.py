@@ -91,6 +91,27 @@ def test_an_accuracy_on_an_unknown_number_of_clips_is_no_evidence():
     assert unknown["missing"] == {"p": "LD-JEPA on SSv2 (table 4)"} and known["point"] == {"p": True}
 
 
+def test_seeds_that_tie_are_no_certainty():
+    """Two arms that differ by as much in both seeds, or one that stands still: the share follows from the grid of the accuracies."""
+    values = {"baseline": [50.0, 52.0], "ld": [50.5, 52.5], "fwm": [51.0, 54.0]}
+    df = runs({v: {"SSv2": 0.0} for v in values}, seeds=2).assign(n=200)
+    df["value"] = [values[v][int(s)] for v, s in zip(df["variant"], df["seed"], strict=True)]
+    share = lambda df, text: verdict(df, text)["share"]["p"]
+    expected = sps.t.cdf(0.5 / (0.5 / np.sqrt(12)), 1)  # grid 0.5, two roundings, two seeds
+    assert share(df, 'delta("SSv2", "ld") > 0') == pytest.approx(expected, abs=0.05)
+    still = df.assign(value=df["value"].where(df["variant"].ne("fwm"), 55.0))
+    assert share(still, 'acc("SSv2", "fwm") > 55.1') == pytest.approx(sps.t.sf(0.1 / (0.5 / np.sqrt(24)), 1), abs=0.05)
+    assert verdict(df, 'delta("SSv2", "ld") > 0')["verdict"] == "undecided"
+    unknown = df.assign(n=np.nan)
+    assert verdict(unknown, 'delta("SSv2", "ld") > 0')["missing"] and not verdict(unknown, 'delta("SSv2", "fwm") > 0')["missing"]
+
+
+def test_what_does_not_tie_is_drawn_as_if_there_were_no_grid():
+    df = runs({"baseline": {"SSv2": 10.0}, "ld": {"SSv2": 11.0}, "fwm": {"SSv2": 10.0}})
+    fine, coarse = (claims._Cells(results.select(df.assign(n=n))).simulate(50, np.random.default_rng(0)) for n in (1e9, 500))
+    assert np.array_equal(fine, coarse)
+
+
 def test_the_same_seed_baseline_changes_what_holds(released):
     same_seed = released[239]
     assert same_seed["S05"]["predicates"]["count"] is False  # 5, not 10, of 14 lose more than 5 points

@@ -86,6 +86,34 @@ def test_runs_that_collapsed_on_the_way_are_named(whole, tmp_path):
     assert "fwm 1 of 2 (std at the end 0.300), hw 1 of 2 (std at the end 0.500)" in said
 
 
+def still(folder: Path, runs: dict[str, float]) -> Path:
+    """A study with the spread of each run's features, 0.2 but for the runs that are named."""
+    rows = pd.read_csv(folder / "rows.csv")
+    spread = rows[rows["metric"].eq("rankme")]
+    spread = spread.assign(metric="std", value=spread["run"].map(runs).fillna(0.2))
+    pd.concat([rows, spread]).to_csv(folder / "rows.csv", index=False)
+    return folder
+
+
+def test_ranks_of_encoders_that_stand_still_are_ranks_of_rounding(tmp_path):
+    folder = still(make(tmp_path / "s"), {f"ltc-plain-micro-s{s}": 0.001 for s in range(5)} | {"ac-plain-micro-s0": 0.049})
+    curves = pd.read_parquet(folder / "curves.parquet").assign(std=0.5).assign(rank=3.0)
+    curves.to_parquet(folder / "curves.parquet", index=False)
+    study = collected.load(folder)
+    said = collected.says_collapse(collected.collapse(study))
+    assert "The features of 6 of 45 have a standard deviation below 0.05 as probed (ac 1 of 5, ltc 5 of 5)" in said
+    assert "rank (RankMe 5 to 10) is in part one of rounding" in said
+    known = collected.predictors(study)
+    assert known.attrs["left_out"] == ["ac-plain-micro-s0", *(f"ltc-plain-micro-s{s}" for s in range(5))]
+    assert set(known["run"]).isdisjoint(known.attrs["left_out"]) and known["run"].nunique() == 39
+    found = collected.foretold(study)
+    assert set(found["variants"]) == {7} and set(found["points"]) == {34}  # ltc has none left, ac four
+    assert "Rank and spread of 6 of 40 runs are left out" in collected.says_foretold(found, aligned=False)
+    many = {f"{v}-plain-micro-s{s}": 0.01 for v in ("ltc", "ac", "delta", "hw", "fwm") for s in range(3)}
+    with pytest.raises(ValueError, match=r"takes 4 tested rows.*15 of 40 runs are left out.*3 rows with 3 others are too few"):
+        collected.foretold(collected.load(still(make(tmp_path / "few"), many)))
+
+
 def test_families_are_adjusted_apart(whole):
     found = collected.differences(whole)
     primary, others = (found[found["family"].eq(name)] for name in ("primary", "exploratory"))
@@ -135,6 +163,7 @@ def test_what_cannot_be_told_is_not_told(tmp_path):
     rows.to_csv(folder / "rows.csv", index=False)
     found = collected.differences(collected.load(folder))
     assert not found["significant"].any() and found.loc[found["delta"].eq(1), "p"].isna().all()
+    assert (found["lo"] < found["hi"]).all()
     assert "0 differ from baseline" in collected.verdict(found)
 
 

@@ -75,6 +75,8 @@ def test_one_seed_keeps_its_own_interval_and_several_get_a_t_interval():
     many = over_seeds(pd.DataFrame([row("a", v, 40, seed=s) for s, v in enumerate((50, 60, 64))]), ["variant"]).iloc[0]
     assert (many["value"], many["lo"], many["hi"]) == pytest.approx(tuple(map(float, stats.t_interval([50, 60, 64])[:3])))
     assert many["seeds"] == 3 and many["basis"] == "seeds"
+    agree = over_seeds(pd.DataFrame([row("a", 60, 40, seed=s) for s in range(3)]), ["variant"]).iloc[0]  # no certainty
+    assert (agree["lo"], agree["hi"]) == pytest.approx((one["lo"], one["hi"])) and (agree["seeds"], agree["basis"]) == (3, "samples")
 
 
 def test_with_one_seed_the_difference_of_two_accuracies_has_newcombes_interval():

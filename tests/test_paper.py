@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from test_plots import CELLS, assert_legible, make_runs, texts
 
+from vjepa_lab import plots
 from vjepa_lab.evidence import claims, paper, results, verdicts
 
 
@@ -165,6 +166,55 @@ def test_a_verdict_names_the_interaction_that_was_planted_and_no_other():
     assert "do not simply add up on motion (FWM × HW +3" in says and "LD" not in says.split(".")[0].split("FWM × HW")[1]
     quiet = verdicts.factorial(verdicts.fits(cells({"fwm": 3.0, "ld": -2.0})))
     assert "no interaction can be told from zero" in quiet and "adjusted (Holm) over 7 effects" in quiet
+
+
+def test_a_verdict_says_in_what_else_the_cells_differ(own):
+    rows = cells({"fwm": 3.0})
+    at_03 = verdicts.factorial(verdicts.fits(rows))
+    assert "HW alone has weight 0.3, in the other cells 1.0" in at_03 and "LD is not one treatment" in at_03
+    control = rows[rows["variant"].eq("hw")].assign(variant="hw-1.0")
+    at_1 = verdicts.factorial(verdicts.fits(pd.concat([rows, control])))
+    assert "0.3" not in at_1 and "HW alone is the control hw-1.0" in at_1 and "beside FWM the dynamic half" in at_1
+    assert verdicts.treatments(["baseline", "fwm", "ld"]) == [] == verdicts.treatments(["baseline", "hw"])
+    (says,) = verdicts.treatments(["ld", "hw-ld"])
+    assert "hard-weighted" in says and "FWM" not in says
+    for draw in (plots.ablation, plots.interaction, plots.effects):
+        drawn = texts(draw(rows, paper=True))
+        assert "HW alone has weight 0.3" in drawn and "LD is not one treatment" in drawn.replace("\n", " ")
+        figure = draw(pd.concat([rows, control.assign(value=control["value"] + 9)]), paper=True)
+        assert "HW alone is the control hw-1.0" in texts(figure).replace("\n", " ")
+        assert_legible(figure)
+    shown = plots.ablation(pd.concat([rows.assign(value=50.0), control.assign(value=60.0)]), paper=True).axes[0]
+    heights = [patch.get_height() for patch in shown.patches if patch.get_facecolor()[3] > 0]
+    assert sorted(heights) == [50.0] * 7 + [60.0]  # the control stands where HW alone did
+    spans = [segment[:, 1] for lines in shown.collections for segment in lines.get_segments()]
+    assert all(high > low for low, high in spans)  # all seeds agree, and the interval still has a width
+
+
+def test_what_one_of_two_motions_tells_of_their_order():
+    from vjepa_lab.data import synthetic
+
+    pairs = [(a, b) for a in range(8) for b in range(8) if a != b]
+    best = sum(max(sum(a > b for a, b in pairs if a == m), sum(a < b for a, b in pairs if a == m)) for m in range(8))
+    assert verdicts.one_event() == pytest.approx(100 * best / len(pairs)) == pytest.approx(100 * 11 / 14)
+    assert verdicts.one_event(2) == 100 and len(synthetic.MOTIONS) == 8
+    labels = synthetic.world("plain-order", "test", n=1000).labels
+    assert bool((labels["order"] == (labels["motion"] > labels["then"])).all()) and bool((labels["motion"] != labels["then"]).all())
+    for known in ("motion", "then"):
+        counts = pd.crosstab(labels[known].numpy(), labels["order"].numpy())
+        assert counts.max(axis=1).sum() / 10 == pytest.approx(verdicts.one_event(), abs=4)
+
+
+def test_the_limits_of_order_stand_beside_chance():
+    rows = [
+        {"run": f"r{k}", "variant": f"v{k}", "benchmark": name, "value": value, "probe": "linear", "seed": 0}
+        for k in range(4) for name, value in (("order", 50 + 10 * k), ("order/motion", 20 + 15 * k))
+    ]  # fmt: skip
+    table = results.tidy(pd.DataFrame(rows).assign(n=1000, source="run", regime="plain", edition="sound", metric="top1"))
+    says = verdicts.order(table)
+    assert says.startswith("order: chance is 50 %, one of the two motions alone tells 78.6 %. Over 4 runs") and "correlation 1.00" in says
+    assert verdicts.order(table[table["benchmark"].eq("order/motion")]) == ""
+    assert "Over" not in verdicts.order(table[table["benchmark"].eq("order")])
 
 
 def test_a_verdict_on_one_seed_and_seven_cells_says_what_is_open(none):

@@ -269,6 +269,37 @@ def test_arms_without_a_common_seed_are_compared_by_welch():
     assert one["basis"] == "samples" and one["base"] == 52
 
 
+def test_a_tie_over_seeds_has_the_interval_of_its_rounding():
+    rows = table({"baseline": [50.0, 51.0, 52.0], "ld": [52.0, 53.0, 54.0], "fwm": [50.0, 51.0, 52.0]}, n=500)
+    rows.loc[rows["variant"].eq("ld"), "n"] = 1000
+    found = stats.compare(rows).set_index("variant")
+    error = np.sqrt((0.2**2 + 0.1**2) / 12 / 3)
+    assert found.loc["ld", "p"] == pytest.approx(2 * sps.t.sf(2 / error, 2)) and found.loc["fwm", "p"] == 1
+    assert found.loc["ld", "hi"] == pytest.approx(2 + sps.t.ppf(0.975, 2) * error) and set(found["basis"]) == {"seeds"}
+    apart = rows.assign(value=rows["variant"].map({"baseline": 50.0, "ld": 52.0, "fwm": 50.0}))
+    apart["seed"] += apart["variant"].ne("baseline") * 7
+    welch = stats.compare(apart).set_index("variant")
+    assert set(welch["basis"]) == {"seeds, unpaired"} and (welch["lo"] < welch["hi"]).all() and welch["p"].gt(0).all()
+    for unknown in (rows.assign(n=np.nan), rows.assign(metric="mAP"), apart.assign(n=np.nan)):
+        out = stats.compare(unknown)
+        assert out[["lo", "hi", "p"]].isna().all(axis=None) and not out["significant"].any() and set(out["basis"]) == {"samples"}
+    spread = table({"baseline": [50.0, 51.0, 52.0], "ld": [52.0, 53.5, 54.0]}, n=np.nan)
+    assert stats.compare(spread)["p"].item() == pytest.approx(sps.ttest_1samp([2.0, 2.5, 2.0], 0).pvalue)
+
+
+def test_predictions_that_tie_over_seeds_keep_an_interval():
+    """Two seeds that gain as many samples, each its own: neither seeds nor samples show a variance, and none of them is certain."""
+    arms = [predicted("baseline", s, 20) for s in range(2)] + [predicted("ld", s, 20) for s in range(2)]
+    arms[2].loc[20:24, "top1"] = arms[2].loc[20:24, "label"]
+    arms[3].loc[25:29, "top1"] = arms[3].loc[25:29, "label"]
+    out = stats.compare_predictions(pd.concat(arms), draws=1).iloc[0]
+    error = stats.rounding(2, 60, 60)
+    assert out["p"] > 0 and (out["hi"] - out["lo"]) / 2 == pytest.approx(sps.t.ppf(0.975, 1) * error)
+    assert (out["t_lo"], out["t_hi"]) == pytest.approx((out["lo"], out["hi"]))
+    same = stats.compare_predictions(pd.concat([arms[0], arms[0].assign(variant="ld")]), draws=1).iloc[0]
+    assert same["p"] == 1 and same["lo"] < 0 < same["hi"]
+
+
 # --- factorial --------------------------------------------------------------------------------------------------------
 
 CELLS = ["baseline", "fwm", "ld", "hw", "fwm-ld", "fwm-hw", "hw-ld", "fwm-hw-ld"]
@@ -291,6 +322,32 @@ def test_factorial_recovers_planted_effects():
     out = stats.factorial(factorial_table(noise=1e-6)).set_index("term")["effect"]
     expected = {"fwm": 2.0, "ld": -3.0, "hw": 0.0, "fwm x ld": 1.5, "fwm x hw": 0.0, "ld x hw": 0.0, "fwm x ld x hw": 4.0}
     assert out.to_dict() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_factorial_takes_hard_weights_at_the_weight_of_the_combinations():
+    rows = factorial_table(noise=1e-3)
+    control = rows[rows["variant"].eq("hw")].assign(variant="hw-1.0", value=lambda part: part["value"] + 8)
+    assert stats.cells([*CELLS, "hw-1.0", "kin-l1"]) == {**{v: x for v, x in stats.cells(CELLS).items() if v != "hw"}, "hw-1.0": (0, 0, 1)}
+    assert stats.cells(["ld", "hw-1.0"], ("fwm", "ld")) == {"ld": (0, 1)}
+    before, after = stats.factorial(rows), stats.factorial(pd.concat([rows, control]))
+    assert set(before.attrs["cells"]) == set(CELLS) and set(after.attrs["cells"]) == set(CELLS) - {"hw"} | {"hw-1.0"}
+    change = (after.set_index("term")["effect"] - before.set_index("term")["effect"]).round(2)
+    assert change["hw"] == 2 and change["fwm x hw"] == -2 and change["fwm x ld x hw"] == 2
+
+
+@pytest.mark.parametrize("method", ["ols", "mixed"])
+def test_a_factorial_without_residuals_is_no_certainty(method):
+    rows = factorial_table()
+    found = stats.factorial(rows.assign(value=rows["value"].round(1)), method=method)  # on the grid of 1,000 clips
+    exact = stats.factorial(factorial_table(effects=np.zeros(7)), method=method)
+    for fit in (found, exact):
+        assert (fit["hi"] - fit["lo"]).min() > 0 and (method == "mixed" or fit["p"].gt(0).all())  # a normal p of z = 200 underflows
+    unit = 4 / len(rows)  # variance of an effect, in that of a value
+    assert ((exact["hi"] - exact["lo"]) / 2).to_numpy() == pytest.approx(
+        (sps.t.ppf(0.975, len(rows) - 4 - 7) if method == "ols" else sps.norm.ppf(0.975)) * 0.1 * np.sqrt(unit / 12), rel=1e-6
+    )
+    alike = rows[rows["seed"].eq(0)].assign(value=100.0)
+    assert (stats.factorial(alike)["hi"] > 0).all()  # one seed, every clip right
 
 
 def test_probe_seeds_do_not_narrow_the_factorial():
@@ -446,10 +503,20 @@ def test_intervals_cover_the_true_difference(effect):
 def test_family_of_null_comparisons_errs_in_one_study_of_twenty():
     rng = np.random.default_rng(2)
     p = stats.t_interval(rng.normal(0, 2, (STUDIES, 15, 5))).p
-    assert (
-        within(np.mean([(stats.holm(row) < 0.05).any() for row in p]), 0.05, STUDIES)
-        or np.mean([(stats.holm(row) < 0.05).any() for row in p]) < 0.05
-    )
+    assert within(np.mean([(stats.holm(row) < 0.05).any() for row in p]), 1 - (1 - 0.05 / 15) ** 15, STUDIES)  # independent: exact
+
+
+@pytest.mark.parametrize(("seeds", "n"), [(2, 1000), (2, 200), (3, 100)])
+def test_seeds_that_tie_on_the_grid_of_accuracies_prove_nothing(seeds, n):
+    """Null studies of accuracies rounded to 100/n: no p is 0, and the tests of a family of 15 do not reject more often than they say."""
+    rng = np.random.default_rng(n)
+    a, b = (np.round(rng.normal(50, 2, (40_000, seeds)) * n / 100) / n * 100 for _ in range(2))
+    plain, found = stats.t_interval(a - b), stats.t_interval(a - b, least=stats.rounding(seeds, n, n))
+    tied = (plain.lo == plain.hi) | (plain.p < 1e-9)
+    assert tied.mean() > 0.003 and found.p.min() > 0 and (found.hi - found.lo).min() > 0
+    assert (plain.p < 0.05 / 15).mean() > 0.006 and (found.p < 0.05 / 15).mean() <= 0.05 / 15
+    for before, after in zip(plain, found, strict=True):
+        assert np.array_equal(before[~tied], after[~tied])  # where seeds differ by a sample, nothing changes
 
 
 @pytest.mark.parametrize("power", [0.5, 0.8])

@@ -9,18 +9,21 @@ import pandas as pd
 
 from vjepa_lab.evidence.stats import Interval, adjusted_apart, t_interval
 
+KINDS = ("appearance", "codec", "camera", "temporal", "scene")
+"What a shift changes (`analysis.shifts`), in the order of tables and figures."
+
 
 def over_seeds(df: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Means over seeds of the rows that agree in `by`, in the table's order: columns `by`, value, lo, hi, n, seeds, basis, smoke.
 
-    The interval is Student's over seeds where there are several (`basis` "seeds"), else the row's own (`basis` "samples").
-    Several rows of one seed are averaged first.
+    The interval is Student's over seeds where there are several that differ (`basis` "seeds"), else the rows' own (`basis` "samples"): that
+    seeds happen to agree is no certainty. Several rows of one seed are averaged first.
     """
     rows = []
     for key, part in df.groupby(list(by), dropna=False, sort=False):
         seeds = part.groupby("seed", dropna=False)[["value", "lo", "hi"]].mean()
-        several = len(seeds) > 1
-        interval = t_interval(seeds["value"]) if several else Interval(*seeds.iloc[0], np.nan)
+        several = len(seeds) > 1 and not np.ptp(seeds["value"]) <= 1e-9
+        interval = t_interval(seeds["value"]) if several else Interval(*seeds.mean(), np.nan)
         measured = {"value": float(interval.value), "lo": float(interval.lo), "hi": float(interval.hi), "n": part["n"].mean()}
         smoke = bool(part["smoke"].any()) if "smoke" in part else False
         facts = {"seeds": len(seeds), "basis": "seeds" if several else "samples", "smoke": smoke}

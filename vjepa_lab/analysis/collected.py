@@ -21,6 +21,10 @@ from vjepa_lab.evidence import claims, results, stats
 from vjepa_lab.training.health import CollapseAlarm
 
 UNTRAINED = stats.UNTRAINED
+LEAST_STD = 0.05
+"""Standard deviation of a run's features below which their rank and spread count for nothing: they are computed in bfloat16, whose rounding
+has a standard deviation of about 0.001. At 0.0005 it doubles RankMe (46 exact, 89 rounded), at 0.015 too (7, 14), at 0.07 and 0.16 it adds
+0.2 and 0.5 (to 30 and 12). No run of the reference study lies between 0.03 and 0.07."""
 LEAST = 3
 "Seed pairs with the baseline that a row needs to be tested: an interval of two is twelve standard errors wide."
 ROW = ["edition", "variant"]
@@ -163,13 +167,16 @@ def differences(study: Collected, edition: str = "sound", against: str = "baseli
     "seeds and samples"), with the interval over seeds alone beside them (`t_lo, t_hi`). The pre-registered family (`stats.FAMILY`, edition
     sound) is Holm-adjusted over all its planned tests, what cannot be tested yet counting as not rejected, so that a verdict does not turn
     on how far the study has come; the others are Benjamini-Hochberg at 10 %, the untrained encoder apart from both (`family` "untrained"),
-    since a sure rejection among the tests would loosen the rest. A difference without any spread over seeds has no p.
+    since a sure rejection among the tests would loosen the rest. A difference without any spread over seeds has no p, and the interval
+    that rounding leaves (`stats.rounding`).
     """
     rows = comparable(study, edition, against, least)
     table = stats.compare(rows, against, family=stats.FAMILY if edition == "sound" else ())
     table["t_lo"], table["t_hi"] = table["lo"], table["hi"]
     table = _crossed(table, study.predictions, rows, against)
-    table.loc[table["lo"].eq(table["hi"]), "p"] = np.nan
+    of_seeds = results.delta(rows, against).groupby(["variant", "benchmark", "probe", "seed"])["delta"].mean()
+    spread = of_seeds.groupby(level=[0, 1, 2]).std().reindex(pd.MultiIndex.from_frame(table[["variant", "benchmark", "probe"]]))
+    table.loc[spread.lt(1e-9).to_numpy(), "p"] = np.nan
     planned = sum(name in set(study.cells["variant"]) for name in stats.FAMILY) * len(study.benchmarks)
     table["p_adj"], table["planned"] = np.nan, 0
     for family, part in table.groupby("family"):
@@ -250,19 +257,31 @@ def collapse(study: Collected) -> pd.DataFrame:
     """Which trained runs collapsed on the way: a row per run with logged steps.
 
     Columns run, edition, variant, seed; std, rank: the teacher's spread and effective rank at the last logged step (`health.spread`);
-    collapsed: one of them fell below what `health.CollapseAlarm` warns of, at any logged step.
+    collapsed: one of them fell below what `health.CollapseAlarm` warns of, at any logged step; features, rankme: spread and effective rank
+    of the features as probed (`features`).
     """
-    columns = ["run", *ROW, "seed", "std", "rank", "collapsed"]
+    columns = ["run", *ROW, "seed", "std", "rank", "collapsed", "features", "rankme"]
     if not {"std", "rank"} <= set(study.curves):
         return pd.DataFrame(columns=columns)
     curves = study.curves.astype({"run": str}).sort_values("step").dropna(subset=["std"]).groupby("run")[["std", "rank"]]
     low = curves.min()
     found = curves.last().assign(collapsed=(low["std"] < CollapseAlarm.least_std) | (low["rank"] < CollapseAlarm.least_rank))
-    return study.cells[["run", *ROW, "seed"]].merge(found.reset_index(), on="run")[columns]
+    probed = features(study).rename(columns={"std": "features"})
+    return study.cells[["run", *ROW, "seed"]].merge(found.reset_index(), on="run").merge(probed, on="run", how="left")[columns]
+
+
+def features(study: Collected) -> pd.DataFrame:
+    """How a run's features spread, as probed (the student's where several encoders were), means over worlds: columns run, std, rankme."""
+    own = study.rows[study.rows["source"].eq("run") & study.rows["metric"].isin(["std", "rankme"]) & study.rows["encoder"].ne(UNTRAINED)]
+    student = own["encoder"].eq("student")
+    own = own[student | ~own["run"].isin(own.loc[student, "run"])]
+    table = own.pivot_table(values="value", index="run", columns="metric", aggfunc="mean")
+    return table.reindex(columns=["std", "rankme"]).reset_index()
 
 
 def says_collapse(found: pd.DataFrame) -> str:
-    """How many of the runs in `collapse` collapsed, and of which rows."""
+    """How many of the runs in `collapse` collapsed, and of which rows; and of how many the features are too still for their rank to count
+    (`LEAST_STD`)."""
     if found.empty:
         return "Whether runs collapsed cannot be said: their spread was not logged."
     ends = lambda x: f"{x.min():.3f}" + f" to {x.max():.3f}" * (x.nunique() > 1)
@@ -277,7 +296,26 @@ def says_collapse(found: pd.DataFrame) -> str:
     head += f"effective rank below {CollapseAlarm.least_rank:g})"
     others = found.loc[~found["collapsed"], "std"]
     tail = f"; the others end at {others.min():.2f} to {others.max():.2f}." if len(others) else "."
-    return head + (f": {', '.join(parts)}" if parts else "") + tail
+    return head + (f": {', '.join(parts)}" if parts else "") + tail + _says_still(found)
+
+
+def _says_still(found: pd.DataFrame) -> str:
+    """Whose features are too still for their rank to count, from the columns of `collapse`; empty if nobody's."""
+    still = found[found["features"] < LEAST_STD]
+    if still.empty:
+        return ""
+    rank = f" (RankMe {still['rankme'].min():.0f} to {still['rankme'].max():.0f})" * bool(still["rankme"].notna().any())
+    return (
+        f" The features of {len(still)} of {found['features'].notna().sum()} have a standard deviation below {LEAST_STD:g} as probed"
+        f" ({_of_rows(found, found['features'] < LEAST_STD)}), where rounding to bfloat16 is no longer small: their effective rank{rank} is"
+        " in part one of rounding, no sign of rich features."
+    )
+
+
+def _of_rows(found: pd.DataFrame, which: pd.Series) -> str:
+    """How many runs of each row are among `which`: fwm 3 of 3, ..."""
+    parts = found.assign(which=which).groupby(ROW, sort=False)
+    return ", ".join(f"{_row(part.iloc[0])} {part['which'].sum()} of {len(part)}" for _, part in parts if part["which"].any())
 
 
 # -------------------------------------------------------------------------------------------------------------------------- statements
@@ -326,12 +364,17 @@ def tally(table: pd.DataFrame) -> str:
 
 # --------------------------------------------------------------------------------------------------------------------- what foretells
 
+FEW = 4
+"Rows that a correlation over rows needs."
 PREDICTORS = {"rankme": "rank of the features", "std": "spread of the features", "rank": "teacher's rank in training"}
 
 
 def predictors(study: Collected) -> pd.DataFrame:
     """What was logged of each run's representation, edition sound, without the untrained encoder: columns run, variant, seed, metric,
-    value. The features' RankMe and standard deviation as probed, and the teacher's effective rank averaged over the training."""
+    value. The features' RankMe and standard deviation as probed, and the teacher's effective rank averaged over the training.
+
+    Runs with features of a standard deviation below `LEAST_STD` are left out: their rank is in part one of rounding. `attrs["left_out"]`
+    names them."""
     own = study.rows[study.rows["source"].eq("run") & study.rows["edition"].eq("sound") & study.rows["variant"].ne(UNTRAINED)]
     probed = own[own["metric"].isin(["rankme", "std"]) & own["encoder"].ne(UNTRAINED)]
     tables = [probed.groupby(["run", "variant", "seed", "metric"], sort=False)["value"].mean().reset_index()]
@@ -340,25 +383,50 @@ def predictors(study: Collected) -> pd.DataFrame:
         about = own.drop_duplicates("run")[["run", "variant", "seed"]]
         tables.append(while_training.astype({"run": str}).merge(about, on="run").assign(metric="rank"))
     table = pd.concat(tables, ignore_index=True)
-    return table.assign(metric=table["metric"].map(PREDICTORS))
+    spread = features(study)
+    still = table["run"].isin(spread.loc[spread["std"] < LEAST_STD, "run"])
+    out = table[~still].assign(metric=table["metric"].map(PREDICTORS)).reset_index(drop=True)
+    out.attrs["left_out"] = sorted(table.loc[still, "run"].unique())
+    return out
 
 
 def foretold(study: Collected, against: str = "baseline", least: int = LEAST) -> pd.DataFrame:
     """How well rank, spread and, where gradients were measured, alignment foretell a gain: `alignment.predictions` per benchmark.
 
-    Raises ValueError with fewer than 4 rows.
+    Rank and spread of the rows that have `least` runs with features that are not too still (`predictors`), if those are 4 or more;
+    `attrs["left_out"]` says in a sentence what is missing for that. Raises ValueError with fewer than 4 rows of any predictor.
     """
     from vjepa_lab.analysis import alignment
 
     rows = comparable(study, "sound", against, least)
     rows = rows[rows["source"].eq("run") & rows["variant"].ne(UNTRAINED)]
-    tables = [alignment.predictions(predictors(study), rows, against, names=tuple(PREDICTORS.values()))]
+    known, runs = predictors(study), rows.loc[rows["variant"].ne(against)].drop_duplicates("run")[["run", *ROW]]
+    seeds = known.groupby("variant")["seed"].nunique()
+    known = known[known["variant"].isin(seeds.index[seeds >= least])]
+    left = int(runs.loc[runs["run"].isin(known["run"]), "variant"].nunique())
+    said, tables = _says_left_out(runs, runs["run"].isin(predictors(study).attrs["left_out"]), left, least), []
+    if left >= FEW:
+        tables.append(alignment.predictions(known, rows, against, names=tuple(PREDICTORS.values())))
     if len(study.alignment):
         watched = study.alignment.astype({"run": str, "variant": str, "edition": str, "metric": str, "term": str, "group": str})
         watched = watched[watched["edition"].eq("sound")]
-        if watched.loc[watched["variant"].isin(rows["variant"]), "variant"].nunique() >= 4:
+        if watched.loc[watched["variant"].isin(rows["variant"]), "variant"].nunique() >= FEW:
             tables.append(alignment.predictions(alignment.averages(watched), rows, against))
-    return pd.concat(tables, ignore_index=True)
+    if not tables:
+        raise ValueError(f"{study.name}: what foretells a gain takes {FEW} tested rows or more.{said}")
+    found = pd.concat(tables, ignore_index=True)
+    found.attrs["left_out"] = said
+    return found
+
+
+def _says_left_out(runs: pd.DataFrame, still: pd.Series, left: int, least: int) -> str:
+    if not still.any():
+        return ""
+    few = f"; {left} rows with {least} others are too few to correlate rank and spread with anything" * (left < FEW)
+    return (
+        f" Rank and spread of {still.sum()} of {len(runs)} runs are left out, the standard deviation of their features being below"
+        f" {LEAST_STD:g} ({_of_rows(runs, still)}){few}."
+    )
 
 
 def says_foretold(found: pd.DataFrame, aligned: bool) -> str:
@@ -373,4 +441,5 @@ def says_foretold(found: pd.DataFrame, aligned: bool) -> str:
     said = f"Of {count}, {len(sure)} {stand} after correction (Holm)" + (f": {head}" if head else "") + "."
     open_ = " Whether the others are zero is undecided." if len(sure) < len(adjusted) else ""
     gradient = "" if aligned else " Gradients were not measured in these runs, so alignment is not among the predictors."
-    return _minus(said + open_) + gradient + " A correlation over objectives does not tell what causes a gain."
+    said = _minus(said + open_) + found.attrs.get("left_out", "") + gradient
+    return said + " A correlation over objectives does not tell what causes a gain."

@@ -35,7 +35,9 @@ class FactorMotion(Source):
     image the shape).
 
     Dials that make it harder; none changes what the plain world would draw:
-    `events=2`   another motion in the second half (labels `then`, and `order`, which no bag of motions tells);
+    `events=2`   another motion in the second half (labels `then`, and `order`, which no bag of motions tells: whether the first
+                 motion's index is the greater). Two limits: one of the two motions alone tells it in 11/14 = 78.6 % of the clips
+                 (chance is 50 %), and it is a function of both, so who reads motions better reads `order` better;
     `camera`     the picture pans or tilts (label `camera`);
     `clutter`    so many bystanders, which do not move by themselves;
     `contrast`   of the object to the ground, down from 1;  `noise` of the sensor, standard deviation of 255.

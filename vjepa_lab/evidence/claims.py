@@ -32,12 +32,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from . import results
+from .intervals import floored, rounding
 from .predicates import MissingEvidence, compile_parts, compile_predicate
 from .worlds import BENCH, SYNTHETIC_MOTION, World
 
@@ -140,7 +142,8 @@ def _of_baseline(rows: pd.DataFrame, seed: int, name: str) -> pd.DataFrame:
 class _Cells:
     """Mean accuracies of (regime, variant, benchmark) cells, and how they might have come out.
 
-    One run on an unknown number of clips makes no cell: how it might have come out nobody can say.
+    One run on an unknown number of clips makes no cell: how it might have come out nobody can say. Nor do seeds that tie on one, by
+    themselves or in their difference from another variant on the same benchmark; of two such variants the baseline stays.
     """
 
     def __init__(self, rows: pd.DataFrame):
@@ -148,27 +151,51 @@ class _Cells:
         by_seed = rows.groupby(["regime", "variant", "benchmark", "seed"], dropna=False)[["value", "n"]].mean()
         table, n = by_seed["value"].unstack("seed"), by_seed["n"].groupby(level=[0, 1, 2]).mean()
         table = table[(table.notna().sum(axis=1) > 1) | n.reindex(table.index).gt(0)]
+        self._measure(table, n)
+        if lost := {second for first, second in self._ties() if np.isnan(self.least[[first, second]]).any()}:
+            self._measure(table.drop(table.index[sorted(lost)]), n)
+
+    def _measure(self, table: pd.DataFrame, n: pd.Series) -> None:
         self.keys = {key: k for k, key in enumerate(table.index)}
         self.x = table.to_numpy()  # [cells s]
         self.n = n.reindex(table.index).to_numpy()
         self.count = (~np.isnan(self.x)).sum(1)
         self.mean = np.nanmean(self.x, 1)
         self.seeds = int(self.count.min(initial=self.x.shape[1]))
+        self.least = rounding(self.count, self.n)  # [cells], standard errors
+        errors = np.sqrt(np.maximum(self.count * (self.count - 1), 1))
+        self.deviation = np.nan_to_num(self.x - self.mean[:, None]) / errors[:, None]  # [cells s]; squares add up to a mean's variance
+
+    def _ties(self) -> list[tuple[int, int]]:
+        """Cells of several seeds that vary less than rounding alone makes them, (k, k), and pairs on one benchmark whose difference does,
+        the baseline first."""
+        groups: dict[tuple, list[int]] = {}
+        for (regime, variant, bench), k in self.keys.items():
+            if self.count[k] > 1:
+                groups.setdefault((regime, bench), []).insert(0 if variant == "baseline" else len(self.keys), k)
+        pairs = np.array([pair for group in groups.values() for pair in combinations_with_replacement(group, 2)], int).reshape(-1, 2)
+        a, b = pairs.T
+        spread = np.linalg.norm(self.deviation[a] - self.deviation[b] * (a != b)[:, None], axis=1)
+        least = np.hypot(self.least[a], self.least[b] * (a != b))
+        return list(map(tuple, pairs[floored(spread, least) != spread].tolist()))  # NaN, of an unknown number of clips, differs too
 
     def simulate(self, draws: int, rng: np.random.Generator) -> np.ndarray:
-        """Accuracies `[draws cells]`: a multivariate t over seeds where there are several, Jeffreys' posterior of one accuracy else."""
+        """Accuracies `[draws cells]`: a multivariate t over seeds where there are several, Jeffreys' posterior of one accuracy else.
+
+        What ties over seeds varies as much as rounding alone makes it (`intervals.rounding`): that few seeds agree is no certainty."""
         from scipy.stats import chi2
 
         several = self.count > 1
-        out = np.tile(self.mean, (draws, 1))
+        out, scale = np.tile(self.mean, (draws, 1)), np.ones((draws, len(self.mean)))
         if several.any():
             count = self.count[several]
-            deviation = np.nan_to_num(self.x[several] - self.mean[several, None]) / np.sqrt(count * (count - 1))[:, None]
-            scale = np.sqrt((count - 1) / chi2.ppf(rng.uniform(size=(draws, 1)), count - 1))
-            out[:, several] += rng.normal(size=(draws, self.x.shape[1])) @ deviation.T * scale
+            scale[:, several] = np.sqrt((count - 1) / chi2.ppf(rng.uniform(size=(draws, 1)), count - 1))
+            out[:, several] += rng.normal(size=(draws, self.x.shape[1])) @ self.deviation[several].T * scale[:, several]
         known = ~several
         hits = self.mean[known] * self.n[known] / 100
         out[:, known] = 100 * rng.beta(hits + 0.5, self.n[known] - hits + 0.5, (draws, int(known.sum())))
+        tied = sorted({k for pair in self._ties() for k in pair})
+        out[:, tied] += rng.normal(size=(draws, len(tied))) * self.least[tied] * scale[:, tied]
         return np.clip(out, 0, 100)
 
 

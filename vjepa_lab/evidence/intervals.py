@@ -8,6 +8,9 @@ and 8 seeds (tests/test_stats.py). `hierarchical_bootstrap` resamples both. With
 nominal 5 % it rejects more than 10 % of null studies of three seeds where seeds dominate the noise (the same tests; it lacks the factor
 S/(S-1) and has normal tails), and too few where test sampling dominates (it counts the residual up to three times). So it stands beside
 the t-interval and does not decide.
+
+Accuracies on n samples lie on a grid of 100/n points, so few seeds can tie. Their spread of zero is no certainty: `rounding` is the
+standard error that the grid alone leaves, and no interval over accuracies that is told its `least` error is narrower.
 """
 
 from __future__ import annotations
@@ -33,31 +36,50 @@ class Interval(NamedTuple):
 # --- intervals --------------------------------------------------------------------------------------------------------
 
 
-def t_interval(x, confidence: float = 0.95, axis: int = -1) -> Interval:
-    """Student's t-interval of the mean over `axis` (at least two values)."""
+def rounding(seeds, *n):
+    """Standard error in points that rounding alone gives the mean over `seeds` of an accuracy on n samples, or of a difference of two.
+
+    An accuracy lies on a grid of 100/n, and a rounded number has the grid's square / 12 as variance (Sheppard); the two of a difference
+    are rounded each by itself, paired or not: sqrt(sum (100/n)^2 / 12 / seeds). NaN where an n is unknown.
+    """
+    return np.sqrt(sum((100 / np.asarray(each, float)) ** 2 for each in n) / 12 / seeds)
+
+
+def floored(error, least):
+    """The standard error, or `least` where that is larger; NaN where there is no spread and `least` is unknown (NaN)."""
+    return np.where(np.isnan(least), np.where(np.asarray(error) > 1e-12, error, np.nan), np.maximum(error, least))
+
+
+def t_interval(x, confidence: float = 0.95, axis: int = -1, least=0.0) -> Interval:
+    """Student's t-interval of the mean over `axis` (at least two values), on a standard error of at least `least` (see `rounding`)."""
     x = np.asarray(x, float)
     count = x.shape[axis]
     if count < 2:
         raise ValueError("a t-interval needs at least two seeds; one run has a sampling interval only (newcombe)")
-    return from_error(x.mean(axis), x.std(axis, ddof=1) / math.sqrt(count), count - 1, confidence)
+    return from_error(x.mean(axis), floored(x.std(axis, ddof=1) / math.sqrt(count), least), count - 1, confidence)
 
 
 def from_error(value, error, df, confidence: float = 0.95) -> Interval:
-    """Student's interval of an estimate with standard error `error` on `df` degrees of freedom (inf: normal). Broadcasts."""
+    """Student's interval of an estimate with standard error `error` on `df` degrees of freedom (inf: normal). Broadcasts.
+
+    NaN where the error is unknown."""
     half = sps.t.ppf(0.5 + confidence / 2, df) * error
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = np.where(error > 0, 2 * sps.t.sf(np.abs(value) / error, df), np.where(value == 0, 1.0, 0.0))
+        p = np.where(error > 0, 2 * sps.t.sf(np.abs(value) / error, df), np.where(np.isnan(error), np.nan, np.where(value == 0, 1.0, 0.0)))
     return Interval(value, value - half, value + half, p)
 
 
-def unpaired_interval(x, y, confidence: float = 0.95) -> Interval:
-    """Welch's interval of the difference of two means over seeds that do not pair up (at least two values each)."""
+def unpaired_interval(x, y, confidence: float = 0.95, least: tuple[float, float] = (0.0, 0.0)) -> Interval:
+    """Welch's interval of the difference of two means over seeds that do not pair up (at least two values each).
+
+    least: the least standard errors of the two means (see `rounding`)."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     if min(len(x), len(y)) < 2:
         raise ValueError("an interval over unpaired seeds needs at least two seeds of either arm")
-    a, b = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
+    a, b = (np.fmax(z.var(ddof=1) / len(z), own**2) for z, own in zip((x, y), least, strict=True))
     spread = a**2 / (len(x) - 1) + b**2 / (len(y) - 1)
-    return from_error(x.mean() - y.mean(), math.sqrt(a + b), (a + b) ** 2 / spread if spread else min(len(x), len(y)) - 1, confidence)
+    df = (a + b) ** 2 / spread if spread else min(len(x), len(y)) - 1
+    return from_error(x.mean() - y.mean(), floored(math.sqrt(a + b), math.hypot(*least)), df, confidence)
 
 
 def newcombe(value, n, base, base_n, confidence: float = 0.95) -> Interval:
@@ -96,18 +118,18 @@ def _difference(a, b) -> np.ndarray:
     return a - b
 
 
-def paired_interval(a, b, confidence: float = 0.95) -> Interval:
+def paired_interval(a, b, confidence: float = 0.95, least=0.0) -> Interval:
     """Mean difference of two arms in points, with both seeds and test samples random and crossed.
 
     a, b: correctness `[.. s i]` (0/1), row s of both arms trained from the same seed, column i the same test sample.
     Var(mean) = (MS_seed + MS_sample - MS_residual) / (s i), df by Satterthwaite; never below MS_seed / (s i).
-    With one seed it is the paired sampling interval (seed noise unknown).
+    With one seed it is the paired sampling interval (seed noise unknown). least: the least standard error (see `rounding`).
     """
     d = 100 * _difference(a, b)
     s, i = d.shape[-2:]
     mean = d.mean((-1, -2))
     if s == 1:
-        return from_error(mean, d[..., 0, :].std(-1, ddof=1) / math.sqrt(i), i - 1, confidence)
+        return from_error(mean, floored(d[..., 0, :].std(-1, ddof=1) / math.sqrt(i), least), i - 1, confidence)
     by_seed, by_sample = d.mean(-1), d.mean(-2)
     ms_seed, ms_sample = i * by_seed.var(-1, ddof=1), s * by_sample.var(-1, ddof=1)
     residual = d - by_seed[..., :, None] - by_sample[..., None, :] + mean[..., None, None]
@@ -116,7 +138,7 @@ def paired_interval(a, b, confidence: float = 0.95) -> Interval:
     total = ms_seed + shared
     spread = ms_seed**2 / (s - 1) + np.where(shared > 0, ms_sample**2 / (i - 1) + ms_residual**2 / ((s - 1) * (i - 1)), 0)
     df = np.where(spread > 0, total**2 / np.where(spread > 0, spread, 1), s - 1)
-    return from_error(mean, np.sqrt(total / (s * i)), df, confidence)
+    return from_error(mean, floored(np.sqrt(total / (s * i)), least), df, confidence)
 
 
 def hierarchical_bootstrap(a, b, draws: int = 10_000, seed: int = 0, confidence: float = 0.95) -> Interval:

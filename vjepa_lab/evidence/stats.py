@@ -19,12 +19,14 @@ from .intervals import (
     Interval,
     benjamini_hochberg,
     cluster_interval,
+    floored,
     from_error,
     hierarchical_bootstrap,
     holm,
     mcnemar,
     newcombe,
     paired_interval,
+    rounding,
     t_interval,
     tost,
     unpaired_interval,
@@ -33,8 +35,8 @@ from .results import GROUP, delta, flag_constant, wilson
 
 __all__ = [
     "FAMILY", "Interval", "benjamini_hochberg", "cluster_interval", "compare", "compare_predictions", "correlation", "factorial",
-    "hierarchical_bootstrap", "holm", "mcnemar", "newcombe", "paired_interval", "pareto", "rank_stability", "t_interval", "tost",
-    "unpaired_interval", "wilson",
+    "hierarchical_bootstrap", "holm", "mcnemar", "newcombe", "paired_interval", "pareto", "rank_stability", "rounding", "t_interval",
+    "tost", "unpaired_interval", "wilson",
 ]  # fmt: skip
 
 FAMILY = ("ld", "fwm", "fwm-ld", "fwm-hw-ld", "hw")
@@ -60,7 +62,8 @@ def compare(
     df: tidy rows, already reduced to one probe per benchmark (`results.select`). Several rows of one seed (probe seeds) are averaged first.
     Columns added to source, edition, regime, variant, benchmark, probe, metric, printed: `value, base, delta, lo, hi, p`; `seeds` (pairs);
     `n`; `basis` (`seeds`: t-interval over seed pairs; `seeds, unpaired`: Welch's, where the arms share no seed but have
-    several; `samples`: one run, sampling of test examples only); `family` (`primary` is
+    several; `samples`: one run, sampling of test examples only, and seeds that tie on an unknown number of them: NaN). No interval is
+    narrower than the grid of its accuracies allows (`rounding`); `family` (`primary` is
     Holm-adjusted over all its variants and benchmarks, `untrained` by itself, `exploratory` Benjamini-Hochberg); `p_adj`, `significant`;
     `flag`, `base_flag` (no better than a constant predictor), `smoke`, `random_init`.
     """
@@ -85,6 +88,8 @@ def compare(
     return table
 
 
+ACCURACIES = ("top1", "top5")
+"Metrics whose values are multiples of 100 / n."
 ADJUSTED = {"primary": holm, "untrained": holm, "exploratory": benjamini_hochberg}
 
 
@@ -123,17 +128,20 @@ def _compare_one(part: dict[str, np.ndarray], baseline: dict[str, np.ndarray]) -
     of_seeds = _by_seed(used["seed"], used["value"], used["base"], used["delta"])
     value, base = of_seeds[:2].mean(1)
     count, n, base_n = of_seeds.shape[1], _mean(used["n"]), _mean(used["base_n"])
+    grid = (n, base_n) if part["metric"][0] in ACCURACIES else (np.nan, np.nan)
     others = np.empty((1, 0))
     if not paired.any() and baseline:
         same = _same(baseline["edition"], part["edition"][0]) & ~pd.isna(baseline["seed"])
         others = _by_seed(baseline["seed"][same], baseline["value"][same])
     if paired.any() and count > 1:
-        interval, basis = t_interval(of_seeds[2]), "seeds"
+        interval, basis = t_interval(of_seeds[2], least=rounding(count, *grid)), "seeds"
     elif min(count, others.shape[1]) > 1 and np.isclose(others.mean(), of_seeds[1, 0]):  # not where one baseline run was asked for
-        interval, basis = unpaired_interval(of_seeds[0], others[0]), "seeds, unpaired"
+        least = rounding(count, grid[0]), rounding(others.shape[1], grid[1])
+        interval, basis = unpaired_interval(of_seeds[0], others[0], least=least), "seeds, unpaired"
         count = min(count, others.shape[1])
     else:
         interval, basis = newcombe(value, n, base, base_n), "samples"
+    basis = "samples" if np.isnan(interval.lo) else basis
     return {
         "printed": used["printed"][0] if "printed" in used else np.nan,
         "value": value,
@@ -239,9 +247,10 @@ def _line_up(part: pd.DataFrame, benchmark: str) -> None:
 
 
 def _from_predictions(a: np.ndarray, b: np.ndarray, draws: int, seed: int) -> dict:
-    crossed, boot = paired_interval(a, b), hierarchical_bootstrap(a, b, draws, seed)
+    least = rounding(len(a), a.shape[1], a.shape[1])
+    crossed, boot = paired_interval(a, b, least=least), hierarchical_bootstrap(a, b, draws, seed)
     means = 100 * (a.mean(1) - b.mean(1))
-    over_seeds = t_interval(means) if len(means) > 1 else Interval(means.mean(), np.nan, np.nan, np.nan)
+    over_seeds = t_interval(means, least=least) if len(means) > 1 else Interval(means.mean(), np.nan, np.nan, np.nan)
     return {
         "value": 100 * a.mean(),
         "base": 100 * b.mean(),
@@ -264,9 +273,18 @@ def _from_predictions(a: np.ndarray, b: np.ndarray, draws: int, seed: int) -> di
 # --- factorial model --------------------------------------------------------------------------------------------------
 
 
+AT_ONE_WEIGHT = {"hw": "hw-1.0"}
+"Rows whose weight is not the one that the combinations use, and the control that has it."
+
+
 def cells(variants: Iterable[str], factors: Sequence[str] = ("fwm", "ld", "hw"), against: str = "baseline") -> dict[str, tuple[int, ...]]:
-    """Factor levels (0/1) of the variants that are combinations of `factors`: `fwm-ld` -> (1, 1, 0); others are left out."""
+    """Factor levels (0/1) of the variants that are combinations of `factors`: `fwm-ld` -> (1, 1, 0); others are left out.
+
+    Where the control `hw-1.0` is among them it is the cell HW, and `hw` is left out: its weight is 0.3, in the combinations 1.0."""
     levels = {variant: set() if variant == against else set(variant.split("-")) for variant in variants}
+    for row, control in AT_ONE_WEIGHT.items():
+        if control in levels and row in factors:
+            levels = {variant: {row} if variant == control else parts for variant, parts in levels.items() if variant != row}
     return {variant: tuple(int(f in parts) for f in factors) for variant, parts in levels.items() if parts <= set(factors)}
 
 
@@ -277,7 +295,8 @@ def factorial(
 
     df: tidy rows of one source, regime, benchmark and probe. Effects in points, in Yates' sense: a main effect is the mean change when the
     factor is switched on; an interaction is half the difference between that change with the other factor on and off. Returns rows
-    `term, effect, lo, hi, p, basis`; `attrs["missing"]` names the cells without data and `attrs["order"]` the highest interaction fitted:
+    `term, effect, lo, hi, p, basis`; `attrs["cells"]` names the variants taken as cells (see `cells`; what they are not alike in:
+    `verdicts.treatments`), `attrs["missing"]` the cells without data and `attrs["order"]` the highest interaction fitted:
     a missing cell leaves the top interaction not estimable, so it is dropped and the others rest on the assumption that it is zero.
     With several seeds the seed is a block (`method="ols"`, exact t) or a random intercept (`method="mixed"`, statsmodels MixedLM: the
     same effects
@@ -299,17 +318,18 @@ def factorial(
     names = [" x ".join(factors[f] for f in term) for term in terms]
     y = rows["value"].to_numpy(float)
     seeds = rows["seed"].fillna(-1).to_numpy()
+    least = float(rounding(1, rows["n"].min()) if df["metric"].isin(ACCURACIES).all() else np.nan)  # of one value
     if len(np.unique(seeds)) < 2:
-        fit = _sampling_effects(design, y, rows["n"].to_numpy(float), confidence)
+        fit = _sampling_effects(design, y, rows["n"].to_numpy(float), confidence, least)
         basis = "samples"
     elif method == "ols":
-        fit, basis = _block_effects(design, y, seeds, confidence), "seeds"
+        fit, basis = _block_effects(design, y, seeds, confidence, least), "seeds"
     elif method == "mixed":
-        fit, basis = _mixed_effects(design, y, seeds, confidence), "seeds"
+        fit, basis = _mixed_effects(design, y, seeds, confidence, least), "seeds"
     else:
         raise ValueError(f'method must be "ols" or "mixed", got {method!r}')
     out = pd.DataFrame({"term": names, "effect": fit.value, "lo": fit.lo, "hi": fit.hi, "p": fit.p, "basis": basis})
-    out.attrs |= {"missing": missing, "order": order}
+    out.attrs |= {"cells": list(levels), "missing": missing, "order": order}
     return out
 
 
@@ -319,13 +339,13 @@ def _full_rank(design: np.ndarray, names: str) -> np.ndarray:
     return np.linalg.pinv(design)
 
 
-def _sampling_effects(design: np.ndarray, y: np.ndarray, n: np.ndarray, confidence: float) -> Interval:
+def _sampling_effects(design: np.ndarray, y: np.ndarray, n: np.ndarray, confidence: float, least: float) -> Interval:
     solve = _full_rank(np.column_stack([np.ones(len(y)), design]), "effects")[1:]
     effect, error = solve @ y, np.sqrt(solve**2 @ (y * (100 - y) / n))
-    return from_error(effect, error, np.inf, confidence)
+    return from_error(effect, floored(error, least * np.sqrt((solve**2).sum(1))), np.inf, confidence)
 
 
-def _block_effects(design: np.ndarray, y: np.ndarray, seeds: np.ndarray, confidence: float) -> Interval:
+def _block_effects(design: np.ndarray, y: np.ndarray, seeds: np.ndarray, confidence: float, least: float = 0.0) -> Interval:
     blocks = (seeds[:, None] == np.unique(seeds)).astype(float)
     whole = np.column_stack([blocks, design])
     solve = _full_rank(whole, "effects")
@@ -334,14 +354,18 @@ def _block_effects(design: np.ndarray, y: np.ndarray, seeds: np.ndarray, confide
         raise ValueError("no degree of freedom is left: run more seeds or more cells")
     variance = ((y - whole @ coefficients) ** 2).sum() / df
     k = blocks.shape[1]
-    return from_error(coefficients[k:], np.sqrt(variance * (solve[k:] ** 2).sum(1)), df, confidence)
+    unit = (solve[k:] ** 2).sum(1)
+    return from_error(coefficients[k:], floored(np.sqrt(variance * unit), least * np.sqrt(unit)), df, confidence)
 
 
-def _mixed_effects(design: np.ndarray, y: np.ndarray, seeds: np.ndarray, confidence: float) -> Interval:
+def _mixed_effects(design: np.ndarray, y: np.ndarray, seeds: np.ndarray, confidence: float, least: float) -> Interval:
     from statsmodels.regression.mixed_linear_model import MixedLM
 
-    fit = MixedLM(y, np.column_stack([np.ones(len(y)), design]), groups=seeds).fit(reml=True)
-    return from_error(fit.fe_params[1:], np.sqrt(np.diag(fit.cov_params()))[1 : 1 + design.shape[1]], np.inf, confidence)
+    whole = np.column_stack([np.ones(len(y)), design])
+    fit = MixedLM(y, whole, groups=seeds).fit(reml=True)
+    error = np.sqrt(np.diag(fit.cov_params()))[1 : 1 + design.shape[1]]
+    unit = (np.linalg.pinv(whole)[1:] ** 2).sum(1)
+    return from_error(fit.fe_params[1:], floored(error, least * np.sqrt(unit)), np.inf, confidence)
 
 
 # --- trade-offs over variants and seeds -------------------------------------------------------------------------------

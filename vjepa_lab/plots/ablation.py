@@ -8,7 +8,7 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
-from ..evidence import results, stats
+from ..evidence import results, stats, verdicts
 from .bars import DAGGER, benchmark_order, clips_note, constant_note, panel_title
 from .style import INK, PALE, PALETTE, RULE, WIDTH, colours, footnote, hatches, look, new_figure
 
@@ -25,8 +25,9 @@ def ablation(
     """Accuracy of every cell of the factorial per benchmark, with 95 % intervals; a cell that was not run is drawn empty and says so.
 
     df: tidy rows; source: `run` where there is any, else `paper`. Intervals: over seeds where there are several, else of test sampling.
-    A thin line marks the baseline; † a cell no better than a predictor that ignores its input. Returns a matplotlib Figure, with
-    `interactive` a plotly one of the same numbers. Raises ValueError for rows of several editions, which are different objectives.
+    A thin line marks the baseline; † a cell no better than a predictor that ignores its input. The cell HW is the control `hw-1.0` where
+    that was run (`stats.cells`); a note says so, and in what else the cells differ (`verdicts.treatments`). Returns a matplotlib Figure,
+    with `interactive` a plotly one of the same numbers. Raises ValueError for rows of several editions, which are different objectives.
     """
     rows, source = _cells(df, regime, source, benchmarks, factors, against)
     shown, order = benchmark_order([rows]), _all_cells(factors, against)
@@ -223,7 +224,7 @@ def _cells(df, regime, source, benchmarks, factors, against) -> tuple[pd.DataFra
     names = {variant: _name(dict(zip(factors, level, strict=True)), against) for variant, level in inside.items()}
     if not names:
         raise ValueError(f"no variant of the factorial {' x '.join(factors)} among {sorted(df['variant'].unique())}")
-    rows = rows.assign(variant=rows["variant"].map(names))
+    rows = rows.assign(taken=rows["variant"], variant=rows["variant"].map(names))
     complete = rows.groupby("benchmark")["variant"].nunique()
     return rows[rows["benchmark"].isin(complete.index[complete > 1])], source
 
@@ -241,25 +242,25 @@ def _cell_label(name: str, against: str) -> str:
 
 
 def means(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean accuracy per benchmark and cell with its interval: over seeds where there are several, else of test sampling."""
+    """Mean accuracy per benchmark and cell with its interval: over seeds where there are several, no narrower than rounding allows
+    (`stats.rounding`), else of test sampling."""
 
     def summary(part: pd.DataFrame) -> pd.Series:
         by_seed = part.groupby("seed", dropna=False)["value"].mean()
         flag = stats.every(part["flag"])
         if len(by_seed) > 1:
-            interval = stats.t_interval(by_seed)
+            interval = stats.t_interval(by_seed, least=stats.rounding(len(by_seed), part["n"].min()))
             return pd.Series({"value": interval.value, "lo": interval.lo, "hi": interval.hi, "seeds": len(by_seed), "flag": flag})
         ends = part[["lo", "hi"]].mean()  # of several probe seeds: as wide as one is on average
         return pd.Series({"value": by_seed.iloc[0], "lo": ends["lo"], "hi": ends["hi"], "seeds": 1, "flag": flag})
 
-    return rows.groupby(["benchmark", "variant"], sort=False)[["seed", "value", "lo", "hi", "flag"]].apply(summary)
+    return rows.groupby(["benchmark", "variant"], sort=False)[["seed", "value", "lo", "hi", "n", "flag"]].apply(summary)
 
 
 def _notes(rows: pd.DataFrame, order: Sequence[str], consequence: str = "") -> list[str]:
     missing = [name for name in order if name not in set(rows["variant"])]
     notes = [f"Not run: {', '.join(name.upper() for name in missing)}{consequence}."] if missing else []
     notes += filter(None, [clips_note(rows)])
-    if rows["source"].isin(["paper", "released"]).any() and "hw" in set(rows["variant"]):
-        notes.append("HW alone has weight 0.3, in the other cells 1.0: not the same treatment.")
+    notes += verdicts.treatments(rows["taken"])
     flagged = rows[rows["flag"].ne("")]
     return notes + ([constant_note(flagged["metric"], sorted(set(flagged["benchmark"])))] if len(flagged) else [])

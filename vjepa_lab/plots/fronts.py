@@ -309,7 +309,9 @@ def correlations(
     df: pd.DataFrame, against: str = "baseline", *, regime: str | None = None, sources: Sequence[str] = ("paper", "released", "run"),
     baseline_seed: int | None = None, paper: bool = False, column: str = "single",
 ):  # fmt: skip
-    """Rank correlation over variants of the differences on each pair of benchmarks, with bootstrap intervals, a row per pair and source.
+    """Rank correlation over variants of the differences on each pair of benchmarks, a row per pair and source.
+
+    Intervals: 95 %, Fisher's z with the variance of Bonett & Wright (`stats.correlation`).
 
     Left of zero: gaining on one benchmark goes with losing on the other (a capacity trade-off). Returns a matplotlib Figure.
     """
