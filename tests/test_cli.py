@@ -1,6 +1,7 @@
 """The command line: options from signatures, one line for what the user got wrong, exit codes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,3 +268,47 @@ def test_data(tmp_path, capsys):
     code, text, err = said(capsys, "data", "prepare", "folder", out, tmp_path / "small", "--no-progress", "--side", "32")
     assert code == 0, err
     assert (tmp_path / "small" / "manifest.csv").exists()
+
+
+def test_a_prepared_copy_that_lacks_files_says_so(tmp_path, capsys, monkeypatch):
+    from vjepa_lab import data
+    from vjepa_lab.data import prepare
+
+    out, small = data.export(tmp_path / "set", clips={"train": 4, "test": 2}, size=32, frames=8, progress=False), tmp_path / "small"
+    words = ("data", "prepare", "folder", out, small, "--no-progress", "--side", "32")
+    whole, victim = prepare.transcode, min(out.rglob("*.mp4"))
+
+    def transcode(source, *how):
+        if source == victim:
+            raise data.core.ClipError(source, "no frame can be decoded")
+        whole(source, *how)
+
+    monkeypatch.setattr(prepare, "transcode", transcode)
+    code, text, _ = said(capsys, *words)
+    assert code == 1 and f"left out:  1 files that could not be transcoded, named in {small / 'faults.csv'}" in text
+    monkeypatch.undo()
+    code, text, err = said(capsys, *words)
+    assert code == 0 and "left out" not in text and not (small / "faults.csv").exists(), err
+    shutil.rmtree(small)
+    victim.write_bytes(b"no video")
+    code, text, _ = said(capsys, *words)
+    assert code == 1 and "left out:  1 files that cannot be read; `data check` names them" in text
+
+
+def test_a_disk_that_is_full_ends_a_preparation(tmp_path, capsys):
+    """A file that may not grow stands for the full disk: what it cannot hold is no fault of the video."""
+    resource = pytest.importorskip("resource")
+    from vjepa_lab import data
+
+    out, small = data.export(tmp_path / "set", clips={"train": 2, "test": 2}, size=64, frames=8, progress=False), tmp_path / "small"
+    words = ("data", "prepare", "folder", out, small, "--no-progress", "--side", "64", "--quality", "1")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+    try:
+        code, text, err = said(capsys, *words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 1 and "prepared" not in text and "cannot be written (File too large); make room, then the same call goes on" in err
+    assert not (small / "manifest.csv").exists() and not list(small.rglob("*.mp4"))
+    code, text, err = said(capsys, *words)
+    assert code == 0 and len(data.open(small, "train", frames=4, size=16)) == 2, err

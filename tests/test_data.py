@@ -10,8 +10,9 @@ from itertools import chain, islice
 import pytest
 import torch
 
-from vjepa_lab import data
-from vjepa_lab.data import video, views
+from vjepa_lab import data, plots
+from vjepa_lab.data import video
+from vjepa_lab.data.cache import STALE, Cache
 from vjepa_lab.data.core import ClipError, Fault, Faults, Sample, Source
 from vjepa_lab.data.edited import Frozen
 from vjepa_lab.data.encode import write_video
@@ -259,7 +260,7 @@ def test_a_mixture_with_a_multi_label_part(first):
     keys = [(index, 0) for index in range(7)]
     read, kept = source.batch(keys).labels, Memory(source, progress=False).batch(keys).labels
     assert all(torch.equal(read[name], source.labels[name]) and torch.equal(kept[name], read[name]) for name in source.classes)
-    assert "several.class: 2 classes" in views.card(source, examples=1).text
+    assert "several.class: 2 classes" in plots.card(source, examples=1).text
 
 
 def test_videos_and_still_images_come_as_parts():
@@ -287,6 +288,20 @@ def test_crops_cut_on_the_device_are_the_same_crops(tmp_path, workers):
         made = uncut.to("cpu")
         assert torch.equal(made.clip, cut.clip) and torch.equal(made.index, cut.index)
         assert made.labels.keys() == cut.labels.keys() and all(torch.equal(made.labels[k], cut.labels[k]) for k in cut.labels)
+
+
+def test_a_cache_folder_keeps_what_is_not_the_caches(tmp_path):
+    """Only its own half-written files of killed processes go: a hidden file of the user's stays, however old."""
+    left = f".{'0a' * 16}.123"
+    own, kept = [left], [".gitignore", ".env", f"{left}.bak", "notes.txt"]
+    (tmp_path / ".git").mkdir()
+    (tmp_path / f".{'0b' * 16}.123").mkdir()
+    for name in own + kept:
+        (tmp_path / name).write_text("x")
+    for path in tmp_path.iterdir():
+        os.utime(path, (time.time() - 2 * STALE,) * 2)
+    assert Cache(tmp_path).size() == 0
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, ".git", f".{'0b' * 16}.123"}
 
 
 def test_memory_gives_the_same_batches():

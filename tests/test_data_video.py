@@ -534,7 +534,7 @@ def test_a_cache_outlives_what_happens_to_disks(tree, tmp_path, monkeypatch):
         path.write_text(text)
         with Cache(tmp_path, side=32).open(file) as video:
             assert torch.equal(video.read([0, 5]), truth)
-    left = tmp_path / ".half.123"
+    left = tmp_path / f".{'0a' * 16}.123"
     left.write_text("of a process that was killed")
     assert Cache(tmp_path).size() > 0 and left.exists()
     os.utime(left, (0, 0))

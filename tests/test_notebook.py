@@ -1,5 +1,6 @@
 """Notebooks run headless: parameters mean what they say, and the recorded state is true whatever ends the execution."""
 
+import errno
 import json
 import os
 import re
@@ -293,6 +294,30 @@ def test_killed(tmp_path):
     assert notebook.status(out)["state"] == "killed" and not out.exists()
     notebook.run(source, out, cwd=tmp_path, progress=False)
     assert notebook.status(out)["state"] == "done"
+
+
+@pytest.mark.skipif(notebook.fcntl is None, reason="no locks here")
+def test_locks_as_network_file_systems_have_them(tmp_path, monkeypatch):
+    """NFS makes a lock of a byte range, which needs a file open for writing; others have none at all: what is not known is not told."""
+    out = tmp_path / "out.ipynb"
+    part = notebook.beside(out, "running")
+    part.touch()
+    (tmp_path / "out.status.json").write_text('{"state": "running"}')
+    monkeypatch.setattr(notebook.fcntl, "flock", notebook.fcntl.lockf)
+    assert notebook.status(out)["state"] == "killed"
+    part.chmod(0o444)
+    assert notebook.status(out)["state"] == ("killed" if os.access(part, os.W_OK) else "running")  # root may write it
+    part.chmod(0o644)
+
+    def none(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(notebook.fcntl, "flock", none)
+    assert notebook.status(out)["state"] == "running"
+    with notebook._claimed(part) as held:
+        assert not held
+    part.unlink()
+    assert notebook.status(out)["state"] == "killed"
 
 
 def test_several_at_once(tmp_path):

@@ -235,6 +235,21 @@ def test_bad_values_are_refused_by_name(make, message):
         make()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("JEPA(foo=1)", "unexpected keyword argument 'foo'"),
+        ("JEPA() + 3", "cannot add 3"),
+        ("Hard()", "missing 1 required positional argument"),
+        ("JEPA(p='x')", "not supported between instances of 'str' and 'int'"),
+        ("-JEPA()", "bad operand type"),
+    ],
+)
+def test_an_expression_that_cannot_be_is_a_value_error(text, message):
+    with pytest.raises(ValueError, match=re.escape(f"cannot read {text!r}: ") + ".*" + re.escape(message)):
+        variants.recipe(text)
+
+
 class Shapeless(Term):
     def error(self, view, head):
         return view.z.mean()

@@ -10,6 +10,7 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -290,10 +291,11 @@ def test_older_checkpoints_stay_as_asked(world, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     checkpoint.save({"step": 1, "model": {"w": torch.ones(1000)}}, path, keep=2)
-    (tmp_path / "last.pt.part").symlink_to("/dev/full")
+    monkeypatch.setattr(checkpoint.uuid, "uuid4", lambda: SimpleNamespace(hex="0" * 32))
+    (tmp_path / f"last.pt.{os.getpid()}-00000000.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"last.pt: the checkpoint cannot be written \(No space left on device\); the one before is intact"):
         checkpoint.save({"step": 2, "model": {"w": torch.zeros(1000)}}, path, keep=2)
     assert checkpoint.load(path)["step"] == 1 and not (tmp_path / "last-1.pt").exists()
@@ -314,6 +316,40 @@ def test_a_disk_that_is_full_only_when_it_is_flushed_moves_nothing(tmp_path, mon
     with pytest.raises(OSError, match="the one before is intact"):
         checkpoint.save({"step": 3}, path, keep=2)
     assert [checkpoint.load(name)["step"] for name in checkpoint.kept(path, 2)] == [2, 1]
+
+
+def test_of_two_writers_of_a_file_each_puts_a_whole_one_in_place(tmp_path):
+    path = tmp_path / "x.json"
+    with checkpoint.replacing(path) as first:
+        first.write_text("A" * 10)
+        with pytest.raises(KeyboardInterrupt), checkpoint.replacing(path) as second:
+            second.write_text("B")
+            raise KeyboardInterrupt
+        with checkpoint.replacing(path) as second:
+            second.write_text("BB")
+        assert path.read_text() == "BB"
+    assert path.read_text() == "A" * 10 and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_goes_in_time(tmp_path):
+    def dies():
+        with checkpoint.replacing(tmp_path / "[x].json") as part:
+            part.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert ended(forked(dies)) == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    write = lambda name: checkpoint.replacing(tmp_path / name)
+    with write("[x].json") as part:
+        part.write_text("whole")
+    assert left.exists()  # its writer may be at it
+    os.utime(left, (time.time() - 2 * checkpoint.LEFT_S,) * 2)
+    with write("x.json") as part:
+        part.write_text("another file")
+    assert left.exists()
+    with write("[x].json") as part:
+        part.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["[x].json", "x.json"]
 
 
 # --------------------------------------------------------------------------------------------------------------- numbers that break
@@ -400,6 +436,23 @@ def test_a_lock_of_another_machine_is_respected_and_named(tmp_path):
     ):
         pass
     assert path.exists()
+
+
+def test_an_owner_from_before_a_restart_of_this_machine_is_dead(tmp_path, monkeypatch):
+    """Its boot_id is another one, the installation's number the same; a lock that does not tell that number is respected."""
+    monkeypatch.setattr(locks, "_world", lambda: "second pid:[1]")
+    monkeypatch.setattr(locks, "_machine", lambda: "m")
+    known = vars(locks.Owner.me()) | {"pid": os.getpid(), "world": "first pid:[1]"}
+    path = tmp_path / "lock"
+    others = [{"machine": "n"}, {"machine": ""}, {"world": "second pid:[2]"}, {"world": "pid:[1]"}, {"host": "node7"}]
+    for change in others:
+        path.write_text(json.dumps(known | change))
+        assert locks.holder(tmp_path), change
+    path.write_text(json.dumps({name: value for name, value in known.items() if name != "machine"}))
+    assert locks.holder(tmp_path)[0].pid == os.getpid(), "as it was written without that number"
+    path.write_text(json.dumps(known))
+    with locks.hold(tmp_path, patience_s=0):
+        pass
 
 
 def test_a_number_given_to_another_process_does_not_keep_a_lock(tmp_path):

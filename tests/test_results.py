@@ -1,6 +1,8 @@
 """The tidy table: what is read is what was written, printed or logged, and bad input is named."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +109,30 @@ def test_probing_again_replaces_and_never_duplicates(tmp_path):
     results.append_rows(run, [{"benchmark": "motion", "probe": "linear", "value": 41.0, "n": 1000}])
     table = results.load(run).set_index("benchmark")["value"]
     assert table.to_dict() == {"shape": 71.5, "motion": 41.0}
+
+
+WRITER = """
+import sys
+from vjepa_lab.evidence.results import append_rows
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(5):
+    append_rows(sys.argv[1], [{"benchmark": f"b{i}", "probe": sys.argv[2], "value": 50.0, "n": 200}])
+"""
+
+
+def test_several_processes_write_rows_and_none_is_lost(tmp_path):
+    run = make_run(tmp_path / "a", "ld", 3, {"motion": 40.0})
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(run), f"p{k}"], **pipes) for k in range(3)]
+    for process in writers:
+        assert process.stdout.readline() == "ready\n"
+    for process in writers:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.wait(300) for process in writers] == [0, 0, 0]
+    assert len(results.read_run(run)) == 1 + 3 * 5
+    assert sorted(path.name for path in run.iterdir()) == ["config.json", "rows.csv"]
 
 
 def test_small_runs_are_marked_as_no_evidence(tmp_path):

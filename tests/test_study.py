@@ -6,13 +6,15 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -25,7 +27,7 @@ from vjepa_lab import study as study_values
 from vjepa_lab.analysis import collected
 from vjepa_lab.evidence import results
 from vjepa_lab.options import UserError
-from vjepa_lab.study import Benchmark, Extra, Regime, Study, load, local, main
+from vjepa_lab.study import Benchmark, Extra, Regime, Study, cluster, load, local, main
 from vjepa_lab.study import cell as cells
 from vjepa_lab.study import forecast as forecasting
 from vjepa_lab.study.export import collect, rerun, rows
@@ -461,6 +463,60 @@ def test_a_cell_that_another_has_taken_over_is_left_to_it(tmp_path, monkeypatch)
             cells.run(cell, bench.runs, tmp_path / "notebooks", progress=False)
         left = {path.name for path in (bench.runs / cell.name).iterdir()}
         assert cells.LOCK in left and not left & {cells.CELL, cells.FAILURES, "02_probe-motion.ipynb"}
+
+
+def test_a_cell_whose_owner_is_silent_is_submitted_where_the_caller_says_so(tmp_path, monkeypatch):
+    """submitit is a stand-in here: it takes the jobs and starts none."""
+
+    class Executor:
+        cluster = "local"
+        __init__ = update_parameters = lambda self, **_: None
+        batch = nullcontext
+
+        def submit(self, job):
+            return job.command
+
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=lambda **_: Executor()))
+    study = Study("s", ("baseline", "ld", "hw"), PLAIN, MOTION, seeds=(0,))
+    for cell, silent_s in zip(study.cells, (7200, 10), strict=False):
+        (tmp_path / cell.name).mkdir()
+        forged(tmp_path / cell.name, silent_s=silent_s, name=cells.LOCK, host="elsewhere", pid=1)
+    silent, _, free = (cell.name for cell in study.cells)
+    submitted = lambda void: [command[-1] for command in cluster.submit(study, "s.py", tmp_path, void_after_s=void)]
+    assert submitted(None) == submitted(10_000) == [free] and submitted(600) == [silent, free]
+    assert cluster.submit(study, "s.py", tmp_path, void_after_s=600)[0][-3:-1] == ["--void-after", "600"]
+
+
+def test_a_rerun_compares_what_it_ran_itself(tmp_path, monkeypatch):
+    bench = Bench(tmp_path, "baseline", 1, wait=0)
+    (cell,), books = bench.study.cells, tmp_path / "notebooks"
+    for name in ("STAND_IN_S", "STAND_IN_WEIGHTS"):
+        monkeypatch.setenv(name, bench.env[name])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    executed = []
+
+    def execute(source, out, params, **_):
+        """What the stand-ins write, without a kernel."""
+        executed.append(out)
+        folder = out.parent
+        about = {"preset": {"steps": 600}, "sessions": [{"threads": 1}]}
+        (folder / "config.json").write_text(json.dumps(about))
+        (folder / "recipe.txt").write_text(repr(cell.recipe))
+        shutil.copy(bench.env["STAND_IN_WEIGHTS"], folder / "last.pt")
+        (folder / "rows.csv").write_text("variant,benchmark,probe,metric,value,n,encoder\nstand-in,w/motion,linear,top1,5,1000,student\n")
+        out.write_text("{}")
+        notebook._status_file(out).write_text(json.dumps({"state": "done", "params": dict(params), "seconds": 1}))
+
+    monkeypatch.setattr(notebook, "run", execute)
+    cells.run(cell, bench.runs, books)
+    for number, folder in ((2, "runs-rerun"), (4, "runs-rerun-2")):
+        again = rerun(cell, bench.runs, notebooks=books)
+        assert again.equal and len(executed) == 2 + number and executed[-1].parent == tmp_path / folder / cell.name
+        assert f"run again in {tmp_path / folder / cell.name}" in str(again)
+    for into in (bench.runs, tmp_path / "runs-rerun"):
+        with pytest.raises(ValueError, match="finished already, so nothing would run again; name another folder with --into"):
+            rerun(cell, bench.runs, into=into, notebooks=books)
+    assert len(executed) == 6
 
 
 # ------------------------------------------------------------------------------------------------------------------ the real notebooks

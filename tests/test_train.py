@@ -14,13 +14,14 @@ import vjepa_lab as vl
 from vjepa_lab import train
 from vjepa_lab.data import synthetic
 from vjepa_lab.modifiers import Hard
-from vjepa_lab.objective import Recipe, Term
+from vjepa_lab.objective import ErrorMap, Objective, Recipe, Term
+from vjepa_lab.schedules import Ramp
 from vjepa_lab.terms import JEPA, Dynamics, Kinematic
 from vjepa_lab.training import provenance
 from vjepa_lab.training.health import spread
 from vjepa_lab.training.processes import ALONE
 from vjepa_lab.training.runs import differing
-from vjepa_lab.training.trainer import Trainer
+from vjepa_lab.training.trainer import Trainer, own_randomness, seed_step
 
 QUICK = {"preset": "smoke", "progress": False, "log_every": 1}
 
@@ -43,7 +44,7 @@ def test_a_run_is_a_plain_folder(world, tmp_path):
     run = vl.pretrain("fwm-hw-ld", world, runs=tmp_path, **QUICK)
     assert run.path == tmp_path / "fwm-hw-ld-synthetic-smoke-s0"
     assert {p.name for p in run.path.iterdir()} == {"recipe.txt", "config.json", "metrics.jsonl", "last.pt", "report.json"}
-    assert vl.load_run(run.path).recipe == vl.recipe("fwm-hw-ld")
+    assert vl.load_run(run.path).recipe == vl.recipe("fwm-hw-ld") and vl.load_run(run) is run
     table = run.metrics()
     assert list(table["step"]) == [0, 1, 2, 3]
     assert set(vl.recipe("fwm-hw-ld").objective.names) <= set(table.columns)
@@ -306,6 +307,11 @@ def test_what_a_term_draws_is_fixed_by_the_seed_and_costs_the_caller_nothing(wor
         runs.append(vl.pretrain(JEPA() + 0.1 * Noisy(), world, out=tmp_path / name, **QUICK))
         assert state() == before
     assert same(*map(weights, runs))
+    with pytest.raises(KeyboardInterrupt), own_randomness(torch.device("cpu")):
+        seed_step(0, 0, 0)
+        assert state() != before
+        raise KeyboardInterrupt
+    assert state() == before, "also where it is interrupted"
 
 
 def test_the_log_says_how_training_is(world, tmp_path):
@@ -406,6 +412,71 @@ def test_collapse_is_announced_once(world, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         vl.pretrain(JEPA(), world, out=tmp_path / "b", **how)
+
+
+class Ungrounded(Term):
+    """Of which no entry counts, before a certain step."""
+
+    until: int = 100
+
+    def error(self, view, head):
+        return ErrorMap(view.z.square().mean(-1), torch.full(view.z.shape[:-1], float(view.step >= self.until)))
+
+
+class Hinge(Term):
+    def error(self, view, head):
+        return (view.z.mean(-1) - 100).relu()
+
+
+def test_a_term_of_which_nothing_counts_is_named_once_and_changes_nothing(world, tmp_path):
+    """The released Spectral row at a small size: it sees the first half of time only, and needs places seen at all times."""
+    recipe = vl.recipe("spectral", "released")
+    with pytest.warns(UserWarning, match="^Spectral: the weights of the error sum to zero with these masks, sizes and clips") as said:
+        run = vl.pretrain(recipe, "synthetic", "micro", steps=3, batch=2, out=tmp_path / "a", progress=False, save_every=1)
+    assert len([w for w in said if "sum to zero" in str(w.message)]) == 1 and (run.metrics()["Spectral"] == 0).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        without = replace(recipe, objective=Objective(recipe.objective.terms[:-1]))
+        bare = vl.pretrain(without, "synthetic", "micro", steps=3, batch=2, out=tmp_path / "b", progress=False)
+    assert same(weights(run), weights(bare))
+
+
+@pytest.mark.parametrize("term", [Hinge(), Ungrounded(until=2), 0 * Ungrounded(), Ramp(0, 1) * Kinematic()])
+def test_a_term_that_is_rightly_zero_is_not_named(world, tmp_path, term):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vl.pretrain(JEPA() + term, world, out=tmp_path / "a", **QUICK)
+
+
+def test_a_run_goes_on_with_the_precision_that_it_was_begun_with(world, tmp_path, monkeypatch):
+    def stop(run, trainer, step):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fast_bf16", lambda device: False)
+    with pytest.raises(KeyboardInterrupt):
+        vl.pretrain("baseline", world, out=tmp_path / "a", probe=stop, **QUICK)
+    monkeypatch.setattr(train, "fast_bf16", lambda device: True)  # another kind of machine
+    run = vl.pretrain("baseline", world, out=tmp_path / "a", **QUICK)
+    assert run.config["bf16"] is False and run.steps_done == 4
+    with pytest.raises(ValueError, match="bf16: False there, True asked"):
+        vl.pretrain("baseline", world, out=tmp_path / "a", bf16=True, **QUICK)
+
+
+def test_a_log_is_read_by_the_rules_of_results(world, tmp_path):
+    """A step that was logged twice counts once, the later line; what a kill cut short at the end is left out, elsewhere it is an error."""
+    run = vl.pretrain("kin-l1", world, out=tmp_path / "a", **QUICK)
+    log, table = run.path / "metrics.jsonl", run.metrics()
+    lines = log.read_text().splitlines()
+    again = json.loads(lines[-1]) | {"loss": 7.0}
+    log.write_text("\n".join([*lines, json.dumps(again), lines[0][:20]]))
+    assert list(run.metrics()["loss"]) == [*table["loss"][:-1], 7.0] and list(run.metrics().columns) == list(table.columns)
+    log.write_text("\n".join([lines[0][:20], *lines]))
+    with pytest.raises(ValueError, match="line 1 is not valid JSON"):
+        run.metrics()
+    log.unlink()
+    with pytest.raises(FileNotFoundError, match="logged no step yet"):
+        run.metrics()
 
 
 def test_recomputing_activations_changes_nothing_but_memory(world, tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -17,6 +18,7 @@ from torch import nn
 
 import vjepa_lab as vl
 from vjepa_lab import weights
+from vjepa_lab.evaluation.evaluate import subject_of
 from vjepa_lab.masks import Mask
 from vjepa_lab.model import VJEPA, Encoder, Predictor, count, gather
 from vjepa_lab.presets import PRESETS
@@ -231,6 +233,19 @@ def test_a_released_predictor_computes_what_upstream_computes(tmp_path, family, 
     if family == "vjepa2.1":
         context = theirs_seen @ state["predictor_proj_context.weight"].double().T + state["predictor_proj_context.bias"].double()
         torch.testing.assert_close(ours.context(own), context.float(), **CLOSE)
+
+
+@torch.no_grad()
+def test_an_evaluation_reads_the_teacher_of_a_file_that_holds_both(tmp_path):
+    student, teacher, _ = released(tmp_path / "w.pt", "vjepa2")
+    opened, x = weights.open(f"vjepa2:{tmp_path / 'w.pt'}", heads=HEADS), clip()
+    assert set(opened.slots) == {"teacher", "student"}
+    for asked, named, state in ((None, "teacher", teacher), ("student", "student", student)):
+        subject = subject_of(opened, asked)
+        assert subject.name == named
+        torch.testing.assert_close(subject.encoder(x), plain_encoder(state, x, "vjepa2"), **CLOSE)
+    alone = weights.open(f"vjepa2:{save(tmp_path, {'encoder': student})}", heads=HEADS)
+    assert subject_of(alone).name == "student"
 
 
 def test_the_distilled_models_average_is_the_teacher(tmp_path):
@@ -682,7 +697,7 @@ class Server(BaseHTTPRequestHandler):
     def do_GET(self):
         cls = type(self)
         cls.asked.append(self.headers.get("Range"))
-        if self.path != "/vitl.pt":
+        if self.path.partition("?")[0] != "/vitl.pt":
             return self.send_error(404, "Not Found")
         start = 0
         if cls.ranges and self.headers.get("Range") and self.headers.get("If-Range") == cls.tag:
@@ -729,12 +744,16 @@ def body(server):
 QUIET = {"progress": False}
 
 
+def there(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
 def test_a_download_that_stops_is_resumed_and_checked(server, body, tmp_path):
     right = hashlib.sha256(body).hexdigest()
     server.most = 1_200_000
     path = weights.fetch(server.url, right, tmp_path, **QUIET)
     assert path == tmp_path / "vitl.pt" and path.read_bytes() == body
-    assert server.asked == [None, "bytes=1200000-", "bytes=2400000-"] and [file.name for file in tmp_path.iterdir()] == ["vitl.pt"]
+    assert server.asked == [None, "bytes=1200000-", "bytes=2400000-"] and there(tmp_path) == ["vitl.pt", "vitl.pt.url"]
     assert weights.fetch(server.url, right, tmp_path, **QUIET) == path and len(server.asked) == 3  # it is there
 
 
@@ -786,7 +805,7 @@ def test_of_two_processes_that_want_a_file_one_downloads_it(server, body, tmp_pa
     for process in both:
         said.append(process.communicate(timeout=300))
     assert [out for out, _ in said] == ["True\n"] * 2, said
-    assert server.asked == [None] and [file.name for file in (tmp_path / "got").iterdir()] == ["vitl.pt"]
+    assert server.asked == [None] and there(tmp_path / "got") == ["vitl.pt", "vitl.pt.url"]
 
 
 def test_a_folder_that_cannot_be_written_is_named(server, body, tmp_path, monkeypatch):
@@ -813,6 +832,32 @@ def test_a_wrong_checksum_keeps_nothing(server, body, tmp_path):
     weights.fetch(server.url, None, tmp_path, **QUIET)
     with pytest.raises(WeightsError, match="remove the file to download it again"):
         weights.fetch(server.url, "00" * 32, tmp_path, **QUIET)
+
+
+def test_a_file_of_another_address_is_not_taken_for_this_one(server, body, tmp_path):
+    """Two addresses may end alike. What lies there without an address is the user's, and used with a warning; a checksum settles it."""
+    path, other = weights.fetch(server.url, None, tmp_path, **QUIET), server.url + "?version=2"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert weights.fetch(server.url, None, tmp_path, **QUIET) == path
+        with pytest.raises(WeightsError, match=r"comes from .*vitl.pt, and not from .*version=2; pass another folder="):
+            weights.fetch(other, None, tmp_path, **QUIET)
+        right = hashlib.sha256(body).hexdigest()
+        assert weights.fetch(other, right, tmp_path, **QUIET) == path
+        (tmp_path / "vitl.pt.url").unlink()
+        assert weights.fetch(other, right, tmp_path, **QUIET) == path
+    with pytest.warns(UserWarning, match="vitl.pt is used as it is: nothing beside it says that it is http"):
+        assert weights.fetch(other, None, tmp_path, **QUIET) == path and there(tmp_path) == ["vitl.pt"]
+
+
+def test_half_a_file_of_another_address_is_not_gone_on_with(server, body, tmp_path):
+    server.most = 1_000_000
+    with pytest.raises(WeightsError, match="stopped after 1,000,000 bytes"):
+        weights.fetch(server.url, None, tmp_path, attempts=1, **QUIET)
+    server.most, asked = None, len(server.asked)
+    other = server.url.replace("127.0.0.1", "localhost")
+    assert weights.fetch(other, None, tmp_path, **QUIET).read_bytes() == body and server.asked[asked:] == [None]
+    assert (tmp_path / "vitl.pt.url").read_text().strip() == other
 
 
 def test_addresses_that_do_not_answer(server, tmp_path):

@@ -104,7 +104,7 @@ def _masks(text: str):
         return None
     try:
         found = read(text)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     if not isinstance(found, MultiBlock):
         raise argparse.ArgumentTypeError(f"expected MultiBlock(...), got {text!r}")
@@ -257,15 +257,24 @@ def data_check(parser):
 def data_prepare(parser):
     """transcode a data set to small H.264 files in which seeking is cheap and exact"""
     from .data.check import check
-    from .data.prepare import prepare
+    from .data.prepare import FAULTS, prepare
 
     parser.add_argument("name", metavar="NAME", help="the data set, or folder")
     parser.add_argument("root", metavar="ROOT", type=Path)
     offer(parser, prepare, leave_out=("report",))
 
     def call(name, root, **options):
+        import pandas as pd
+
         report = check(name, root, hashes=False, workers=options.get("workers", 1), progress=options.get("progress", True))
-        print(f"prepared:  {prepare(report, **options)}")
+        folder = prepare(report, **options)
+        print(f"prepared:  {folder}")
+        table = report.table
+        if damaged := table.loc[table["fault"].notna(), "path"].nunique() if "fault" in table else 0:
+            print(f"left out:  {damaged} files that cannot be read; `data check` names them")
+        if failed := len(pd.read_csv(folder / FAULTS)) if (folder / FAULTS).exists() else 0:
+            print(f"left out:  {failed} files that could not be transcoded, named in {folder / FAULTS}")
+        return 1 if damaged or failed else 0
 
     return call
 

@@ -381,7 +381,7 @@ def _below(folder: Path, most: int = 50) -> list[Path]:
 # --------------------------------------------------------------------------------------------------------------------------------- report
 
 
-def report(found: Sequence[Finding], width: int = 100) -> str:
+def report(found: Sequence[Finding]) -> str:
     """The findings by area; what fails comes once more at the end, with what to do."""
     marks = {"ok": "  ok  ", "note": " note ", "fail": " FAIL "}
     lines = []

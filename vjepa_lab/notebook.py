@@ -35,7 +35,7 @@ import nbformat
 
 try:
     import fcntl
-except ImportError:  # Windows: two runs into one place are not told apart there
+except ImportError:  # Windows
     fcntl = None
 
 from .arguments import REQUIRED, Argument, kind_of, suggest
@@ -300,22 +300,28 @@ def _first_line(message) -> str:
 
 
 @contextmanager
-def _claimed(part: Path, mode: str = "a") -> Iterator[None]:
-    """Hold the unfinished notebook, so that no second process writes it. The claim ends with this process, however that ends."""
+def _claimed(part: Path, mode: str = "a") -> Iterator[bool]:
+    """Hold the unfinished notebook, so that no second process writes it. The claim ends with this process, however that ends.
+
+    Yields whether it is held: on Windows, and on a file system without locks, two runs into one place are not told apart.
+    """
     with part.open(mode) as file:
-        if fcntl:
-            try:
+        held = fcntl is not None
+        try:
+            if held:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise NotebookError(f"{part}: another process is running this notebook into the same place", part) from None
-        yield
+        except BlockingIOError:
+            raise NotebookError(f"{part}: another process is running this notebook into the same place", part) from None
+        except OSError:  # no locks here
+            held = False
+        yield held
 
 
 def _unclaimed(part: Path) -> bool:
-    """Whether nobody holds the unfinished notebook."""
+    """Whether nobody holds the unfinished notebook; False where that cannot be known."""
     try:
-        with _claimed(part, "r"):
-            return fcntl is not None
+        with _claimed(part, "r+" if os.access(part, os.W_OK) else "r") as held:  # NFS locks only for those who may write
+            return held
     except FileNotFoundError:
         return True
     except NotebookError:

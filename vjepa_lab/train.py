@@ -81,7 +81,7 @@ def pretrain(
     out        the run folder; by default `runs`/<variant>-<data>-<preset>-s<seed>
     device     "auto" (cuda, else mps, else cpu), or a device by name
     devices    so many processes on this machine share each batch, on CUDA one per GPU; terms may be defined in a notebook
-    bf16       None: where the device is fast at it
+    bf16       None: as the run in the folder was begun; for a new one, where the device is fast at it
     accumulate  micro-batches that a step is cut into, one after the other: less memory at once
     clip       scale the gradients down to this norm where it is larger
     compile    run the transformer blocks through torch.compile, with a warning where it cannot; `bench step --compile` says what it gives
@@ -134,7 +134,9 @@ def pretrain(
     source = training_source(data, size, seed, progress and team.first)
     spoken = Path(source.name).name + (f"-from-{begun.release.name}" if begun else "") + (f"-{rope}" if rope else "")
     folder = Path(out) if out else Path(runs) / run_name(variant, edition, spoken, size, seed)
-    bf16 = fast_bf16(device) if bf16 is None else bf16
+    if bf16 is None:  # a run that was begun on another kind of machine goes on as it was begun
+        there = Run(folder).config.get("bf16") if (folder / "config.json").exists() else None
+        bf16 = fast_bf16(device) if there is None else there
     config = {
         "variant": variant, "edition": edition, "data": Path(source.name).name, "clips": len(source), "seed": seed, "preset": size.plain(),
         "spec": str(data) if isinstance(data, str | Path) else source.spec or source.name,

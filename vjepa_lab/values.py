@@ -66,3 +66,5 @@ def read(text: str, names: dict[str, type] | None = None):
         return build(ast.parse(text.strip(), mode="eval"))
     except SyntaxError as error:
         raise ValueError(f"not an expression: {text!r} ({error.msg})") from None
+    except TypeError as error:  # what a class says of its arguments, and Python of a sum
+        raise ValueError(f"cannot read {text!r}: {error}") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 import warnings
 import zlib
@@ -30,6 +31,8 @@ WHOLE = 4 * 2**30
 
 STALE = 3600
 """Seconds after which a half-written file is taken for that of a process that was killed."""
+PART = re.compile(r"\.[0-9a-f]{32}\.\d+")
+"""Name of a half-written file: the video's key and the process that decodes it."""
 
 
 class Cache:
@@ -59,7 +62,7 @@ class Cache:
             for entry in entries:
                 try:
                     stat = entry.stat()
-                    if entry.name.startswith(".") and time.time() - stat.st_mtime > STALE:
+                    if PART.fullmatch(entry.name) and entry.is_file(follow_symlinks=False) and time.time() - stat.st_mtime > STALE:
                         os.unlink(entry.path)
                 except FileNotFoundError:  # another process was first
                     continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,11 @@ from .encode import x264_options
 from .listing import keep_classes
 from .video import is_image, probe
 
+FAULTS = "faults.csv"
+"""Which files are left out of a prepared copy, and why."""
+DISK = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS") if hasattr(errno, name)}
+"""Errors of the disk that is written to: not the clip's fault, and the next clip would fare no better."""
+
 
 def prepare(
     report: Report, folder, *, side: int = 256, key_every: int = 30, quality: int = 20, workers: int = 1, progress: bool = True
@@ -28,7 +34,8 @@ def prepare(
 
     Videos: short side at most `side`, H.264, a key frame every `key_every` frames, CRF `quality`. Images are copied. What is there
     already is kept, so an interrupted run goes on where it stopped; files of other settings are refused (prepared.json says which they
-    were). Files that fail are left out and named in faults.csv. Raises DataError for a multi-label set.
+    were). Files that fail are left out and named in faults.csv, which is there only then. Raises DataError for a multi-label set, OSError
+    when the disk is full or fails: the same call goes on.
     """
     folder = Path(folder)
     if report.multi:
@@ -66,7 +73,9 @@ def prepare(
     pd.DataFrame(rows).drop(columns=["hash", "dark_end"], errors="ignore").to_csv(folder / "manifest.csv", index=False)
     keep_classes(folder / "manifest.csv", report.classes)
     if faults:
-        pd.DataFrame(faults).to_csv(folder / "faults.csv", index=False)
+        pd.DataFrame(faults).to_csv(folder / FAULTS, index=False)
+    else:
+        (folder / FAULTS).unlink(missing_ok=True)
     return folder
 
 
@@ -132,7 +141,7 @@ def _place(source: Path, target: Path, side: int, key_every: int, quality: int) 
 
 
 def transcode(source, target, side: int = 256, key_every: int = 30, quality: int = 20) -> None:
-    """Re-encode a video frame by frame, none dropped or repeated; raises ClipError if it cannot be decoded."""
+    """Re-encode a video frame by frame, none dropped or repeated; raises ClipError if it cannot be decoded, OSError if the disk is full."""
     import av
     import numpy as np
 
@@ -140,13 +149,13 @@ def transcode(source, target, side: int = 256, key_every: int = 30, quality: int
     shrink = min(1.0, side / min(stream.width, stream.height))
     width, height = (max(2, round(edge * shrink / 2) * 2) for edge in (stream.width, stream.height))
     try:
-        with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        with av.open(str(target), "w") as writer:
             rate = Fraction(stream.fps or 25).limit_denominator(1001)
             out = writer.add_stream("libx264", rate=rate)
             out.pix_fmt = "yuv420p"
             out.options = {"crf": str(quality), "g": str(key_every), "preset": "fast", **x264_options()}
             turns = None
-            for count, frame in enumerate(reader.decode(reader.streams.video[0])):
+            for count, frame in enumerate(_frames(source)):
                 if turns is None:
                     turns = round(frame.rotation / 90) % 4
                     out.width, out.height = (height, width) if turns % 2 else (width, height)
@@ -158,5 +167,21 @@ def transcode(source, target, side: int = 256, key_every: int = 30, quality: int
             if turns is None:
                 raise ValueError("no frame can be decoded")
             writer.mux(out.encode())
+    except ClipError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK:
+            why = f"cannot be written ({os.strerror(error.errno)}); make room, then the same call goes on"
+            raise OSError(error.errno, why, str(target)) from error
+        raise ClipError(source, error) from error
+
+
+def _frames(source):
+    """The frames of a video. Raises ClipError, also where the disk that it lies on fails."""
+    import av
+
+    try:
+        with av.open(str(source)) as reader:
+            yield from reader.decode(reader.streams.video[0])
     except Exception as error:
         raise ClipError(source, error) from error

@@ -21,7 +21,7 @@ paper's name of the variant), `note`, `smoke` (too small to be evidence).
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -40,6 +40,10 @@ PROBE_ORDER = ("attentive", "linear", "knn")
 
 SMOKE_N, SMOKE_STEPS = 100, 200
 "A run tested on fewer samples or pretrained for fewer steps shows that the code runs, not what an objective does."
+
+
+VOID_AFTER_S = 120.0
+"Silence after which a process of another machine has lost its turn to write a table of rows."
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -233,21 +237,24 @@ def append_rows(run: str | Path, rows: Iterable[Mapping] | pd.DataFrame) -> Path
     """Add measurements to `rows.csv` of a run folder (or to a csv file); a measurement made again replaces the old one.
 
     Each row needs at least `benchmark` and `value`; the rest comes from config.json. The file is replaced whole, so a kill leaves the
-    old one.
+    old one. Of several processes one writes at a time, and the others wait for it.
     Raises ValueError for a row without them.
     """
+    from vjepa_lab.training import locks
+    from vjepa_lab.training.checkpoint import replacing
+
     run = Path(run)
     path = run if run.suffix == ".csv" else run / "rows.csv"
     new = _fill(pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows)), _about(path.parent))
     lacking = [column for column in REQUIRED if column not in new or new[column].isna().any()]
     if lacking and len(new):
         raise ValueError(f"{path}: every row needs {', '.join(REQUIRED)}; missing here: {', '.join(lacking)}")
-    old = [_read_csv(path)] if path.is_file() else []
-    table = tidy(pd.concat([*old, new], ignore_index=True)).drop(columns="smoke")
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(part, index=False)
-    os.replace(part, path)
+    with locks.hold(path.parent, name=path.name + ".lock", patience_s=math.inf, void_after_s=VOID_AFTER_S) as held:
+        old = [_read_csv(path)] if path.is_file() else []
+        table = tidy(pd.concat([*old, new], ignore_index=True)).drop(columns="smoke")
+        with replacing(path) as part:
+            table.to_csv(part, index=False)
+            held.check()
     return path
 
 

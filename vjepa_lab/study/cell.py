@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -81,6 +82,22 @@ def state(cell: Cell, runs: Path) -> State:
         return State("failed", f"{wrong[-1]['step']}: {wrong[-1]['error']}")
     began = known or len(wanted) < len(cell.steps(folder))
     return State("stopped", at(folder, wanted[0], cell)) if began else State("open")
+
+
+def taken(cell: Cell, runs: Path, void_after_s: float | None = None) -> bool:
+    """Whether another process has a cell; one that was silent for longer than `void_after_s` has lost it."""
+    held = locks.holder(runs / cell.name, LOCK)
+    return held is not None and (void_after_s is None or held[1] <= void_after_s)
+
+
+def command(
+    file: str | Path, runs: str | Path, *, preset: str | None, notebooks: str | Path | None, void_after_s: float | None
+) -> list[str]:
+    """What runs a cell of the study in `file` in a process of its own; the cell's name comes last."""
+    words = [sys.executable, "-m", "vjepa_lab", "study", "cell", str(file), "--runs", str(runs), "--quiet"]
+    for flag, value in (("--preset", preset), ("--notebooks", notebooks), ("--void-after", void_after_s)):
+        words += [flag, str(value)] if value is not None else []
+    return words
 
 
 def at(folder: Path, step: Step, cell: Cell) -> str:

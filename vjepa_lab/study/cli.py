@@ -226,7 +226,7 @@ def submit(parser: argparse.ArgumentParser) -> Callable:
 def rerun(parser: argparse.ArgumentParser) -> Callable:
     """run one cell again from its provenance, elsewhere, and compare weights and rows bit by bit"""
     parser.add_argument("name", help="the cell's name")
-    parser.add_argument("--into", type=Path, metavar="FOLDER", help="where it runs again; default RUNS-rerun")
+    parser.add_argument("--into", type=Path, metavar="FOLDER", help="where it runs again; default RUNS-rerun, then RUNS-rerun-2, ...")
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="a collected folder, such as data/reference; default the run itself")
     _notebooks(parser)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,8 +65,9 @@ def submit(
     at_once: int = 64,
     **slurm: Any,
 ) -> list:
-    """Submit every cell that is not done; returns submitit's jobs.
+    """Submit every cell that is not done and that no process has; returns submitit's jobs.
 
+    void_after_s  submit a cell, too, whose process was silent for so long: the job takes it over; None: never
     cluster  "slurm", "local" (processes of this machine, all at once) or "debug" (in this one); None: slurm where there is one
     at_once  most cells that run at the same time (Slurm's array throttle)
     slurm    further parameters of `submitit.AutoExecutor`, such as timeout_min=600, slurm_partition="gpu"
@@ -77,10 +77,8 @@ def submit(
     import submitit
 
     runs = Path(runs)
-    left = [each for each in study.chosen(only) if cells.state(each, runs).state not in ("done", "running")]
-    command = [sys.executable, "-m", "vjepa_lab", "study", "cell", str(file), "--runs", str(runs), "--quiet"]
-    for flag, value in (("--preset", preset), ("--notebooks", notebooks), ("--void-after", void_after_s)):
-        command += [flag, str(value)] if value is not None else []
+    left = [each for each in study.chosen(only) if cells.state(each, runs).state != "done" and not cells.taken(each, runs, void_after_s)]
+    command = cells.command(file, runs, preset=preset, notebooks=notebooks, void_after_s=void_after_s)
     executor = submitit.AutoExecutor(folder=runs / ".submitit", cluster=cluster)
     gpus = study.gpus if study.device in ("auto", "cuda") else 0
     given = {"name": f"study-{study.name}", "gpus_per_node": gpus, "cpus_per_task": max(study.threads, study.gpus * study.workers)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
@@ -129,9 +130,10 @@ def _small(table: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Again:
-    """A run beside its repetition: whether weights and rows are the same, and what differs around them."""
+    """A run beside its repetition in `folder`: whether weights and rows are the same, and what differs around them."""
 
     cell: str
+    folder: Path
     weights: bool
     rows: int
     differing: int
@@ -150,7 +152,7 @@ class Again:
             else f"{self.differing} of {self.rows} rows DIFFER, by {self.largest:.3g} at most"
         )
         around = "".join(f"\n  otherwise now: {line}" for line in self.around)
-        return f"{self.cell}: {weights}, {rows}{around}"
+        return f"{self.cell}, run again in {self.folder}: {weights}, {rows}{around}"
 
 
 SURROUNDINGS = ("recipe", "torch", "cuda", "python", "processor", "gpu", "threads", "bf16", "manifest", "git")
@@ -161,14 +163,18 @@ def rerun(
 ) -> Again:
     """Run a finished cell again in another folder, on as many threads as the first time, and compare weights and rows bit by bit.
 
+    into     where it runs again; by default RUNS-rerun, or the first of RUNS-rerun-2, ... in which the cell is not finished yet. A rerun
+             that was stopped goes on
     against  a collected folder (`collect`) whose run is to be had again; by default the run itself, in `runs`
-    Raises ValueError if the run is not there, or was measured with weights of which no hash is kept.
+    Raises ValueError if the run is not there, or was measured with weights of which no hash is kept, or is finished in `into` already.
     """
     first, table = _known(cell, Path(runs), against and Path(against))
     if not isinstance(first.get("weights_sha256"), str):
         raise ValueError(f"{cell.name}: no hash of its weights is kept; it cannot be compared")
+    into = Path(into) if into else next(folder for folder in _reruns(runs) if cells.state(cell, folder).state != "done")
+    if cells.state(cell, into).state == "done":
+        raise ValueError(f"{into / cell.name}: finished already, so nothing would run again; name another folder with --into, or remove it")
     os.environ["OMP_NUM_THREADS"] = str(int(first["threads"]))
-    into = Path(into) if into else Path(f"{runs}-rerun")
     cells.run(cell, into, notebooks)
     second, fresh = _known(cell, into, None)
     what = ["benchmark", "probe", "metric", "encoder", "variant"]
@@ -177,8 +183,13 @@ def rerun(
     around = [
         f"{name} {second.get(name)}, then {first.get(name)}" for name in SURROUNDINGS if str(second.get(name)) != str(first.get(name))
     ]
-    same = first["weights_sha256"] == second["weights_sha256"]
-    return Again(cell.name, same, len(both), int((apart > 0).sum()), float(apart.max()) if len(apart) else 0.0, tuple(around))
+    same, largest = first["weights_sha256"] == second["weights_sha256"], float(apart.max()) if len(apart) else 0.0
+    return Again(cell.name, into / cell.name, same, len(both), int((apart > 0).sum()), largest, tuple(around))
+
+
+def _reruns(runs: str | Path) -> Iterator[Path]:
+    """RUNS-rerun, RUNS-rerun-2, and so on."""
+    return (Path(f"{runs}-rerun" + (f"-{number}" if number > 1 else "")) for number in count(1))
 
 
 def _known(cell: Cell, runs: Path, collected: Path | None) -> tuple[dict, pd.DataFrame]:

@@ -72,7 +72,7 @@ def forecast(
     chosen = study.chosen(only)
     left = [cell for cell in chosen if cells.state(cell, runs).state != "done"]
     work = {cell: gflop(cell) for cell in study.cells}
-    measured = _measured(study, runs, work)  # also by cells that are not asked about
+    measured = _measured(runs, work)  # also by cells that are not asked about
     on_gpu = study.device != "cpu" and _has_gpu()
     if rate_gflops:
         rate, probes, said = rate_gflops, measured[1] if measured else 0.0, f"{rate_gflops:,.0f} GFLOP/s, as stated"
@@ -124,7 +124,7 @@ def checkpoint_bytes(cell: Cell) -> float:
     return 4.0 * (every + (2 * trained if cell.size.steps else 0))
 
 
-def _measured(study: Study, runs: Path, work: dict[Cell, float]) -> tuple[float, float, int] | None:
+def _measured(runs: Path, work: dict[Cell, float]) -> tuple[float, float, int] | None:
     """(GFLOP/s, seconds of all probes, number of runs) of the finished runs: medians."""
     rates, probes = [], []
     for cell, amount in work.items():

@@ -19,7 +19,6 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from .. import notebook
-from ..training import locks
 from . import cell as cells
 from .grid import Cell, Study
 
@@ -97,9 +96,7 @@ def run(
 class _Run:
     def __init__(self, study, file, runs, preset, only, notebooks, retries, void_after_s):
         self.study, self.file, self.runs, self.retries, self.void_after_s = study, file, runs, retries, void_after_s
-        self.command = [sys.executable, "-m", "vjepa_lab", "study", "cell", str(file), "--runs", str(runs), "--quiet"]
-        for flag, value in (("--preset", preset), ("--notebooks", notebooks), ("--void-after", void_after_s)):
-            self.command += [flag, str(value)] if value is not None else []
+        self.command = cells.command(file, runs, preset=preset, notebooks=notebooks, void_after_s=void_after_s)
         self.began, self.tally = time.time(), Tally()
         chosen = study.chosen(only)
         self.open = [cell for cell in chosen if cells.state(cell, runs).state != "done"]
@@ -139,8 +136,7 @@ class _Run:
             if time.time() - self.looked.get(cell.name, 0) < LOOK_S:
                 continue
             self.looked[cell.name] = time.time()
-            held = locks.holder(self.runs / cell.name, cells.LOCK)
-            if held and (self.void_after_s is None or held[1] < self.void_after_s):
+            if cells.taken(cell, self.runs, self.void_after_s):
                 continue
             self.open.remove(cell)
             if cells.state(cell, self.runs).state == "done":  # by another study run

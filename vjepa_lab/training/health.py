@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +118,51 @@ class CollapseAlarm:
             self.raised.append(f"step {record['step']}: the representation collapses: {' and '.join(low)}")
             if warn:
                 warnings.warn(f"{self.raised[0]}. A teacher of its own (EMA), a stop-gradient, or a smaller lr prevents that", stacklevel=3)
+
+
+# -------------------------------------------------------------------------------------------------------- terms of which nothing counts
+
+
+@dataclass
+class CountAlarm:
+    """Says once which terms of a training count nothing at all: their loss is exactly 0 and stays it, and the run is one without them.
+
+    It looks at the first `first` steps, and a term is named that counts nothing in any of them: one batch may by chance have nothing that
+    a term is about. A loss of 0 over entries that do count, such as a hinge's, is right, and so is a written weight of 0.
+    """
+
+    steps: int
+    first: int = 3
+    empty: set[str] | None = None
+
+    def look(self, step: int, loss, latents: list, parts: Callable[[], list[float]], warn: bool = True) -> None:
+        """parts  reads the terms' losses of this step, of all processes together; it is called while the alarm looks"""
+        if step >= min(self.first, self.steps):
+            return
+        found = uncounted(loss, latents, parts())
+        self.empty = found if self.empty is None else self.empty & found
+        if warn and self.empty and step + 1 == min(self.first, self.steps):
+            warnings.warn(
+                f"{' and '.join(sorted(self.empty))}: the weights of the error sum to zero with these masks, sizes and clips, so the loss "
+                "was exactly 0 in each of the first steps, and the run is as one without the term; choose another view, masks or preset",
+                stacklevel=3,
+            )
+
+
+@torch.no_grad()
+def uncounted(loss, latents: list, parts: list[float]) -> set[str]:
+    """Names of the terms whose `parts`, their losses, are exactly 0 since no entry of their error maps counts."""
+    terms = zip(loss.objective.names, loss.objective, loss.heads, parts, strict=True)
+    return {
+        name
+        for name, (weight, term), head, value in terms
+        if value == 0 and weight != 0 and not any(_counts(m) for part in latents for m in term.maps(part, head))
+    }
+
+
+def _counts(error) -> bool:
+    """Whether an entry of an error map has a weight."""
+    return error.value.numel() > 0 and (error.weight is None or bool((error.weight > 0).any()))
 
 
 # ------------------------------------------------------------------------------------------------------------------------- hard weights

@@ -112,7 +112,7 @@ def together(arguments: dict, count: int, device: torch.device) -> Path:
     try:
         with Forward(workers):
             for rank in range(count):
-                workers.append(started(rank, count, meeting.port, device))
+                workers.append(started(rank, count, meeting.port))
             for worker in workers:
                 worker.connection.send_bytes(job)
             return followed(workers, bar)
@@ -136,7 +136,7 @@ def packed(value) -> bytes:
         return file.getvalue()
 
 
-def started(rank: int, count: int, port: int, device: torch.device) -> Worker:
+def started(rank: int, count: int, port: int) -> Worker:
     """A process that waits for its job."""
     ours, theirs = Pipe()
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // count))

@@ -1,9 +1,10 @@
 """Locks on folders that processes of several machines may want to write: one owner at a time, named to all others.
 
 A lock is a file that appears in one atomic step (a hard link, sound on NFS too) with its owner's machine and process in it; a living owner
-touches it every few seconds. On the owner's own machine a dead owner is recognised at once and its lock taken over. Of another machine's
-owner only the last sign of life is known: its lock is respected, and the refusal says how to remove it; or the caller says which silence
-voids it. An owner that was merely silent (suspended, say) finds its lock lost when it wakes, and is to write nothing more (`Held.check`).
+touches it every few seconds. On the owner's own machine a dead owner is recognised at once, also one from before a restart, and its lock
+taken over. Of another machine's owner only the last sign of life is known: its lock is respected, and the refusal says how to remove it;
+or the caller says which silence voids it. An owner that was merely silent (suspended, say) finds its lock lost when it wakes, and is to
+write nothing more (`Held.check`).
 """
 
 import json
@@ -27,7 +28,8 @@ class Locked(OSError):
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock. `born` tells a process from a later one of the same number, `world` names what numbers the processes."""
+    """Who holds a lock. `born` tells a process from a later one of the same number, `world` names what numbers the processes, `machine`
+    the installation that they run on, through every restart of it; empty where that is not to be had."""
 
     host: str
     world: str
@@ -35,11 +37,12 @@ class Owner:
     born: str
     since: str
     token: str
+    machine: str = ""
 
     @classmethod
     def me(cls) -> "Owner":
         now = time.strftime("%Y-%m-%d %H:%M:%S")
-        return cls(platform.node(), _world(), os.getpid(), _born(os.getpid()), now, uuid.uuid4().hex)
+        return cls(platform.node(), _world(), os.getpid(), _born(os.getpid()), now, uuid.uuid4().hex, _machine())
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} (since {self.since})"
@@ -47,8 +50,10 @@ class Owner:
     @property
     def dead(self) -> bool:
         """Whether its process is known to be gone: only on a machine (and in a container) that can tell."""
-        if (self.host, self.world) != (platform.node(), _world()):
+        if self.host != platform.node():
             return False
+        if (world := _world()) != self.world:  # another container is not to be seen into, but none outlives a restart
+            return bool(self.machine) and self.machine == _machine() and _start(self.world) not in ("", _start(world))
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -241,6 +246,19 @@ def _world() -> str:
         with suppress(OSError):
             parts.append(read())
     return " ".join(parts)
+
+
+def _start(world: str) -> str:
+    """Of a world, which start of the machine it belongs to; empty where that is not known."""
+    start, _, rest = world.partition(" ")
+    return start if rest else ""
+
+
+def _machine() -> str:
+    """The installation's own number, which stays the same through restarts (machine-id(5))."""
+    with suppress(OSError):
+        return Path("/etc/machine-id").read_text().strip()
+    return ""
 
 
 def _born(pid: int) -> str:

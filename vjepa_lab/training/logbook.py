@@ -111,7 +111,7 @@ class Meter:
         span = max(now - self.last, 1e-9)
         rate = self.since / span
         found = {"clips_per_s": rate, "clips_per_s_mean": self.mean, "data_wait": self.waited / span}
-        found["peak_gb"] = provenance.peak_memory(self.device)
+        found["peak_gb"] = provenance.peak_gb(self.device)
         if self.seconds > self.COUNT_AFTER_S and self.gflop_per_clip is not None:
             found["gflop_per_s"] = rate / self.world * self.gflop_per_clip
             if self.peak:

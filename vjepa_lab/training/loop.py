@@ -160,7 +160,7 @@ def kept_for_inspection(run: Run, trainer: Trainer, error: NotFinite) -> NotFini
 def report(run: Run, trainer: Trainer, source: video.Source, alarm: CollapseAlarm, start: int, spent: Spent) -> None:
     """Write report.json: what the whole run took, what was wrong with the data, and whether it collapsed."""
     team = trainer.team
-    found = team.collected((spent.gpu_j, spent.processors_j, provenance.peak_memory(trainer.device), source.report()))
+    found = team.collected((spent.gpu_j, spent.processors_j, provenance.peak_gb(trainer.device), source.report()))
     if not team.first:
         return
     gpu, processors, memory, sources = zip(*found, strict=True)

@@ -93,7 +93,7 @@ def fingerprint(source) -> str:
     return digest.hexdigest()[:16]
 
 
-def peak_memory(device: torch.device) -> float:
+def peak_gb(device: torch.device) -> float:
     """The most memory that was in use at once, in GB: on the GPU what torch allocated, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9

@@ -4,8 +4,7 @@ import hashlib
 import inspect
 import json
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +46,13 @@ class Run:
         return Preset.read(self.config["preset"])
 
     def metrics(self):
-        """The logged steps, a pandas table: step, loss, lr, grad_norm, clips_per_s, std, one column per term."""
-        import pandas as pd
+        """The logged steps, a pandas table: step, loss, lr, grad_norm, clips_per_s, std, one column per term.
 
-        table = pd.DataFrame(list(_records(self.path / "metrics.jsonl")))
-        return table.drop(columns="parts").join(pd.DataFrame(list(table["parts"]))) if len(table) else table
+        Raises FileNotFoundError where no step is logged yet, ValueError for a damaged log (`results.metrics`).
+        """
+        from vjepa_lab.evidence import results
+
+        return results.metrics(self.path).rename(columns=lambda name: name.removeprefix("parts."))
 
     def checkpoint(self, device="cpu") -> dict:
         """The last checkpoint, or the one before it (with a warning) if the last is damaged. Raises FileNotFoundError if there is none."""
@@ -100,15 +101,10 @@ class Run:
         return f"Run({self.name}: {done} of {self.config['preset']['steps']} steps)"
 
 
-def _records(path: Path) -> Iterator[dict]:
-    """The whole lines of a log: one may be in the middle of being written, or was cut short by a kill."""
-    for line in path.read_text().splitlines():
-        with suppress(ValueError):
-            yield json.loads(line)
-
-
-def load_run(path: str | Path) -> Run:
-    """The run in a folder. Raises FileNotFoundError if there is none."""
+def load_run(path: str | Path | Run) -> Run:
+    """The run in a folder; a Run is given back as it is. Raises FileNotFoundError if there is none."""
+    if isinstance(path, Run):
+        return path
     path = Path(path)
     if not (path / "config.json").exists():
         raise FileNotFoundError(f"{path}: not a run folder (no config.json in it)")

@@ -92,7 +92,7 @@ class Trainer:
         warmup, last = min(size.warmup, size.steps // 2), size.lr if recipe.lr == "constant" else size.final_lr
         self.schedule = warmup_and_cosine(self.optimizer, size.steps, warmup, first=size.start_lr, last=last)
         self.passes = team.parallel(passes)
-        self.finite = health.FiniteWatch(device)
+        self.finite, self.counts = health.FiniteWatch(device), health.CountAlarm(size.steps)
         self.done = 0
         self.whole = True  # False in the middle of an update: such weights must not be saved
 
@@ -117,6 +117,7 @@ class Trainer:
         else:
             self.finite.send(step, names, values, batch)
             record = None
+        self.counts.look(step, self.loss, latents, lambda: self.team.mean(values).tolist()[1:], warn=self.team.first)
         self.whole = False
         if self.clip:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
@@ -218,12 +219,14 @@ class Trainer:
 
 @contextmanager
 def own_randomness(device: torch.device) -> Iterator[None]:
-    """Leave the global generators (torch, numpy, random) after the block as they were before it."""
+    """Leave the global generators (torch, numpy, random) after the block as they were before it, also where it is interrupted."""
     numbers, plain = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-    np.random.set_state(numbers)
-    random.setstate(plain)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        np.random.set_state(numbers)
+        random.setstate(plain)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -9,6 +9,7 @@ import math
 import shutil
 import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -41,9 +42,11 @@ def fetch(
     """The file at `url`, in `folder` (by default torch.hub's), downloaded unless it is there.
 
     A download that stops is resumed, up to `attempts` times in one call and by the next call; the file gets its name only when it is
-    whole. Of several processes that want it one downloads, and the others wait for it.
+    whole. Of several processes that want it one downloads, and the others wait for it. NAME.url beside the file says where it comes from;
+    a file without it, put there by hand or by another program, is used as it is, with a warning unless `sha256` says that it is right.
     sha256  of the whole file, in hex; checked also where the file was there before
-    Raises WeightsError when the server does not give the file, or the file is another one than `sha256` says.
+    Raises WeightsError when the server does not give the file, when the file is another one than `sha256` says, and, without it, when the
+    file that is there came from another address.
     """
     folder = Path(folder) if folder else Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / (Path(urlparse(url).path).name or "weights")
@@ -55,12 +58,30 @@ def fetch(
                 return path
     if sha256:
         check(path, sha256, url)
+    else:
+        _same_source(path, url)
     return path
+
+
+def _same_source(path: Path, url: str) -> None:
+    """Raise WeightsError unless a file that is there came from this address; warn where nothing says so."""
+    try:
+        known = _source(path).read_text().strip()
+    except FileNotFoundError:
+        warnings.warn(
+            f"{path} is used as it is: nothing beside it says that it is {url}. Pass sha256= to be sure, or remove it to download it",
+            stacklevel=3,
+        )
+        return
+    if known != url:
+        raise WeightsError(f"{path} comes from {known}, and not from {url}; pass another folder=, or remove the file to download this one")
 
 
 def _whole(url: str, path: Path, sha256: str | None, attempts: int, timeout: float, progress: bool, held: locks.Held) -> None:
     """Download, check, and give the file its name."""
     part = path.with_name(path.name + ".part")
+    if _source(part).exists() and _source(part).read_text().strip() != url:
+        _discard(part)
     for attempt in range(attempts):
         try:
             _go_on(url, part, timeout, progress, held)
@@ -79,8 +100,9 @@ def _whole(url: str, path: Path, sha256: str | None, attempts: int, timeout: flo
     if sha256:
         check(part, sha256, url)
     held.check()
+    _source(path).write_text(url + "\n")
     part.replace(path)
-    _tag(part).unlink(missing_ok=True)
+    _discard(part)
 
 
 def digest(path: Path) -> str:
@@ -94,8 +116,7 @@ def check(path: Path, sha256: str, name: str) -> None:
     if (found := digest(path)) == sha256.lower():
         return
     if path.suffix == ".part":
-        path.unlink()
-        _tag(path).unlink(missing_ok=True)
+        _discard(path)
         raise WeightsError(f"{name}: what came has sha256 {found}, expected {sha256}; it was thrown away")
     raise WeightsError(f"{path}: sha256 is {found}, expected {sha256}; remove the file to download it again")
 
@@ -103,6 +124,17 @@ def check(path: Path, sha256: str, name: str) -> None:
 def _tag(part: Path) -> Path:
     """Where the server's mark of the version that `part` is of is kept."""
     return part.with_name(part.name + ".json")
+
+
+def _source(file: Path) -> Path:
+    """Where the address that a file comes from is kept."""
+    return file.with_name(file.name + ".url")
+
+
+def _discard(part: Path) -> None:
+    """Remove a partial file with what is kept beside it."""
+    for file in (part, _tag(part), _source(part)):
+        file.unlink(missing_ok=True)
 
 
 def _go_on(url: str, part: Path, timeout: float, progress: bool, held: locks.Held) -> None:
@@ -127,6 +159,7 @@ def _go_on(url: str, part: Path, timeout: float, progress: bool, held: locks.Hel
         resumed = response.status == 206
         have = have if resumed else 0
         left = int(response.headers.get("Content-Length") or 0)
+        _source(part).write_text(url + "\n")
         version = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if version and not version.startswith("W/"):
             _tag(part).write_text(json.dumps(version))
