@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vjepa_lab.data.encode import x264_options
-from vjepa_lab.evaluation import ava, boxes
+from vjepa_lab.evaluation import ava, boxes, evaluate
 from vjepa_lab.evaluation.boxes import BOX, average_precision, frame_map, overlap, read_boxes
 from vjepa_lab.evidence import results
 
@@ -285,6 +285,20 @@ def test_what_persons_do_is_read_off_their_boxes(copy, tmp_path):
     kept = sorted((tmp_path / "cache").iterdir())
     again = ava.probe(Colours(), copy, detections=copy / "detections.csv", cache=tmp_path / "cache", save=False, **HOW)
     assert [r.rows[0]["value"] for r in again] == [100.0, 100.0] and sorted((tmp_path / "cache").iterdir()) == kept and len(kept) == 3
+
+
+def test_boxes_that_bf16_would_round_away_are_read_in_fp32(copy, tmp_path, monkeypatch):
+    flat = Colours()
+    with torch.no_grad():
+        flat.mix.mul_(1e-3)
+    monkeypatch.setattr(evaluate, "fast_bf16", lambda device: True)
+    read, true = [], ava._extract
+    monkeypatch.setattr(ava, "_extract", lambda *a, **k: read.append(k.get("bf16", False)) or true(*a, **k))
+    with pytest.warns(UserWarning, match=r"ava \[train\].*read in fp32"):
+        (result,) = ava.probe(flat, copy, cache=tmp_path, **HOW)
+    assert read == [True, False, False] and result.rows[0]["value"] == pytest.approx(100)
+    ava.probe(flat, copy, cache=tmp_path, **HOW)
+    assert len(read) == 3
 
 
 def test_persons_of_a_film_without_detections_were_missed(copy, tmp_path):

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import vjepa_lab as vl
@@ -183,6 +184,61 @@ def test_a_finished_training_is_not_done_again_and_another_is_refused(tmp_path, 
         tune(tmp_path / "ft", lr=1e-4)
     with pytest.raises(ValueError, match="finetune_seed: 0 there, 1 asked"):
         tune(tmp_path / "ft", seed=1)
+
+
+def test_the_callers_encoder_stays_as_it_is_and_other_weights_are_another_training(tmp_path):
+    ours, weights = encoder(), {name: value.clone() for name, value in encoder().state_dict().items()}
+    how = {"epochs": 1, "batch": 8, "lr": 3e-3, **SHAPE, **HOW}
+    frozen = ours.requires_grad_(False)
+    first = vl.finetune(frozen, PAIR, out=tmp_path / "first", **how)
+    assert all(torch.equal(value, weights[name]) for name, value in ours.state_dict().items())
+    assert not any(p.requires_grad for p in ours.parameters()) and not hasattr(ours.blocks[0].drop_path, "drop_prob")
+    assert vl.finetune(ours, PAIR, out=tmp_path / "again", **how).metrics()["loss"].equals(first.metrics()["loss"])
+    with torch.no_grad():
+        ours.blocks[0].attn.qkv.weight.mul_(2)
+    with pytest.raises(ValueError, match=r"first holds another training \(weights: '[0-9a-f]{16}' there, '[0-9a-f]{16}' asked"):
+        vl.finetune(ours, PAIR, out=tmp_path / "first", **how)
+
+
+def test_another_test_set_is_tested_and_the_same_one_is_not_tested_again(tmp_path, monkeypatch):
+    def top1(done):
+        return done.rows().query("metric == 'top1' and source == 'run'")
+
+    tune(tmp_path / "ft")
+    monkeypatch.setattr(finetuning, "_train", lambda *_: pytest.fail("trained again"))
+    done = tune(tmp_path / "ft", data=(PAIR[0], Bright(18, "test")))
+    assert top1(done)["n"].tolist() == [18] and top1(done)["benchmark"].tolist() == ["bright"]
+    done = tune(tmp_path / "ft", data=(PAIR[0], Bright(9, "val")), splits=("train", "val"))
+    assert top1(done)["n"].tolist() == [18, 9] and top1(done)["benchmark"].tolist() == ["bright", "bright, val"]
+    assert len(list((done.path / "predictions").iterdir())) == 2
+    monkeypatch.setattr(finetuning, "score", lambda *_: pytest.fail("tested again"))
+    tune(tmp_path / "ft", data=(PAIR[0], Bright(9, "val")), splits=("train", "val"))
+
+
+def test_a_training_goes_on_in_the_precision_that_it_began_in(tmp_path, monkeypatch):
+    how = {"epochs": 1, "batch": 8, **SHAPE, **HOW, "bf16": None}
+    monkeypatch.setattr(finetuning, "fast_bf16", lambda device: False)
+    assert vl.finetune(encoder(), PAIR, out=tmp_path, **how).config["bf16"] is False
+    monkeypatch.setattr(finetuning, "fast_bf16", lambda device: True)  # another kind of machine
+    assert vl.finetune(encoder(), PAIR, out=tmp_path, **how).config["bf16"] is False
+    with pytest.raises(ValueError, match="bf16: False there, True asked"):
+        vl.finetune(encoder(), PAIR, out=tmp_path, **how | {"bf16": True})
+
+
+def test_a_folder_that_does_not_say_its_weights_is_taken(tmp_path):
+    done = tune(tmp_path / "ft", epochs=1)
+    (done.path / "config.json").write_text(json.dumps({name: v for name, v in done.config.items() if name != "weights"}))
+    assert tune(tmp_path / "ft", epochs=1).rows().equals(done.rows())
+
+
+def test_the_clips_of_the_training_are_no_test(tmp_path, monkeypatch):
+    for i in range(4):
+        Image.new("RGB", (16, 16), (60 * i,) * 3).save(tmp_path / f"{i}.png")
+    (tmp_path / "bare.txt").write_text("".join(f"{tmp_path}/{i}.png {i % 2}\n" for i in range(4)))
+    monkeypatch.setattr(finetuning, "_train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=r"the splits train and test are the same 4 clips \(.*0.png, \.\.\.\)"):
+        tune(tmp_path / "ft", data=str(tmp_path / "bare.txt"))
+    assert not (tmp_path / "ft").exists()
 
 
 def test_the_seed_decides_everything(tmp_path):

@@ -67,5 +67,5 @@ def test_blocks_that_are_not_there(blocks):
 
 
 def test_an_encoder_of_another_make():
-    with pytest.raises(TypeError, match="blocks of a Linear are not known"):
+    with pytest.raises(ValueError, match="blocks of a Linear are not known"):
         layers.Layers(nn.Linear(2, 2), (0,))

@@ -111,7 +111,7 @@ def test_every_view_is_cached_for_itself(videos, tmp_path, monkeypatch):
 
     calls = []
     true = features._extract
-    monkeypatch.setattr(features, "_extract", lambda *a: calls.append(repr(a[1]).splitlines()[-1]) or true(*a))
+    monkeypatch.setattr(features, "_extract", lambda *a, **k: calls.append(repr(a[1]).splitlines()[-1]) or true(*a, **k))
     encoder, source = Colours(), open_(videos)
     one = extract_views(encoder, source, 2, 1, cache=tmp_path, **QUIET)
     assert len(calls) == 2
@@ -160,7 +160,7 @@ def test_probabilities_of_a_videos_clips_are_averaged():
     views = [[[0.40, 0.50, 0.10], [0.10, 0.45, 0.45], [0.1, 0.2, 0.7]], [[0.80, 0.10, 0.10], [0.90, 0.05, 0.05], [0.3, 0.2, 0.5]]]
     probability = torch.tensor(views).flatten(0, 1)
     features = made(torch.zeros(6, 1), y, torch.tensor([0, 1, 2, 0, 1, 2]), clips=(1, 2))
-    result = scoring.scored(probability, features, features, "class", "linear", None, 0, {})
+    result = scoring.scored(probability, y, features, "class", "linear", None, 0, {})
     rows = {row["metric"]: row for row in result.rows}
     assert rows["top1"]["value"] == pytest.approx(200 / 3) and rows["top1"]["n"] == 3
     assert rows["top1"]["probe"] == "linear 1x2" and (rows["top1"]["segments"], rows["top1"]["views"]) == (1, 2)
@@ -169,8 +169,7 @@ def test_probabilities_of_a_videos_clips_are_averaged():
     assert result.predictions["margin"].tolist() == pytest.approx([(0.6 - 0.3), (0.25 - 0.5), (0.6 - 0.2)])
     torch.testing.assert_close(scoring.per_file(features, probability.double())[1], expected)
     assert all(row["n"] == 3 for row in result.controls)
-    single = scoring.scored(probability[:3], made(torch.zeros(3, 1), y[:3], y[:3]), made(torch.zeros(3, 1), y[:3], y[:3]), "class",
-                            "linear", None, 0, {})  # fmt: skip
+    single = scoring.scored(probability[:3], y[:3], made(torch.zeros(3, 1), y[:3], y[:3]), "class", "linear", None, 0, {})
     assert single.rows[0]["probe"] == "linear" and "views" not in single.rows[0]
 
 

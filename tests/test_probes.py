@@ -1,6 +1,7 @@
 """Probes find what is there, do not find what is not, and never look at test labels before the final count."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import vjepa_lab as vl
 from vjepa_lab import data
-from vjepa_lab.evaluation import probes
+from vjepa_lab.evaluation import evaluate, probes
+from vjepa_lab.evaluation import features as features_of
 from vjepa_lab.evaluation.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, stack
 from vjepa_lab.evaluation.pixels import frame_difference_nn, mean_frame_nn
 from vjepa_lab.evaluation.probes import Features, attentive, controls, extract, few_shot, knn, linear, ridge, stepwise
 from vjepa_lab.evidence import results
+from vjepa_lab.model import Encoder
 from vjepa_lab.rope import positions
 
 GRID, DIM = (4, 2, 2), 48
@@ -120,7 +124,7 @@ def test_rows_intervals_and_classes_are_counted_right():
     y = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2, 2])
     top1 = torch.tensor([0, 0, 0, 1, 1, 1, 0, 2, 2, 0])  # 3/4, 2/2, 2/4; class 3 does not occur
     test = features(torch.zeros(10, 16, DIM), y, 4, "test")
-    result = probes.scored(0.7 * F.one_hot(top1, 4) + 0.075, test, test, "class", "made", None, 5, {})
+    result = probes.scored(0.7 * F.one_hot(top1, 4) + 0.075, y, test, "class", "made", None, 5, {})
     rows = {row["metric"]: row for row in result.rows}
     assert set(rows) == {"top1", "balanced_accuracy"}  # top-5 of 4 classes says nothing
     assert rows["top1"]["value"] == pytest.approx(70) and rows["balanced_accuracy"]["value"] == pytest.approx(75)
@@ -142,7 +146,7 @@ def test_top5_is_there_with_six_classes():
     probability = torch.rand(12, 6)
     probability[torch.arange(12), y] = torch.cat([torch.full((9,), 2.0), torch.full((3,), -1.0)])  # three are last of six
     test = features(torch.zeros(12, 16, DIM), y, 6, "test")
-    assert probes.scored(probability, test, test, "class", "made", None, 0, {}).value("top5") == pytest.approx(75)
+    assert probes.scored(probability, y, test, "class", "made", None, 0, {}).value("top5") == pytest.approx(75)
 
 
 def test_controls_and_their_flags():
@@ -155,7 +159,7 @@ def test_controls_and_their_flags():
 
     at = features(torch.zeros(10, 16, DIM), test, 3, "test")
     constant = F.one_hot(torch.ones(10, dtype=torch.long), 3)
-    weak, strong = (probes.scored(guess, at, at, "class", "made", "made", 0, {}).table() for guess in (constant, F.one_hot(test, 3)))
+    weak, strong = (probes.scored(guess, test, at, "class", "made", "made", 0, {}).table() for guess in (constant, F.one_hot(test, 3)))
     assert weak["flag"].iloc[0].startswith("= majority") and strong["flag"].iloc[0] == ""
 
 
@@ -166,14 +170,14 @@ def test_every_metric_is_held_against_its_own_constant():
     at = features(torch.zeros(60, 16, DIM), y, 10, "test")
     by_size = torch.bincount(y, minlength=10).argsort(descending=True, stable=True)
     ranking = torch.linspace(1, 0.1, 10)[by_size.argsort()].expand(60, -1)
-    same = probes.scored(ranking, at, at, "class", "made", "made", 0, {}).table()
+    same = probes.scored(ranking, y, at, "class", "made", "made", 0, {}).table()
     constant = same[same["source"] == "constant"].set_index(["metric", "variant"])["value"]
     assert constant["top5", "majority-test"] == pytest.approx(100 * torch.bincount(y).sort().values[-5:].sum() / 60)
     own = same[same["source"] == "run"].set_index("metric")
     assert (own["flag"] != "").all() and own.loc["top5", "value"] == pytest.approx(constant["top5", "majority-test"])
     # right on every other clip: far above 1/10 balanced, though top-1 stays below the share of the largest class
     guess = torch.where(torch.arange(60) % 2 == 0, y, (y + 1) % 10)
-    half = probes.scored(F.one_hot(guess, 10).float(), at, at, "class", "made", "made", 0, {}).table().set_index(["source", "metric"])
+    half = probes.scored(F.one_hot(guess, 10).float(), y, at, "class", "made", "made", 0, {}).table().set_index(["source", "metric"])
     assert half.loc[("run", "balanced_accuracy"), "flag"] == "" and half.loc[("run", "top1"), "flag"] != ""
 
 
@@ -410,6 +414,108 @@ def test_cached_features_are_reused_until_weights_or_clips_change(source, tmp_pa
     moved = extract(encoder, source, cache=tmp_path, tokens=True, device="cpu", **QUICK)
     assert encoder.calls == 4 and not torch.equal(moved.pooled, first.pooled)
     assert not list(tmp_path.glob("*.part"))
+
+
+class Renumbered(data.core.Derived):
+    """The same clips, whose shapes are called otherwise."""
+
+    def read(self, index, epoch=0):
+        return replace(sample := self.source.read(index, epoch), labels=sample.labels | {"shape": int(self.labels["shape"][index])})
+
+    @property
+    def labels(self):
+        return self.source.labels | {"shape": self.source.labels["shape"].flip(0)}
+
+
+def test_labels_and_options_that_no_weight_shows_decide_what_is_cached(source, tmp_path):
+    quick = {"cache": tmp_path, "device": "cpu", **QUICK}
+    first, second = (extract(Patches(), each, **quick).labels["shape"] for each in (source, Renumbered(source)))
+    assert first.tolist() == second.tolist()[::-1] != second.tolist()
+    made = [built(rope=rope) for rope in ("interleaved", "vjepa2")]
+    assert all(torch.equal(a, b) for a, b in zip(*(each.state_dict().values() for each in made), strict=True))
+    one, other = (extract(encoder, source, **quick).pooled for encoder in made)
+    assert not torch.equal(one, other) and torch.equal(other, extract(made[1], source, device="cpu", **QUICK).pooled)
+
+
+def built(gain: float = 1.0, **how) -> Encoder:
+    """An encoder whose features differ over clips `gain` times as much, around 1."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = Encoder(48, 2, 2, 8, **how)
+        torch.nn.init.constant_(encoder.norms["1"].weight, gain)
+        torch.nn.init.ones_(encoder.norms["1"].bias)
+    return encoder.eval()
+
+
+def test_features_that_bf16_would_round_away_are_read_in_fp32(source, tmp_path):
+    quick = {"device": "cpu", **QUICK}
+    wide, narrow = built(2.0), built(0.01)
+    exact = extract(narrow, source, **quick)
+    assert features_of.deviation(exact.pooled) < features_of.COARSE < features_of.deviation(extract(wide, source, **quick).pooled)
+    with pytest.warns(UserWarning, match=r"student: its features differ by 0.00\d+ over the clips of synthetic \[test\].*read in fp32"):
+        seen = extract(narrow, source, bf16=True, encoder_name="student", cache=tmp_path, **quick)
+    assert torch.equal(seen.pooled, exact.pooled) and not seen.bf16
+    rounded = extract(narrow, source, bf16=True, settled=True, cache=tmp_path, **quick)
+    assert rounded.bf16 and not torch.equal(rounded.pooled, exact.pooled)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = extract(narrow, source, bf16=True, cache=tmp_path, **quick)
+        whole = extract(wide, source, bf16=True, tokens=True, **quick)
+    assert torch.equal(again.pooled, exact.pooled) and not again.bf16
+    clips = torch.stack([source[i].clip for i in range(len(source))])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = wide(data.normalize(clips)).float()
+    assert whole.bf16 and torch.equal(whole.pooled, expected.mean(1))
+
+
+def test_a_glance_at_the_first_clips_is_enough(source, monkeypatch):
+    monkeypatch.setattr(features_of, "GLANCE", 4)
+    narrow, batches = built(0.01), []
+    narrow.register_forward_hook(lambda *_: batches.append(torch.is_autocast_enabled("cpu")))
+    with pytest.warns(UserWarning, match="read in fp32"):
+        extract(narrow, source, bf16=True, batch=2, device="cpu", **QUICK)
+    assert batches == [True] * 2 + [False] * 5
+
+
+def test_the_test_split_is_read_as_the_training_split(source, monkeypatch):
+    read = []
+    true = features_of._extract
+    monkeypatch.setattr(features_of, "_extract", lambda *a, **k: read.append(k.get("bf16", False)) or true(*a, **k))
+    monkeypatch.setattr(evaluate, "fast_bf16", lambda device: True)
+    shape = {"frames": 4, "size": 32, "stride": 1, "probe": "knn", "device": "cpu", **QUICK}
+    with pytest.warns(UserWarning, match="read in fp32"):
+        vl.probe(built(0.01), (source, source), "hue", **shape)
+    assert read == [True, False, False]
+    read.clear()
+    monkeypatch.setattr(features_of, "deviation", lambda pooled, found=iter([1.0, 0.0, 0.0]): next(found))
+    vl.probe(built(2.0), (source, source), "hue", **shape)
+    assert read == [True, True]
+
+
+def test_precision_is_that_of_the_device_asked_for(monkeypatch):
+    monkeypatch.setattr(evaluate, "fast_bf16", lambda device: device.type == "cuda")
+    monkeypatch.setattr(evaluate, "device_for", lambda device: torch.device(device or "cuda"))  # as on a machine with a GPU
+    assert evaluate.subject_of(built()).bf16 and not evaluate.subject_of(built(), device="cpu").bf16
+
+
+def test_measurements_of_another_split_and_of_a_part_stay_beside_the_usual_one(tmp_path):
+    how = {"labels": "shape", "probe": "knn", "frames": 4, "size": 32, "stride": 1, "out": tmp_path, "device": "cpu", "ks": (1,), **QUICK}
+    encoder = Patches()
+    train, test, val = (data.open("synthetic", split, frames=4, size=32, n=40) for split in ("train", "test", "val"))
+    vl.probe(encoder, (train, test), **how)
+    before = (tmp_path / "rows.csv").read_text()
+    vl.probe(encoder, (train, val), **how)
+    for splits in (("train", "test"), ("train", "val")):
+        vl.probe(encoder, "synthetic", splits=splits, limit=30, **how)
+    assert (tmp_path / "rows.csv").read_text().startswith(before)
+    rows = results.read_run(tmp_path).query("source == 'run' and metric == 'top1'")
+    names = [f"synthetic/shape{part}" for part in ("", ", val", ", 30 clips", ", val, 30 clips")]
+    assert rows["benchmark"].tolist() == names and len(results.read_run(tmp_path).query("metric == 'std'")) == 2
+    assert sorted(file.stem for file in (tmp_path / "predictions").iterdir()) == sorted(
+        f"{name.replace('/', '-').replace(', ', '-').replace(' ', '-')}-knn-encoder" for name in names
+    )
+    vl.probe(encoder, (train, val), benchmark="mine", **how)  # a name given is the name
+    assert "mine" in set(results.read_run(tmp_path)["benchmark"])
 
 
 class Squares(data.Source):

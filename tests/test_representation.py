@@ -8,6 +8,7 @@ import torch
 import vjepa_lab as vl
 from vjepa_lab import data, plots
 from vjepa_lab.analysis import geometry, halves, representation
+from vjepa_lab.evaluation import features
 from vjepa_lab.evaluation.features import Features
 
 G = torch.Generator()
@@ -272,6 +273,36 @@ def test_measures_cover_every_block_and_relation(runs):
     assert len(shared) == 2 * 2  # two seeds, two blocks: the untrained encoder is looked at once for all objectives
     assert plots.representation(rows, paper=True).axes and plots.likeness(rows, paper=True).axes
     assert representation.verdict(rows).startswith("Demonstration size")
+
+
+def test_encoders_stay_as_they_were_and_nothing_readable_is_said(runs, tmp_path):
+    encoder, source = runs[0].encoder("student").train(), data.open("synthetic", "test", frames=8, size=32, n=5)
+    (tmp_path / "list.txt").write_text("a.mp4 0\n")
+    empty = data.open(tmp_path / "list.txt", "test", frames=8, size=32, bad=1.0)
+    empty.faults.total = 100  # one file that cannot be read does not stop the loader
+    for look in (lambda source: representation.observe(encoder, source, batch=2, progress=False),
+                 lambda source: representation.views_of(encoder, source, 4, 3, batch=2, progress=False)):  # fmt: skip
+        found = look(source)
+        assert encoder.training and not getattr(found, "requires_grad", found[0].pooled.requires_grad if isinstance(found, list) else True)
+        with pytest.raises(ValueError, match=r"no clip of .* could be read"):
+            look(empty)
+        assert encoder.training
+
+
+def test_what_bf16_would_round_away_is_measured_in_fp32(runs, monkeypatch):
+    run = runs[0]
+    monkeypatch.setattr(type(run), "config", run.config | {"bf16": True})
+    seen, observe, views_of = [], representation.observe, representation.views_of
+    monkeypatch.setattr(representation, "observe", lambda *a, **k: seen.append(k.get("bf16", False)) or observe(*a, **k))
+    monkeypatch.setattr(representation, "views_of", lambda *a, **k: seen.append(k.get("bf16", False)) or views_of(*a, **k))
+    how = {"clips": 20, "views": (6, 3), "encoders": (), "progress": False}  # the untrained encoder alone
+    representation.measures([run.path], **how)
+    assert seen == [True, True]
+    seen.clear()
+    monkeypatch.setattr(features, "COARSE", 10.0)
+    with pytest.warns(UserWarning, match=f"{run.name}, random-init: its features differ by .* read in fp32"):
+        representation.measures([run.path], **how)
+    assert seen == [True, False, False]
 
 
 def test_clips_that_stand_still_hold_no_dynamics(runs):

@@ -12,10 +12,11 @@ from torch import nn
 
 import vjepa_lab as vl
 from vjepa_lab import data, plots
-from vjepa_lab.analysis import openset, readers, robustness, shifts, transfer
+from vjepa_lab.analysis import openset, readers, robustness, shifts, subjects, transfer
 from vjepa_lab.analysis.readers import Reader
 from vjepa_lab.data.corruptions import CORRUPTIONS
 from vjepa_lab.data.sets import ucf101
+from vjepa_lab.evaluation import features as features_of
 from vjepa_lab.evaluation.features import Features, extract
 from vjepa_lab.evidence import stats
 
@@ -571,6 +572,36 @@ def test_the_study_runs_is_cached_and_says_what_it_is_not(runs, tmp_path):
     assert said.startswith("Demonstration size, which decides nothing.") and "one seed" in said
     with pytest.raises(ValueError, match="unknown scene 'rain'"):
         robustness.corrupted(runs, scenes=["rain"], **SMALL)
+
+
+def test_a_misspelt_label_is_refused_before_a_clip_is_encoded(runs, monkeypatch):
+    monkeypatch.setattr(subjects, "extract", lambda *_, **__: pytest.fail("encoded"))
+    for ask in (lambda: robustness.corrupted(runs, labels=["shpe"], **SMALL), lambda: robustness.laws(runs, label="shpe", **SMALL),
+                lambda: openset.held_out(runs, labels=["shpe"], **SMALL)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"\[train\] has no label 'shpe'; it has .*shape"):
+            ask()
+
+
+def test_every_source_is_read_in_the_precision_of_the_first(runs, monkeypatch):
+    """What is learnt on the training clips is asked on others: both are rounded, or neither is."""
+    run, source = runs[0], data.open("synthetic", "test", frames=8, size=32, n=6)
+    monkeypatch.setattr(type(run), "config", run.config | {"bf16": True})
+    read, true = [], features_of._extract
+    monkeypatch.setattr(features_of, "_extract", lambda *a, **k: read.append(k.get("bf16", False)) or true(*a, **k))
+    one, other = (subjects.Subject(run, "initial") for _ in range(2))
+    monkeypatch.setattr(features_of, "deviation", lambda pooled, found=iter([0.0, 1.0, 0.0]): next(found))
+    with pytest.warns(UserWarning, match="random-init: .* read in fp32"):
+        one.features(source, progress=False)
+    one.features(source, progress=False)
+    assert read == [True, False, False] and one == other
+    assert other.features(source, progress=False) and other.features(source, progress=False) and read[3:] == [True, True]
+
+
+def test_runs_are_taken_by_their_folders(runs):
+    found = subjects.subjects([runs[0].path, str(runs[1].path)])
+    assert [subject.run for subject in found] == [*runs, runs[0]]
+    with pytest.raises(FileNotFoundError, match="nowhere: not a run folder"):
+        subjects.subjects(["nowhere"])
 
 
 def test_laws_of_the_world_change_between_validation_and_test(runs):

@@ -187,6 +187,16 @@ def test_decoding_shows_in_the_data_phase(tmp_path):
     assert from_files["data_ms"].item() > 3 * finetuning({"baseline": encoder()}, **how)["data_ms"].item()
 
 
+def test_devices_are_named_as_everywhere():
+    how = {"blocks": 1, "rounds": 1, "warmup": 0, "batch": 1, "progress": False}
+    table = finetuning({"baseline": encoder()}, (32,), (4,), energy_s=0, device="auto", **how)
+    assert table["device"].notna().all()
+    assert throughput.pretraining([], "smoke", device="auto", **how)["device"].notna().all()
+    for measure in (lambda: finetuning({"baseline": encoder()}, device="tpu", **how), lambda: throughput.pretraining([], device="tpu")):
+        with pytest.raises(ValueError, match="device 'tpu' is not available here"):
+            measure()
+
+
 def test_pretraining_stands_beside_analytic():
     table = throughput.pretraining(["ld"], "smoke", batch=2, blocks=2, rounds=1, warmup=1, progress=False)
     rows = table.groupby("variant").mean(numeric_only=True)

@@ -3,12 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 from scipy import stats as sps
 
 import vjepa_lab as vl
 from vjepa_lab import data
+from vjepa_lab.data.edited import Frozen
+from vjepa_lab.data.files import apart
 from vjepa_lab.evaluation.yardsticks import COLUMNS, baselines
-from vjepa_lab.evidence import stats
+from vjepa_lab.evidence import results, stats
 
 UCF = "ucf101_6cls_128p"
 
@@ -61,6 +65,54 @@ def test_a_misspelt_label_is_refused_before_anything_is_read(tmp_path, monkeypat
     monkeypatch.setattr(data, "loader", lambda *_, **__: pytest.fail("clips were read"))
     with pytest.raises(ValueError, match=r"has no label 'shpe'; it has .*shape"):
         baselines(source, run, "shpe", progress=False)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Ten images, a list of all, one of the first six and one of the last six."""
+    for i in range(10):
+        Image.new("RGB", (32, 32), (20 * i,) * 3).save(tmp_path / f"{i}.png")
+    for name, part in (("all", range(10)), ("first", range(6)), ("last", range(4, 10))):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{tmp_path}/{i}.png {i % 2}\n" for i in part))
+    return tmp_path
+
+
+def test_the_same_files_are_no_training_and_test_set_whatever_is_made_of_them(pictures, monkeypatch):
+    monkeypatch.setattr(vl.train, "pretrain", lambda *_, **__: pytest.fail("trained"))
+    same = "are the same 10 clips"
+    for spec, label in (("", "class"), ("kenburns:", "motion"), ("time:", "edit")):
+        with pytest.raises(ValueError, match=same):
+            baselines(f"{spec}{pictures / 'all.txt'}", labels=label, preset="smoke", progress=False)
+    shape = {"frames": 4, "size": 16}
+    opened = lambda name, split, spec="": data.open(f"{spec}{pictures / name}.txt", split, augment=False, **shape)
+    shared = r"share 2 of 6 test clips \(.*4.png, \.\.\.\)"
+    with pytest.raises(ValueError, match=shared):
+        baselines((opened("first", "train"), opened("last", "test")), preset="smoke", progress=False)
+    frozen = Frozen(opened("last", "test", "kenburns:"))
+    with pytest.raises(ValueError, match=shared):
+        vl.probe(torch.nn.Identity(), (opened("first", "train"), frozen), stride=1, **shape)
+    mixed = data.Mixture([data.open("synthetic", "test", n=4, **shape), opened("last", "test")], [1, 1], "test")
+    with pytest.raises(ValueError, match=shared):
+        apart(opened("first", "train"), mixed)
+    apart(*(data.open("synthetic", split, n=4, **shape) for split in ("train", "train")))  # clips of no file
+
+
+def test_parts_of_one_file_are_apart_where_they_share_no_time(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label,split,start,end\na.mp4,0,train,0,5\na.mp4,1,test,5,9\nb.mp4,1,test,,\n")
+    apart(*(data.open(tmp_path / "list.csv", split) for split in ("train", "test")))
+    (tmp_path / "list.csv").write_text("path,label,split,start,end\na.mp4,0,train,0,5\na.mp4,1,test,4,9\nb.mp4,1,test,,\n")
+    with pytest.raises(data.DataError, match=r"share 1 of 2 test clips \(.*a.mp4, "):
+        apart(*(data.open(tmp_path / "list.csv", split) for split in ("train", "test")))
+
+
+def test_a_run_is_taken_by_its_folder_and_a_limit_is_said_in_its_rows(tmp_path):
+    source = [data.open("synthetic", split, frames=8, size=32, n=40, cache="memory") for split in ("train", "test")]
+    run = vl.pretrain("baseline", source[0], "smoke", runs=tmp_path, progress=False)
+    how = {"labels": "shape", "save": True, "progress": False, "preset": "smoke", "epochs": 2}
+    whole = baselines(source, run.path, **how)
+    part = baselines("synthetic", run.path, limit=30, **how)
+    assert whole["predictor"].iloc[-1] == part["predictor"].iloc[-1] == run.name
+    assert {"synthetic/shape", "synthetic/shape, 30 clips"} <= set(results.read_run(run.path)["benchmark"])
 
 
 def test_an_untrained_encoder_says_nothing_of_training(tmp_path):

@@ -55,7 +55,9 @@ def _mean(layers: np.ndarray) -> np.ndarray:
 def gradient_cosine(model: VJEPA, loss: Loss, clips: Tensor, masks: MultiBlock | None = None, *, seed: int = 0):
     """Cosine of each term's gradient with the first term's on the student's weights: a pandas table, a row per block, a column per term.
 
-    clips: uint8 [b c f y x].  One batch is mostly noise, and noise that the terms share: `alignment.measure` takes it out.
+    clips: uint8 [b c f y x].  masks: how to hide tokens; by default V-JEPA's.  seed: of the masks.
+    Blocks from the patch embedding up, nan where a term has no gradient.  One batch is mostly noise, and noise that the terms share:
+    `alignment.measure` takes it out.
     """
     import pandas as pd
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from vjepa_lab.analysis.readers import Reader
 from vjepa_lab.analysis.shifts import Kept
 from vjepa_lab.analysis.subjects import Run, Subject, clip_size, subjects
-from vjepa_lab.evaluation.evaluate import still
+from vjepa_lab.evaluation.evaluate import labelled, still
 from vjepa_lab.evaluation.features import Features
 
 SCORES = ("max-logit", "energy", "prototype")
@@ -97,6 +97,8 @@ def held_out(
 
     parts: the classes are held out in so many random parts, each class once; a clip's numbers are averaged over the parts, so that the
     interval counts each clip once.  The other arguments as in `robustness.corrupted`.  Chance is 50.
+
+    Raises ValueError for an unknown label, and for more parts than its classes allow.
     """
     from vjepa_lab.analysis.robustness import LABELS
 
@@ -104,6 +106,7 @@ def held_out(
     size, rows, how = clip_size(found, shape), [], how | {"progress": False}
     train, test = (Kept(still(world, part, size, n)) for part, n in zip(("train", "test"), clips or (None, None), strict=True))
     labels = list(labels) or [name for name in LABELS if name in test.classes] or ["class"]
+    labelled((train, test), labels)
     for subject in tqdm(found, desc="open set", unit="encoder", disable=not progress):
         seen, asked = (subject.features(source, **how) for source in (train, test))
         rows += [row for label in labels for row in open_rows(subject, seen, asked, label, parts, seed)]

@@ -20,7 +20,7 @@ from vjepa_lab.analysis.changes import changes, over_seeds, shown
 from vjepa_lab.analysis.geometry import Motion, alpha_req, cka, cross_correlation, lidar, participation_ratio, rankme
 from vjepa_lab.analysis.subjects import Run, Subject, clip_size, subjects
 from vjepa_lab.evaluation.evaluate import still
-from vjepa_lab.evaluation.features import clip_bar, device_for
+from vjepa_lab.evaluation.features import coarse, device_for, passes
 from vjepa_lab.evidence import results
 from vjepa_lab.model import Encoder
 from vjepa_lab.training.processes import exact
@@ -47,42 +47,34 @@ def blocks_of(encoder: Encoder, clip: Tensor) -> list[Tensor]:
     return [x.float().unflatten(1, grid) for x in (*(F.layer_norm(x, x.shape[-1:]) for x in outputs[:-1]), last)]
 
 
-@torch.no_grad()
 def observe(
     encoder: Encoder, source: data.Source, *, batch: int = 32, bf16: bool = False, device=None, workers: int = 0, progress=True
 ) -> list[Block]:
-    """Every block of a frozen encoder over every clip of a source, in one pass."""
-    device = device_for(device)
-    encoder = encoder.eval().to(device)
+    """Every block of a frozen encoder over every clip of a source, in one pass. Raises ValueError where no clip can be read."""
     pooled, motions = [], [Motion() for _ in range(encoder.depth)]
-    with clip_bar(source, "blocks", progress) as bar:
-        for part in data.loader(source, batch, train=False, workers=workers):
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                outputs = blocks_of(encoder, data.normalize(part.clip.to(device)))
-            for z, motion in zip(outputs, motions, strict=True):
-                motion.add(z)
-            pooled.append(torch.stack([z.mean((1, 2, 3)) for z in outputs]).cpu())  # [blocks b d]
-            bar.update(len(part))
+    how = {"batch": batch, "bf16": bf16, "workers": workers, "device": device_for(device), "progress": progress}
+    for _, outputs in passes(encoder, source, "blocks", lambda clip: blocks_of(encoder, clip), **how):
+        for z, motion in zip(outputs, motions, strict=True):
+            motion.add(z)
+        pooled.append(torch.stack([z.mean((1, 2, 3)) for z in outputs]).cpu())  # [blocks b d]
     return [Block(z, motion) for z, motion in zip(torch.cat(pooled, dim=1), motions, strict=True)]
 
 
-@torch.no_grad()
 def views_of(
     encoder: Encoder, source: data.Source, frames: int, count: int = 10, *, batch: int = 16, bf16: bool = False, device=None, progress=True
 ) -> Tensor:
-    """Features [blocks n q d] of up to `count` temporal crops of `frames` frames of every clip of `source`, whose clips are longer."""
-    device = device_for(device)
-    encoder, parts = encoder.eval().to(device), []
-    with clip_bar(source, "views", progress) as bar:
-        for part in data.loader(source, batch, train=False):
-            room = part.clip.shape[2] - frames
-            starts = torch.linspace(0, room, min(count, room + 1)).round().long().tolist()
-            clip = data.normalize(torch.stack([part.clip[:, :, s : s + frames] for s in starts], 1).flatten(0, 1).to(device))
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                outputs = blocks_of(encoder, clip)
-            parts.append(torch.stack([z.mean((1, 2, 3)).unflatten(0, (-1, len(starts))) for z in outputs]).cpu())
-            bar.update(len(part))
-    return torch.cat(parts, dim=1)
+    """Features [blocks n q d] of up to `count` temporal crops of `frames` frames of every clip of `source`, whose clips are longer.
+
+    Raises ValueError where no clip can be read."""
+
+    def read(clip: Tensor) -> Tensor:
+        room = clip.shape[2] - frames
+        starts = torch.linspace(0, room, min(count, room + 1)).round().long().tolist()
+        crops = torch.stack([clip[:, :, s : s + frames] for s in starts], 1).flatten(0, 1)
+        return torch.stack([z.mean((1, 2, 3)).unflatten(0, (-1, len(starts))) for z in blocks_of(encoder, crops)]).cpu()
+
+    how = {"batch": batch, "bf16": bf16, "device": device_for(device), "progress": progress}
+    return torch.cat([part for _, part in passes(encoder, source, "views", read, **how)], dim=1)
 
 
 # ------------------------------------------------------------------------------------------------------------------------ over runs
@@ -121,6 +113,8 @@ def measures(
     for subject in tqdm(found, desc="representation", unit="encoder", disable=not progress):
         about, encoder, bf16 = subject.about, subject.encoder(), subject.run.config["bf16"]
         blocks = observe(encoder, source, bf16=bf16, progress=progress, **how)
+        if bf16 and coarse(blocks[-1].pooled, f"{subject.run.name}, {subject.name}", source):
+            bf16, blocks = False, observe(encoder, source, progress=progress, **how)
         several = views_of(encoder, longer, size.frames, views[1], bf16=bf16, device=how.get("device"), progress=progress)
         own = [row for k, (b, v) in enumerate(zip(blocks, several, strict=True)) for row in _block_rows(b, v, k + 1)]
         rows += [about | row for row in (*own, *_half_rows(blocks[-1], len(blocks)), *_within(blocks))]

@@ -26,7 +26,7 @@ from vjepa_lab.analysis.shifts import CLEAN, SCENES, Condition, Line, conditions
 from vjepa_lab.analysis.subjects import Run, Subject, clip_size, subjects
 from vjepa_lab.data.core import Source
 from vjepa_lab.data.synthetic import FactorMotion
-from vjepa_lab.evaluation.evaluate import still
+from vjepa_lab.evaluation.evaluate import labelled, still
 from vjepa_lab.evaluation.features import Features
 from vjepa_lab.evidence import results
 from vjepa_lab.evidence.stats import benjamini_hochberg
@@ -73,6 +73,7 @@ def corrupted(
     names = (list(SCENES) if factor else []) if scenes is None else list(scenes)
     others = {name: _scene(world, test, name, size) for name in names}
     labels = list(labels) or [name for name in LABELS if name in test.classes] or ["class"]
+    labelled((train, test), labels)
     return ask(found, train, test, labels, wanted, others, parts, seed, progress, **how)
 
 
@@ -281,6 +282,8 @@ def laws(
 
     The reader trains on the training split; `shift` "in-domain" is the validation split, which obeys its law, "shifted" the test. The two
     are different clips: objectives are paired by clip, the fall is not.
+
+    Raises ValueError for an unknown label, and for a world without factors.
     """
     found = subjects(runs, encoders)
     size, rows, how = clip_size(found, shape), [], how | {"progress": False}
@@ -288,6 +291,7 @@ def laws(
     with tqdm(total=len(changed) * len(found), desc="laws", unit="encoder", disable=not progress) as bar:
         for law in changed:
             parts = {split: _under_law(world, law, split, size, n) for split, n in counts.items()}
+            labelled(parts.values(), [label])
             for subject in found:
                 reader = Reader.fit(subject.features(parts["train"], **how), label, seed=seed)
                 for shift, part in (("in-domain", "val"), ("shifted", "test")):

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from vjepa_lab.data.core import DataError, Sample, Source, known
+from vjepa_lab.data.core import DataError, Derived, Sample, Source, known
 from vjepa_lab.data.corruptions import CORRUPTIONS, Corrupted
 from vjepa_lab.data.synthetic import DYNAMICS
 from vjepa_lab.evidence.intervals import from_error
 from vjepa_lab.evidence.stats import Interval, benjamini_hochberg, t_interval
 
-KINDS = ("appearance", "codec", "camera", "temporal", "scene")
 SCENES = {
     "clutter": {"clutter": 3}, "pan": {"camera": True}, "faint": {"contrast": 0.4}, "grain": {"noise": 25.0},
 }  # fmt: skip
@@ -45,17 +44,12 @@ class Condition:
 CLEAN = Condition("clean", 0, "clean", False)
 
 
-class Kept(Source):
+class Kept(Derived):
     """A fixed source whose clips stay in memory once read, up to `limit` bytes: a clip is corrupted once for all encoders."""
 
-    fixed = True
-
     def __init__(self, source: Source, limit: int = 2 * 2**30):
-        self.source, self.name, self.split, self.classes, self.bad = source, source.name, source.split, source.classes, source.bad
-        self._left, self._there = limit, {}
-
-    def __len__(self) -> int:
-        return len(self.source)
+        super().__init__(source)
+        self.fixed, self._left, self._there = True, limit, {}
 
     def read(self, index: int, epoch: int = 0) -> Sample:
         if index in self._there:
@@ -65,13 +59,6 @@ class Kept(Source):
             self._left -= sample.clip.numel()
             self._there[index] = sample
         return sample
-
-    @property
-    def labels(self):
-        return self.source.labels
-
-    def where(self, index: int) -> str:
-        return self.source.where(index)
 
 
 def conditions(corruptions: Iterable[str] | None = None, severities: Sequence[int] = (1, 2, 3, 4, 5)) -> list[Condition]:

@@ -12,7 +12,7 @@ from vjepa_lab.evidence import results
 from vjepa_lab.model import Encoder
 from vjepa_lab.presets import Preset
 from vjepa_lab.train import overridden, pretrain, training_source
-from vjepa_lab.training.runs import Run
+from vjepa_lab.training.runs import Run, load_run
 
 ENCODERS = ("student", "teacher", "initial")
 BORN = ("dim", "depth", "heads", "patch", "tubelet", "frames", "size")
@@ -78,20 +78,27 @@ class Subject:
         return self.run.encoder(self.which)
 
     def features(self, source: Source, **how) -> Features:
-        """Its features of every clip of a source; `how` goes to `features.extract`."""
-        return extract(self.encoder(), source, encoder_name=self.name, bf16=self.run.config["bf16"], **how)
+        """Its features of every clip of a source; `how` goes to `features.extract`.
+
+        They are read in the precision of the first source's (`features.COARSE`): what is learnt on one is asked on the others.
+        """
+        known = self.__dict__.get("_read", {"bf16": self.run.config["bf16"]})  # no field: two subjects are equal whatever they have read
+        found = extract(self.encoder(), source, encoder_name=self.name, **known | how)
+        self.__dict__.setdefault("_read", {"bf16": found.bf16, "settled": True})
+        return found
 
 
-def subjects(runs: Iterable[Run], encoders: Sequence[str] = ("student",), initial: bool = True) -> list[Subject]:
-    """The encoders to look at: of each run those in `encoders`, and with `initial` the untrained encoder of each seed and size, once.
+def subjects(runs: Iterable[Run | str | Path], encoders: Sequence[str] = ("student",), initial: bool = True) -> list[Subject]:
+    """The encoders to look at: of each run (or its folder) those in `encoders`, and with `initial` the untrained encoder of each seed and
+    size, once.
 
     A teacher is there where the run kept one apart (an EMA); a run of no steps gives its initial encoder only.
-    Raises ValueError for an unknown encoder.
+    Raises ValueError for an unknown encoder, FileNotFoundError for a folder that is no run's.
     """
     if unknown := [name for name in encoders if name not in ENCODERS]:
         raise ValueError(f"unknown encoder {unknown[0]!r}: expected some of {', '.join(ENCODERS)}")
     trained, untrained = [], {}
-    for run in runs:
+    for run in map(load_run, runs):
         config = run.config
         untrained.setdefault((config["seed"], *(config["preset"][name] for name in BORN)), Subject(run, "initial"))
         if config["preset"]["steps"]:

@@ -33,6 +33,7 @@ from vjepa_lab.model import Encoder
 from vjepa_lab.objective import Loss
 from vjepa_lab.presets import Preset, preset
 from vjepa_lab.training.meters import energy_meter, peak_memory
+from vjepa_lab.training.processes import device_of
 
 PHASES = ("data", "forward", "backward", "optimiser")
 ABOUT = ("device", "bf16", "batch", "mode", "data", "encoder")
@@ -173,13 +174,14 @@ def finetuning(
 
     data      "": random clips, so that compute is measured; else a data set, so that decoding is in `data_ms`
     energy_s  seconds of steps behind each energy reading, of the first encoder; 0: none
+    device    as `device_of` takes it: "cpu", "cuda", "auto"; ValueError for one that is not there
     Columns: objective, resolution, frames, tokens, batch, block, ms (median of the rounds), PHASES_ms, clips_per_s, tokens_per_s,
     gflop (of one clip), tflop_per_s, memory_mb (peak; `meters.peak_memory`), joule_per_clip (nan where the machine does not tell), and
     what was measured: ABOUT, of which `encoder` is its size.
     """
     from vjepa_lab.bench import interleaved
 
-    device, order = torch.device(device), random.Random(seed)
+    device, order = device_of(device), random.Random(seed)
     steps = {name: FineTuning(encoder, device, bf16, mode) for name, encoder in encoders.items()}
     shapes = [(f, r) for f in frames for r in resolutions]
     first = next(iter(encoders.values()))
@@ -251,7 +253,7 @@ def pretraining(
     from vjepa_lab.bench import interleaved
     from vjepa_lab.train import Trainer, build
 
-    size, device, order = preset(size), torch.device(device), random.Random(seed)
+    size, device, order = preset(size), device_of(device), random.Random(seed)
     names = list(dict.fromkeys([against, *names]))
     clip = torch.randint(0, 256, (batch, 3, size.frames, size.size, size.size), dtype=torch.uint8).to(device)
     runs, costs, steps = {}, {}, iter(range(10**9))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -162,12 +164,33 @@ def _cut(frames: Tensor, box) -> Tensor:
 
 
 def apart(train: Source, test: Source) -> None:
-    """Raise DataError if two splits are the same clips, as those of a list without splits are."""
-    if not (isinstance(train, Files) and isinstance(test, Files)) or train is test:
+    """Raise DataError if two splits share clips of files, which overlap in time.
+
+    Edits, corruptions and mixtures count as the files that they are made of; clips of no file, such as a synthetic world's, are never
+    shared. One and the same source given as both is taken as it is: its caller knows."""
+    if train is test:
         return
-    taught, asked = ({(clip.path, clip.start, clip.box) for clip in source.listing.clips} for source in (train, test))
-    if taught == asked:
+    taught: dict[str, list[Clip]] = {}
+    for clip in _clips(train):
+        taught.setdefault(os.path.abspath(clip.path), []).append(clip)
+    asked = _clips(test)
+    shared = [clip for clip in asked if any(_overlap(clip, other) for other in taught.get(os.path.abspath(clip.path), ()))]
+    if shared:
+        what = f"are the same {len(asked)} clips" if len(shared) == len(asked) else f"share {len(shared)} of {len(asked)} test clips"
         raise DataError(
-            f"{train.name}: the splits {train.split} and {test.split} are the same {len(asked)} clips, so what was taught would be asked; "
+            f"{test.name}: the splits {train.split} and {test.split} {what} ({shared[0].path}, ...), so what was taught would be asked; "
             "add a `split` column to the list, or give a list for each: data=(open(TRAIN), open(TEST))"
         )
+
+
+def _clips(source: Source) -> list[Clip]:
+    """The clips of files that a source is made of."""
+    if isinstance(source, Files):
+        return source.listing.clips
+    made_of = [source.source] if hasattr(source, "source") else getattr(source, "sources", [])
+    return [clip for part in made_of for clip in _clips(part)]
+
+
+def _overlap(a: Clip, b: Clip) -> bool:
+    """Whether two clips of one file share a time."""
+    return (a.start or 0) < (math.inf if b.end is None else b.end) and (b.start or 0) < (math.inf if a.end is None else a.end)

@@ -10,6 +10,7 @@ Axes: b batch, n tokens, d channels, t h w token grid, m boxes, k actions.
 """
 
 import math
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,7 +24,6 @@ from torchvision.ops import roi_align
 from torchvision.transforms.v2 import functional as V
 from tqdm.auto import tqdm
 
-from vjepa_lab import data
 from vjepa_lab.data.core import Sample, Source
 from vjepa_lab.data.files import decode
 from vjepa_lab.data.listing import Clip
@@ -31,7 +31,7 @@ from vjepa_lab.data.sampling import Sampling
 from vjepa_lab.data.sets.ava import Copy, found
 from vjepa_lab.evaluation.boxes import BOX, FRAME, FrameMap, average_precision, frame_map, persons, read_boxes
 from vjepa_lab.evaluation.evaluate import Subject, subject_of
-from vjepa_lab.evaluation.features import clip_bar, device_for, fingerprint, scaling
+from vjepa_lab.evaluation.features import coarse, device_for, fingerprint, passes, scaling
 from vjepa_lab.evaluation.heads import LinearHead, StackedAdamW, stack
 from vjepa_lab.evaluation.scoring import ProbeResult
 from vjepa_lab.training.checkpoint import replacing
@@ -81,10 +81,11 @@ def roi_features(tokens: Tensor, grid: tuple[int, int, int], boxes: list[Tensor]
 
 @dataclass(frozen=True, eq=False)
 class People:
-    """Boxes with what the encoder makes of them: table film, time, x1 ... y2; features [m d], by row."""
+    """Boxes with what the encoder makes of them: table film, time, x1 ... y2; features [m d], by row, read in bf16 or not."""
 
     table: pd.DataFrame
     features: Tensor
+    bf16: bool = False
 
     def __len__(self) -> int:
         return len(self.table)
@@ -92,9 +93,17 @@ class People:
 
 def extract(
     encoder: nn.Module, copy: Copy, split: str, people: pd.DataFrame, *, frames: int, size: int, seconds: float = 2.0, pool: str = "max",
-    batch: int = 16, bf16: bool = False, workers: int = 0, device=None, cache: str | Path | None = None, progress: bool = True,
+    batch: int = 16, bf16: bool = False, settled: bool = False, workers: int = 0, device=None, cache: str | Path | None = None,
+    encoder_name: str = "", progress: bool = True,
 ) -> People:  # fmt: skip
-    """Features of every box of `people` (film, time, x1 ... y2) whose key frame can be read; one pass of the encoder per key frame."""
+    """Features of every box of `people` (film, time, x1 ... y2) whose key frame can be read; one pass of the encoder per key frame.
+
+    copy, split    the copy of AVA and its part, which says where the films lie
+    frames, size   of a clip, `size` pixels a side, its frames spread over `seconds` around the key frame
+    pool           how a box's samples become one, as `roi_features` takes it
+    batch          key frames at a time
+    The other arguments as in `features.extract`. Raises ValueError where the copy holds none of the films, or no key frame can be read.
+    """
     people = people[people["film"].isin(list(copy.films))].reset_index(drop=True)
     if people.empty:
         raise ValueError(f"AVA [{split}]: {copy.videos} holds none of the films that these boxes are of")
@@ -103,37 +112,41 @@ def extract(
     path = None
     if cache is not None:
         boxes = pd.util.hash_pandas_object(people, index=False).sum()
-        path = Path(cache) / f"ava-{split}-{fingerprint(encoder, source, seconds, pool, bf16, int(boxes))}.pt"
+        options = seconds, pool, bf16, bf16 and settled, int(boxes)
+        path = Path(cache) / f"ava-{split}-{fingerprint(encoder, source, *options)}.pt"
         if path.is_file():
             kept = torch.load(path)
-            return People(people.iloc[kept["rows"].numpy()].reset_index(drop=True), kept["features"])
-    place = people.merge(keys.reset_index(names="_frame"), on=FRAME, how="left")["_frame"].to_numpy()
-    order = np.argsort(place, kind="stable")
-    first = np.searchsorted(place[order], np.arange(len(keys) + 1))
-    corners = torch.tensor(people[BOX].to_numpy(np.float32))
-    rows, features = [], []
-    training = encoder.training
-    encoder.eval().to(device)
-    try:
-        with torch.no_grad(), clip_bar(source, "boxes", progress) as bar:
-            for part in data.loader(source, batch, train=False, workers=workers, pin=device.type == "cuda"):
-                clip = data.normalize(part.clip.to(device, non_blocking=True))
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    tokens = encoder(clip)
-                own = [torch.from_numpy(order[first[i] : first[i + 1]]) for i in part.index.tolist()]
-                features.append(roi_features(tokens, tuple(encoder.grid(clip)), [corners[each].to(device) for each in own], pool).cpu())
-                rows += own
-                bar.update(len(clip))
-    finally:
-        encoder.train(training)
-    if not rows:
-        raise ValueError(f"AVA [{split}]: no key frame could be read")
-    rows, features = torch.cat(rows), torch.cat(features)
+            return People(people.iloc[kept["rows"].numpy()].reset_index(drop=True), kept["features"], kept["bf16"])
+    how = {"pool": pool, "batch": batch, "workers": workers, "device": device, "progress": progress}
+    rows, features = _extract(encoder, source, people, bf16=bf16, **how)
+    if bf16 and not settled and coarse(features, encoder_name, source):
+        bf16, (rows, features) = False, _extract(encoder, source, people, **how)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
-            torch.save({"rows": rows, "features": features}, part)
-    return People(people.iloc[rows.numpy()].reset_index(drop=True), features)
+            torch.save({"rows": rows, "features": features, "bf16": bf16}, part)
+    return People(people.iloc[rows.numpy()].reset_index(drop=True), features, bf16)
+
+
+def _extract(
+    encoder: nn.Module, source: KeyFrames, people: pd.DataFrame, *, pool: str, device: torch.device, **how
+) -> tuple[Tensor, Tensor]:
+    """Places in `people` of the boxes that were read [m], and their features [m d]."""
+    place = people.merge(source.keys.reset_index(names="_frame"), on=FRAME, how="left")["_frame"].to_numpy()
+    order = np.argsort(place, kind="stable")
+    first = np.searchsorted(place[order], np.arange(len(source) + 1))
+    corners = torch.tensor(people[BOX].to_numpy(np.float32))
+    rows, features = [], []
+
+    def read(clip: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+        return encoder(clip), tuple(encoder.grid(clip))
+
+    with closing(passes(encoder, source, "boxes", read, device=device, **how)) as made:
+        for part, (tokens, grid) in made:
+            own = [torch.from_numpy(order[first[i] : first[i + 1]]) for i in part.index.tolist()]
+            features.append(roi_features(tokens, grid, [corners[each].to(device) for each in own], pool).cpu())
+            rows += own
+    return torch.cat(rows), torch.cat(features)
 
 
 def targets(people: People, truth: pd.DataFrame, actions: list[int]) -> Tensor:
@@ -192,17 +205,17 @@ def probe(
 
     The test part is used for nothing but the final count. Raises ValueError, DataError for what is missing.
     """
-    subject = subject_of(run, encoder, out).shaped(frames, size, 1)
+    subject = subject_of(run, encoder, out, device).shaped(frames, size, 1)
     parts = {split: found(root, split, offset) for split in ("train", "test")}
     actions = list(parts["train"].actions)
-    how = {"frames": subject.frames, "size": subject.size, "seconds": seconds, "pool": pool, "bf16": subject.bf16, "workers": workers}
-    how |= {"device": device, "cache": cache, "progress": progress}
+    how = {"frames": subject.frames, "size": subject.size, "seconds": seconds, "pool": pool, "workers": workers}
+    how |= {"device": device, "cache": cache, "encoder_name": subject.name, "progress": progress}
     truth = {split: _annotated(copy) for split, copy in parts.items()}
 
-    def seen(split: str, people: pd.DataFrame) -> People:
-        return extract(subject.encoder, parts[split], split, people, **how)
+    def seen(split: str, people: pd.DataFrame, bf16: bool, settled: bool = False) -> People:
+        return extract(subject.encoder, parts[split], split, people, bf16=bf16, settled=settled, **how)
 
-    train = seen("train", truth["train"][[*FRAME, *BOX]].drop_duplicates())
+    train = seen("train", truth["train"][[*FRAME, *BOX]].drop_duplicates(), subject.bf16)
     y = targets(train, truth["train"], actions)
     mean, scale = scaling(train.features)
     x = (train.features - mean) * scale
@@ -215,12 +228,12 @@ def probe(
         tested["roi, detected boxes"] = _outside(persons(read_boxes(detections, scored=True), least), parts["test"])
     results = []
     for name, people in tested.items():
-        guessed = seen("test", people)
+        guessed = seen("test", people, train.bf16, settled=True)
         probability = _sigmoid(head, (guessed.features - mean) * scale, fit["device"])[0]
         unread = set(people["film"]) - set(guessed.table["film"])  # a film in which nobody was detected counts: its persons were missed
         here = truth["test"][~truth["test"]["film"].isin(unread)]
         measured = frame_map(here, scored_boxes(guessed, probability, actions), parts["test"].actions, seed=seed)
-        results.append(_result(measured, name, guessed, probability, here, actions, subject, selected, search, seed))
+        results.append(_result(measured, name, guessed, probability, actions, subject, selected, search, seed))
     if save and subject.folder:
         subject.introduce()
         for result in results:
@@ -241,8 +254,8 @@ def _outside(table: pd.DataFrame, copy: Copy) -> pd.DataFrame:
 
 
 def _result(
-    measured: FrameMap, name: str, people: People, probability: Tensor, truth: pd.DataFrame, actions: list[int], subject: Subject,
-    selected: dict, search: list[dict], seed: int,
+    measured: FrameMap, name: str, people: People, probability: Tensor, actions: list[int], subject: Subject, selected: dict,
+    search: list[dict], seed: int,
 ) -> ProbeResult:  # fmt: skip
     about = {"benchmark": "AVA", "probe": name, "metric": "mAP", "n": len(people)}
     row = about | {"value": measured.value, "lo": measured.lo, "hi": measured.hi, "encoder": subject.name, "probe_seed": seed}

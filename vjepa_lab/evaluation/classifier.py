@@ -9,12 +9,14 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from vjepa_lab import data as video
-from vjepa_lab.evaluation.features import Features, clip_bar
+from vjepa_lab.evaluation.features import Features, clip_bar, options_of
 from vjepa_lab.evaluation.heads import AttentiveHead, LinearHead, divisor
 from vjepa_lab.evaluation.multiview import OneView
 from vjepa_lab.model import Encoder
 
 HEADS = ("attentive", "linear")
+
+__all__ = ["HEADS", "Classifier", "options_of", "predictions"]
 
 
 class Classifier(nn.Module):
@@ -55,14 +57,6 @@ class Classifier(nn.Module):
         plain = [f"head.{name}" for name, p in self.head.named_parameters() if p.dim() <= 2]  # biases and norms, with a first axis of one
         marks = [name for name, _ in self.named_parameters() if name.endswith("mod_embed")]
         return param_groups_layer_decay(self, weight_decay, no_weight_decay_list=plain + marks, layer_decay=layer_decay)
-
-
-def options_of(encoder: Encoder) -> dict:
-    """The arguments that build this encoder again, as JSON-like data."""
-    names = ("dim", "depth", "heads", "patch", "tubelet", "rope", "rope_base_grid", "position", "sincos_grid", "levels")
-    found = {name: getattr(encoder, name) for name in names}
-    found |= {"mlp_ratio": encoder.blocks[0].mlp.fc1.out_features / encoder.dim, "after": [int(i) for i in encoder.norms]}
-    return found | {"sincos_grid": found["sincos_grid"] and list(found["sincos_grid"]), "image_path": encoder.patch_embed_img is not None}
 
 
 @torch.no_grad()

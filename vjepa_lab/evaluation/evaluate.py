@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,7 +56,7 @@ def probe(
     run      a Run or its folder; or released weights, as `weights.open` takes them ("vjepa2-vitl:vitl.pt"); or an encoder of your own,
              any module clip [b c f y x] -> tokens [b n d] with `.grid(clip)`
     data     what the probe trains and is tested on: a name as `data.open` takes it, or a pair of Sources (train, test); by default what
-             the run was pretrained on
+             the run was pretrained on. Two splits that share files are refused
     labels   names of the labels to read off, such as ("motion", "shape") in the factor world
     probe    "linear" (mean-pooled) | "stepwise" (linear, time steps side by side) | "attentive" (all tokens) | "knn"
     encoder  "student" | "teacher" | "initial"; by default the recipe's choice, of released weights the teacher
@@ -68,29 +68,31 @@ def probe(
     frames   frames per clip; by default the run's, of released weights 16
     size     pixels a side; by default the run's, of released weights those of their last training
     stride   frames of the video for one of the clip; by default the run's, of released weights 4
-    limit    at most so many clips of each split; None or 0: all
+    splits   (train, test); where the test split is another than "test", the rows name it with the benchmark
+    limit    at most so many clips of each split; None or 0: all. Where it leaves some out, the rows name it with the benchmark
     out      where the rows go; by default the run's folder, of released weights `runs`/<name>, of an encoder of your own nowhere
     options  go to the probe: epochs, lrs, form, ...
 
-    Raises ValueError for an unknown probe, label or block.
+    Raises ValueError for an unknown probe or label, for a block that is not there or of an encoder that is not of this package, for an
+    encoder of your own without a clip shape or data; DataError, a ValueError, for splits that share files.
     """
     if probe not in PROBES:
         raise ValueError(f"unknown probe {probe!r}: expected one of {', '.join(PROBES)}")
-    subject = subject_of(run, encoder, out).shaped(frames, size, stride)
+    subject = subject_of(run, encoder, out, device).shaped(frames, size, stride)
     if layers is not None:
         subject = replace(subject, encoder=Layers(subject.encoder, layers))
     labels = (labels,) if isinstance(labels, str) else tuple(labels)
     if data is None and subject.data is None:
         raise ValueError("data=None: name the data set, this encoder was pretrained on none that is known")
     sources = data if isinstance(data, tuple | list) else [still(data or subject.data, split, subject, limit) for split in splits]
-    if sources is not data:
-        apart(*sources)
+    apart(*sources)
     labelled(sources, labels)
-    kept = {"tokens": probe in ("attentive", "stepwise"), "bf16": subject.bf16, "cache": cache, "workers": workers, "device": device}
+    kept = {"tokens": probe in ("attentive", "stepwise"), "cache": cache, "workers": workers, "device": device}
     kept |= {"encoder_name": subject.name, "progress": progress, "merge": merge}
-    train = extract_views(subject.encoder, sources[0], segments if merge == "tokens" else 1, 1, **kept)
-    test = extract_views(subject.encoder, sources[1], segments, views, **kept)
-    train, test = (replace(part, blocks=tuple(layers or ())) for part in (train, test))
+    train = extract_views(subject.encoder, sources[0], segments if merge == "tokens" else 1, 1, bf16=subject.bf16, **kept)
+    test = extract_views(subject.encoder, sources[1], segments, views, bf16=train.bf16, settled=True, **kept)
+    limited = limit if limit and any(len(source) == limit for source in sources) else None
+    train, test = (replace(part, blocks=tuple(layers or ()), limit=limited) for part in (train, test))
 
     fit = getattr(probes, probe)
     if probe != "knn":
@@ -104,7 +106,7 @@ def probe(
     return results
 
 
-def labelled(sources: Sequence[video.Source], labels: Sequence[str]) -> None:
+def labelled(sources: Iterable[video.Source], labels: Sequence[str]) -> None:
     """Raises ValueError where a source lacks one of these labels: before anything is read."""
     for source in sources:
         if unknown := [label for label in labels if label not in source.classes]:
@@ -149,23 +151,26 @@ class Subject:
         write_json(path, self.config)
 
 
-def subject_of(run, encoder: str | None = None, out: str | Path | None = None) -> Subject:
-    """Whose encoder to look at: of a run or its folder, of released weights, or a module as it is."""
+def subject_of(run, encoder: str | None = None, out: str | Path | None = None, device: str | None = None) -> Subject:
+    """Whose encoder to look at: of a run or its folder, of released weights (the teacher, where there is one), or a module as it is.
+
+    A run's encoder is read in the precision of its training; another one in bf16 where `device` is fast at it.
+    """
     from vjepa_lab import weights
 
-    bf16 = fast_bf16(device_for(None))
+    bf16 = fast_bf16(device_for(device))
     if isinstance(run, nn.Module):
         name = encoder or "encoder"
         config = {"variant": Path(out).name, "encoder_name": name} if out else None
         return Subject(run, name, folder=out and Path(out), bf16=bf16, config=config)
     if isinstance(run, weights.Weights) or (not isinstance(run, Run) and weights.are_weights(run)):
         opened = run if isinstance(run, weights.Weights) else weights.open(run)
-        which = encoder or next(iter(opened.slots))
+        which = encoder or ("teacher" if "teacher" in opened.slots else "student")
         name = opened.release.name
         folder = Path(out) if out else Path("runs") / name
         config = {"variant": name, "regime": "released weights", "pretrain": name, "init": opened.about}
         return Subject(opened.encoder(which), which, 16, opened.crop, 4, None, folder, bf16, config)
-    run = run if isinstance(run, Run) else load_run(run)
+    run = load_run(run)
     which, p = encoder or run.config["probe"], run.preset
     name = {"initial": "random-init"}.get(which, which)
     return Subject(run.encoder(which), name, p.frames, p.size, p.stride, run.config["spec"], Path(out or run.path), run.config["bf16"])

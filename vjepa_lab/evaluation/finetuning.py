@@ -5,6 +5,7 @@ block, warmup and cosine, and what keeps a large model from learning small data 
 default. Nothing is chosen on the test part: the weights after the last step are what is tested.
 """
 
+import copy
 import json
 import math
 import time
@@ -20,9 +21,10 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from vjepa_lab import data as video
-from vjepa_lab.evaluation.classifier import HEADS, Classifier, options_of, predictions
+from vjepa_lab.data.files import apart
+from vjepa_lab.evaluation.classifier import HEADS, Classifier, predictions
 from vjepa_lab.evaluation.evaluate import Subject, subject_of
-from vjepa_lab.evaluation.features import Features
+from vjepa_lab.evaluation.features import clips_of, options_of
 from vjepa_lab.evaluation.scoring import ProbeResult, named, scored
 from vjepa_lab.evidence import results
 from vjepa_lab.model import Encoder
@@ -30,7 +32,7 @@ from vjepa_lab.training import checkpoint, locks, provenance
 from vjepa_lab.training.health import FiniteWatch, NotFinite, all_finite
 from vjepa_lab.training.logbook import Log
 from vjepa_lab.training.processes import Interrupted, Stop, device_of
-from vjepa_lab.training.runs import Run, differing, load_run, write_json
+from vjepa_lab.training.runs import differing, load_run, write_json
 from vjepa_lab.training.trainer import fast_bf16, own_randomness, seed_step, warmup_and_cosine
 
 
@@ -65,7 +67,7 @@ class Plan:
 
 @dataclass(frozen=True, repr=False)
 class Finetuned:
-    """A fine-tuned classifier on disk: config.json, metrics.jsonl, last.pt, rows.csv, predictions, report.json."""
+    """A fine-tuned classifier on disk: config.json, metrics.jsonl, last.pt, rows.csv, predictions, tested.json, report.json."""
 
     path: Path
 
@@ -99,18 +101,26 @@ class Finetuned:
         self, data=None, *, split: str = "test", segments: int = 1, views: int = 1, workers: int = 0, device: str = "auto",
         save: bool = True, progress: bool = True,
     ) -> ProbeResult:  # fmt: skip
-        """Score the classifier on `data` (by default its own), softmax averaged over segments x views clips of each video."""
+        """Score the classifier on `data` (by default its own), softmax averaged over segments x views clips of each video.
+
+        Raises ValueError without data for a training on sources given by value, and where the classes differ from the training's.
+        """
         config = self.config
         if data is None and config["spec"] is None:
             raise ValueError(f"{self.path} was trained on a source given by value; pass the test source as data=")
         source = _opened(data or config["spec"], split, config, augment=False)
-        counts = torch.tensor(config["train_counts"])
-        seen = Features(torch.empty(0, 0), {config["label"]: torch.arange(len(counts)).repeat_interleave(counts)}, {}, torch.empty(0))
         model = self.model().to(device_of(device))
-        result = score(model, source, seen, config, segments, views, workers, progress)
+        result = score(model, source, config, segments, views, workers, progress)
         if save:
             result.save(self.path)
+            write_json(self.path / "tested.json", self.tested | {named("finetune", (segments, views)): _clips(source)})
         return result
+
+    @property
+    def tested(self) -> dict[str, dict]:
+        """On which clips each probe of the rows was tested last: the split, and a hash of its files and labels."""
+        path = self.path / "tested.json"
+        return json.loads(path.read_text()) if path.exists() else {}
 
     def __repr__(self) -> str:
         done = "" if (self.path / "report.json").exists() else ", not finished"
@@ -153,8 +163,8 @@ def finetune(
 ) -> Finetuned:
     """Train encoder and classifier end to end into a folder of their own, or go on where that stopped; then test it.
 
-    model    a Run or its folder; or released weights ("vjepa2-vitl:vitl.pt"); or an Encoder
-    data     a name as `data.open` takes it, or a pair of Sources (train, test)
+    model    a Run or its folder; or released weights ("vjepa2-vitl:vitl.pt"); or an Encoder, of which a copy is trained
+    data     a name as `data.open` takes it, or a pair of Sources (train, test). Two splits that share files are refused
     label    which label to learn
     encoder  "student" | "teacher" | "initial" (from scratch); by default the recipe's choice, of released weights the teacher
     head     "attentive" (cross-attention of a learned query) | "linear" (on the mean of the tokens)
@@ -168,10 +178,11 @@ def finetune(
     segments clips in time and `views` across the picture of each test video, whose softmax is averaged
     seed     of the head, the order of clips, crops, drop path and mixup
     out      the folder; by default `runs`/finetune-<name>-<data>-s<seed>
-    bf16     None: where the device is fast at it
+    bf16     None: as the folder's training began; a new one where the device is fast at it
 
-    A stopped or killed training goes on from its last checkpoint, on the CPU to the same bits. Raises ValueError for a folder that holds
-    another training and for labels that cannot be learnt; NotFinite, a FloatingPointError, for a loss that is not finite.
+    A stopped or killed training goes on from its last checkpoint, on the CPU to the same bits; a finished one is tested again where the
+    test clips are others than before. Raises ValueError for a folder that holds another training, of other weights too, and for labels that
+    cannot be learnt; DataError, a ValueError, for splits that share files; NotFinite, a FloatingPointError, for a loss that is not finite.
     """
     plan = Plan(
         head=head, epochs=epochs, batch=batch, lr=lr, layer_decay=layer_decay, weight_decay=weight_decay, warmup=warmup,
@@ -185,21 +196,24 @@ def finetune(
     pair = isinstance(data, tuple | list)
     train = _opened(data[0] if pair else data, splits[0], shape, seed=seed)
     counts = _counts(train, label)
+    test = _opened(data[1] if pair else data, splits[1], shape, augment=False)
+    apart(train, test)
     config = _about(model, subject) | shape | {
         "data": Path(train.name).name, "spec": None if pair else str(data), "label": label, "finetune_seed": seed, "plan": asdict(plan),
-        "bf16": fast_bf16(where) if bf16 is None else bf16, "classes": list(train.classes[label]), "clips": len(train),
+        "bf16": bf16, "classes": list(train.classes[label]), "clips": len(train),
         "encoder_options": options_of(subject.encoder), "train_counts": counts.tolist(),
+        "weights": checkpoint.checksum(subject.encoder.state_dict())[:16],
     }  # fmt: skip
     config["steps"] = min(config["steps"] or plan.steps(len(train)), plan.steps(len(train)))
+    own = copy.deepcopy(subject.encoder) if subject.encoder is model else subject.encoder  # the caller's stays as it is
     folder = Path(out) if out else Path(runs) / f"finetune-{config['variant']}-{config['data'].replace(':', '_')}-s{seed}"
     done = Finetuned(folder)
     with locks.hold(folder):
         _open(folder, config, where)
         if not (folder / "report.json").exists():
-            _train(done, subject.encoder, train, where, workers, log_every, save_every, progress)
-    if not done.rows()["probe"].eq(named("finetune", (segments, views))).any():
-        there = data[1] if pair else None
-        done.test(there, split=splits[1], segments=segments, views=views, workers=workers, device=device, progress=progress)
+            _train(done, own, train, where, workers, log_every, save_every, progress)
+    if done.tested.get(named("finetune", (segments, views))) != _clips(test):
+        done.test(test, segments=segments, views=views, workers=workers, device=device, progress=progress)
     return done
 
 
@@ -228,7 +242,7 @@ def _counts(train: video.Source, label: str) -> Tensor:
 def _about(model, subject: Subject) -> dict:
     """What the rows say of where the encoder comes from; `steps`: of its pretraining, where there was one of ours."""
     if subject.config is None and subject.folder is not None:
-        known = (model if isinstance(model, Run) else load_run(model)).config
+        known = load_run(model).config
         facts = {name: known.get(name) for name in ("variant", "edition", "seed")}
         where = {"regime": known.get("regime") or known["data"], "pretrain": known["data"], "from": subject.folder.name}
         return facts | where | {"encoder": subject.name, "steps": known["preset"]["steps"] if subject.name != "random-init" else None}
@@ -236,13 +250,23 @@ def _about(model, subject: Subject) -> dict:
     return known | {"encoder": subject.name, "steps": None}
 
 
+def _clips(source: video.Source) -> dict:
+    """What a test was made on."""
+    return {"split": source.split, "clips": clips_of(source)}
+
+
 def _open(folder: Path, config: dict, device: torch.device) -> None:
-    """Write config.json, or check that it speaks of this very training."""
+    """Write config.json, or check that it speaks of this very training; a precision of None is the folder's, or what suits the device."""
     path = folder / "config.json"
     if not path.exists():
-        write_json(path, config | {"session": provenance.session(device, 1)})
+        bf16 = fast_bf16(device) if config["bf16"] is None else config["bf16"]
+        write_json(path, config | {"bf16": bf16, "session": provenance.session(device, 1)})
         return
-    if differ := differing(json.loads(path.read_text()), json.loads(json.dumps(config, default=str)), _short):
+    there = json.loads(path.read_text())
+    config = {name: value for name, value in config.items() if not (name == "bf16" and value is None)}
+    if "weights" not in there:  # which weights these were was not written down
+        del config["weights"]
+    if differ := differing(there, json.loads(json.dumps(config, default=str)), _short):
         raise ValueError(f"{folder} holds another training ({'; '.join(differ)}); choose another folder with out=, or remove it")
 
 
@@ -339,9 +363,7 @@ def _schedule(optimizer: torch.optim.Optimizer, steps: int, plan: Plan) -> Cosin
 # ----------------------------------------------------------------------------------------------------------------------------- test
 
 
-def score(
-    model: Classifier, source: video.Source, train: Features, config: dict, segments: int, views: int, workers: int, progress: bool
-) -> ProbeResult:
+def score(model: Classifier, source: video.Source, config: dict, segments: int, views: int, workers: int, progress: bool) -> ProbeResult:
     """Rows, per-class table and predictions of a classifier on a test source; raises ValueError where the classes differ from training."""
     label = config["label"]
     if (there := list(source.classes.get(label, []))) != config["classes"]:
@@ -350,5 +372,6 @@ def score(
             " (or in another order); open both parts from the same class list"
         )
     test = predictions(model, source, label, config["encoder"], segments=segments, views=views, workers=workers, progress=progress)
-    test = test.labelled(label)
-    return scored(test.pooled, train, test, label, "finetune", None, config["finetune_seed"], config["plan"])
+    test, counts = test.labelled(label), torch.tensor(config["train_counts"])
+    taught = torch.arange(len(counts)).repeat_interleave(counts)
+    return scored(test.pooled, taught, test, label, "finetune", None, config["finetune_seed"], config["plan"])

@@ -15,13 +15,13 @@ class Layers(nn.Module):
     Clip [b c f y x] -> tokens [b l*n d], of l blocks. Each passes through its own norm where the encoder has one for it (V-JEPA 2.1), else
     through the last one, as upstream. A probe sees l grids one behind the other: `grid` is (l*t, h, w).
 
-    Raises ValueError for a block that is not there, and TypeError for an encoder that is not `model.Encoder`.
+    Raises ValueError for a block that is not there, and for an encoder that is not `model.Encoder`.
     """
 
     def __init__(self, encoder: Encoder, blocks: Sequence[int]):
         super().__init__()
         if not isinstance(encoder, Encoder):
-            raise TypeError(f"the blocks of a {type(encoder).__name__} are not known; layers= is for encoders of this package")
+            raise ValueError(f"the blocks of a {type(encoder).__name__} are not known; layers= is for encoders of this package")
         if not blocks or sorted(set(blocks)) != list(blocks) or blocks[0] < 0 or blocks[-1] >= encoder.depth:
             raise ValueError(f"layers={list(blocks)}: expected rising numbers of blocks, 0 to {encoder.depth - 1}")
         self.encoder = encoder

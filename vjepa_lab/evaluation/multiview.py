@@ -74,7 +74,10 @@ def extract_views(encoder: nn.Module, source: Source, segments: int = 1, views: 
         return extract(encoder, source, **options)
     rows = []
     for view in range(views):
-        parts = [extract(encoder, OneView(source, segments, views, segment, view), **options) for segment in range(segments)]
+        parts = []
+        for segment in range(segments):
+            parts.append(extract(encoder, OneView(source, segments, views, segment, view), **options))
+            options |= {"bf16": parts[0].bf16, "settled": True}  # the first clips of the videos decide for all
         rows += [_joined(parts)] if merge == "tokens" else parts
     return replace(_stacked(rows), clips=(segments, views))
 

@@ -32,7 +32,7 @@ def nearest(train: Features, test: Features, label: str = "class", *, benchmark:
     train, test = paired(train, test, label)
     near = torch.cdist(test.pooled, train.pooled).argmin(1)
     vote = F.one_hot(train.labels[label][near], len(train.classes[label]))
-    return scored(vote, train, test, label, f"{test.encoder}-1nn", benchmark, 0, {"k": 1})
+    return scored(vote, train.labels[label], test, label, f"{test.encoder}-1nn", benchmark, 0, {"k": 1})
 
 
 def small(source: data.Source, views: Sequence[str] = tuple(VIEWS), progress: bool = True) -> list[Features]:

@@ -6,9 +6,9 @@ Axes: b batch, c colour, f y x frames, rows, columns, n clips, t h w token grid,
     linear(train, test, "hue").table()
     attentive(train, test, "motion").save("runs/micro-0")
 
-Hyperparameters are chosen on a held-out fifth of *train*; the test labels are used for nothing but the final count. Every probe returns a
-`ProbeResult`. A number means something beside its `controls` (chance, majority class), the same probe on a random-init encoder, and
-`mean_frame_nn`, `frame_difference_nn`, which need no encoder at all.
+Hyperparameters are chosen on a held-out fifth of *train*; the test labels are used for nothing but the final count. Every probe of a label
+returns a `ProbeResult`; `ridge`, which reads a number, returns one row. A number means something beside its `controls` (chance, majority
+class), the same probe on a random-init encoder, and `mean_frame_nn`, `frame_difference_nn`, which need no encoder at all.
 """
 
 import math
@@ -158,7 +158,7 @@ def _probe(
             head = _train(recipe, [(selected["lr"], selected["wd"])], seen, y, torch.arange(len(y)), seed, bar)
     probability = _logits(head, unseen, torch.arange(len(test)))[0].softmax(-1)
     selected |= {"refit": refit, "epochs": recipe.epochs}
-    return replace(scored(probability, train, test, label, recipe.probe, benchmark, seed, selected, search), head=head.cpu())
+    return replace(scored(probability, y, test, label, recipe.probe, benchmark, seed, selected, search), head=head.cpu())
 
 
 @contextmanager
@@ -302,7 +302,7 @@ def knn(
     among = neighbours(x, train.index)
     search = [{"k": k, "val_top1": 100 * float((vote(among, k).argmax(1) == y).double().mean())} for k in ks]
     selected = max(search, key=lambda row: row["val_top1"]) | {"val_n": len(x)}
-    return scored(vote(neighbours(z), selected["k"]), train, test, label, "knn", benchmark, 0, selected, search)
+    return scored(vote(neighbours(z), selected["k"]), y, test, label, "knn", benchmark, 0, selected, search)
 
 
 ALPHAS = tuple(10.0**i for i in range(-2, 6))

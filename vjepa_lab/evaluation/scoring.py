@@ -80,11 +80,12 @@ def controls(train_labels: Tensor, test_labels: Tensor, classes: int | None = No
 
 
 def scored(
-    probability: Tensor, train: Features, test: Features, label: str, probe: str, benchmark: str | None, seed: int, selected: dict,
+    probability: Tensor, taught: Tensor, test: Features, label: str, probe: str, benchmark: str | None, seed: int, selected: dict,
     search: Sequence[dict] = (),
 ) -> ProbeResult:  # fmt: skip
     """Score class probabilities [n k] of the test clips: the only place where a probe meets test labels.
 
+    taught: labels of the training clips, long, no -1; they are counted for the controls.  benchmark: by default `Features.benchmark`.
     The probabilities of several clips of one file are averaged: one prediction per file. The row then says how many segments and views.
     Raises ValueError for probabilities that are not finite: their argmax would count as a guess.
     """
@@ -96,8 +97,7 @@ def scored(
         )
     test, probability = per_file(test, probability.cpu().double())
     y, names = test.labels[label], test.classes[label]
-    name = benchmark or (test.name if label == "class" else f"{test.name}/{label}")
-    about = {"benchmark": name, "probe": named(probe, test.clips, test.blocks)}
+    about = {"benchmark": benchmark or test.benchmark(label), "probe": named(probe, test.clips, test.blocks)}
     if test.clips != (1, 1):
         about |= {"segments": test.clips[0], "views": test.clips[1]}
     top1 = probability.argmax(1)
@@ -116,7 +116,7 @@ def scored(
     others = probability.scatter(1, y[:, None], -torch.inf).amax(1)
     margin = (probability.gather(1, y[:, None])[:, 0] - others).float()
     predictions = pd.DataFrame({"id": test.index, "label": y, "top1": top1, "margin": margin} | about | {"encoder": test.encoder})
-    beside = controls(train.labels[label], y, len(names), about["benchmark"])
+    beside = controls(taught, y, len(names), about["benchmark"])
     return ProbeResult(rows, per_class, predictions, selected, pd.DataFrame(search), beside)
 
 
@@ -148,6 +148,11 @@ def _per_class(y: Tensor, top1: Tensor, names: Sequence[str]) -> pd.DataFrame:
 
 
 def paired(train: Features, test: Features, label: str) -> tuple[Features, Features]:
+    """The clips of both that have the label.
+
+    Raises ValueError where a side has no such label or no clip with it, and where the two sides number its classes differently, differ in
+    channels or grid, are of other blocks, or of other encoders: nothing learnt on one could be asked on the other.
+    """
     train, test = train.labelled(label), test.labelled(label)
     if train.classes[label] != test.classes[label]:
         raise ValueError(f"train and test number the classes of {label!r} differently; open both from the same class list")

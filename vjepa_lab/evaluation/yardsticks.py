@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vjepa_lab.data import Source
+from vjepa_lab.data.files import apart
 from vjepa_lab.evaluation import evaluate, pixels
 from vjepa_lab.evaluation.probes import ProbeResult
 from vjepa_lab.evidence import results, stats
@@ -48,21 +49,23 @@ def baselines(
     save     add the encoders' rows to the run's folder
     options  go to `vjepa_lab.probe`: encoder, cache, workers, epochs, ...
 
-    `attrs["note"]` says what the trained row is and whether it could be evidence. Raises ValueError if `found` is not one result per label.
+    `attrs["note"]` says what the trained row is and whether it could be evidence. Raises ValueError if `found` is not one result per label,
+    and for an unknown one; DataError, a ValueError, for splits that share files.
     """
     from vjepa_lab import train
 
-    run = train.load_run(run) if isinstance(run, str | Path) else run
+    run = run if run is None else train.load_run(run)
     size = run.preset if run is not None else preset_of(preset)
     pair = isinstance(data, tuple | list)
     sources = list(data) if pair else [evaluate.still(data, split, size, limit) for split in ("train", "test")]
+    apart(*sources)
+    names = [labels] if isinstance(labels, str) else list(labels)
+    evaluate.labelled(sources, names)
     if run is None:
         over = {} if steps is None else {"steps": steps, "warmup": min(size.warmup, max(steps // 10, 1))}
         clips = sources[0] if pair else data  # by its name, the training clips are augmented
         run = train.pretrain("baseline", clips, size, seed, runs=runs, progress=progress, **over)
-    names = [labels] if isinstance(labels, str) else list(labels)
-    evaluate.labelled(sources, names)
-    how = options | {"probe": probe, "save": save, "progress": progress}
+    how = options | {"probe": probe, "limit": limit, "save": save, "progress": progress}
     small = zip(*(pixels.small(source, progress=progress) for source in sources), strict=True)  # (train, test) of each view
     measured = {f"{name} 1-NN": [pixels.nearest(*pair, label) for label in names] for name, pair in zip(pixels.VIEWS, small, strict=True)}
     measured["random-init encoder"] = evaluate.probe(run, sources, names, **how | {"encoder": "initial"})
@@ -82,7 +85,7 @@ def _table(run, sources, label: str, measured: dict[str, ProbeResult], recording
     known = next(iter(measured.values()))
     rows = [_constant(row, known, sources, label, recordings) for row in known.controls if row["metric"] == "top1"]
     rows += [_measured(name, each, recordings) for name, each in measured.items()]
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).assign(benchmark=known.rows[0]["benchmark"])  # all were asked about the same clips, whatever they call them
     honest = table.assign(lo=table["recording_lo"].fillna(table["lo"]), hi=table["recording_hi"].fillna(table["hi"]))
     table["flag"] = results.flag_constant(honest)
     table = table[COLUMNS]
