@@ -391,7 +391,7 @@ def test_reprs_are_short():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MultiBlock(truncate="none"), "truncate='none', expected one of 'official'"),
+        (lambda: MultiBlock(truncate="none"), r"truncate='none'\): expected one of 'official'"),
         (lambda: MultiBlock(kinds=()), "one or more"),
         (lambda: MultiBlock(kinds=Blocks(2, 0.3)), "a tuple of Blocks"),
         (lambda: MultiBlock(where="motion"), "where='motion'"),
@@ -401,8 +401,8 @@ def test_reprs_are_short():
         (lambda: Blocks(0, 0.15), "count=0"),
         (lambda: Blocks(2, 1.5), "scale=1.5"),
         (lambda: Blocks(2, (0.7, 0.2)), r"scale=\(0.7, 0.2\)"),
-        (lambda: Motion(sampling="exp"), "sampling='exp', expected one of 'softmax'"),
-        (lambda: Motion(scaling="rank"), "scaling='rank', expected one of 'minmax'"),
+        (lambda: Motion(sampling="exp"), r"sampling='exp'\): expected one of 'softmax'"),
+        (lambda: Motion(scaling="rank"), r"scaling='rank'\): expected one of 'minmax'"),
         (lambda: Motion(random_rate=2), "random_rate in"),
         (lambda: draw(masks.AMG, clip=None), "pass clip="),
         (lambda: draw(masks.AMG, clip=torch.rand(5, 3, 8, 64, 64)), "clip holds 5 samples, batch is 6"),

@@ -2,18 +2,22 @@
 
 import json
 import re
+import subprocess
+import sys
+from importlib import import_module
 from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from vjepa_lab import plots, variants
+from vjepa_lab import data, plots, variants
 from vjepa_lab.evidence import results
 from vjepa_lab.modifiers import Hard
 from vjepa_lab.objective import Term
-from vjepa_lab.plots import style
+from vjepa_lab.plots import clips, style
 from vjepa_lab.plots.ablation import means
 from vjepa_lab.structure import structure
 from vjepa_lab.terms import JEPA, VelGate
@@ -144,6 +148,15 @@ def own_rows(values: dict[str, dict[int, float]], **about) -> pd.DataFrame:
     rows = [{"variant": v, "seed": s, "value": x, "run": f"{v}-{s}"} for v, seeds in values.items() for s, x in seeds.items()]
     known = {"benchmark": "SSv2", "probe": "linear", "metric": "top1", "n": 2000, "source": "run", "regime": "r", "edition": "sound"}
     return results.tidy(pd.DataFrame(rows).assign(**known | about))
+
+
+def test_panels_side_by_side_have_one_axis_of_names_that_the_menus_order(paper):
+    figure = plots.tradeoffs(paper, regime="mixed", sources=["paper", "released"], benchmarks=BENCHMARKS)
+    assert {trace.xaxis for trace in figure.data} == {"x", "x2"} and {trace.yaxis for trace in figure.data} == {"y"}
+    assert not any(axis.matches for axis in figure.select_yaxes()) and "yaxis2" not in figure.layout
+    assert [figure.layout[axis].anchor for axis in ("xaxis", "xaxis2")] == ["y", "y"]
+    changed = {key for menu in figure.layout.updatemenus[:-1] for button in menu.buttons for key in button.args[0]}
+    assert {key for key in changed if "axis" in key} == {"yaxis.categoryarray", "yaxis.range"}
 
 
 def test_the_accuracy_of_the_baseline_is_told_whole():
@@ -482,3 +495,65 @@ def test_saved_html_needs_no_network(paper, tmp_path):
     (file,) = plots.save(plots.tradeoffs(paper, regime="mixed", benchmarks=BENCHMARKS), tmp_path / "figure")
     page = file.read_text()
     assert not re.search(r"<script[^>]+src=", page) and "FWM-HW-LD" in page
+
+
+def test_a_span_is_one_number_where_its_ends_print_the_same():
+    assert (style.span(3, 5), style.span(3, 3), style.span(12.04, 12.01, ".1f"), style.span(900, 1000, ",.0f")) == (
+        "3 to 5", "3", "12.0", "900 to 1,000",
+    )  # fmt: skip
+    assert style.smoke_note(pd.DataFrame({"smoke": [False, True]})) and not style.smoke_note(pd.DataFrame({"smoke": [False]}))
+
+
+def test_figures_need_no_torch():
+    check = "import sys, vjepa_lab.plots; assert not {'torch', 'torchvision', 'matplotlib', 'plotly'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=120)
+
+
+# --- clips ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_token_lies_over_its_own_pixels_whatever_axes_follow():
+    tokens = np.arange(2 * 3 * 4 * 3).reshape(2, 3, 4, 3)
+    expected = tokens.repeat(2, 0).repeat(8, 1).repeat(8, 2)
+    assert np.array_equal(clips.enlarge(tokens, (4, 24, 32)), expected)
+    assert np.array_equal(clips.enlarge(tokens[..., 0], (4, 24, 32)), expected[..., 0])
+    assert clips.enlarge(tokens, (5, 25, 33)).shape == (5, 25, 33, 3)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_the_error_of_a_change_stands_at_the_step_that_it_leads_to(order):
+    frames, steps = np.full((16, 8, 8, 3), 200, np.uint8), 8
+    error = np.zeros((steps - order, 2, 2))
+    error[-1] = 1  # at the clip's last step
+    scale, shown = clips.mapped(frames, error, steps)
+    none, dark, bright = shown[: 2 * order], shown[2 * order : 14], shown[14:]
+    assert shown.shape == frames.shape and scale == "0 to 1" and bright.min() > dark.max()
+    assert (none == 0.6 * 200 + 90).all(), "no error before the first change"
+
+
+def test_a_lone_map_of_change_is_laid_over_the_grids_steps():
+    clip = torch.randint(0, 256, (3, 16, 8, 8), dtype=torch.uint8)
+    error = np.random.default_rng(0).random((7, 2, 2))
+    figure = plots.error_maps(clip, {"Delta": error}, every=1)
+    _, shown = clips.mapped(clips.frames_of(clip), error, 8)
+    drawn = [np.asarray(ax.images[0].get_array()) for ax in figure.axes[16:]]
+    assert len(drawn) == 16 and all(np.array_equal(a, b) for a, b in zip(drawn, shown, strict=True))
+    assert len([ax for ax in plots.error_maps(clip, {"x": error[:3]}, steps=4, every=1).axes if ax.images]) == 32
+    with pytest.raises(ValueError, match=r"an error map of 7 time steps over steps=4 of tokens; give the token grid's"):
+        plots.error_maps(clip, {"Delta": error}, steps=4)
+
+
+def test_the_card_of_a_data_set_counts_its_classes():
+    source = data.open("synthetic", frames=4, size=16, n=50)
+    text = plots.card(source, examples=2)._repr_html_()
+    assert text.count("<img") == 2 and "motion: 8 classes" in text and "class: 8" not in text and "50 clips" in text
+    most = torch.bincount(source.labels["hue"]).max().item()
+    assert f" {most}</td>" in text and "<td>6 more</td>" in plots.card(source, examples=1, most=2).text
+    with pytest.raises(ValueError, match="examples=0: expected 1 or more"):
+        plots.card(source, examples=0)
+
+
+def test_the_card_counts_labels_of_several_classes_and_unknown_ones():
+    bars = import_module("vjepa_lab.plots.card")._bars  # the function of the same name hides the module
+    for values, counts in ([[1, 0], [1, 1], [-1, -1]], ["2", "1"]), ([0, 0, -1, 0], ["3", "0"]):
+        assert re.findall(r"(\d+)</td>", bars("label", np.array(values), ["a", "b"], 20)) == counts

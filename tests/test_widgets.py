@@ -162,6 +162,7 @@ def test_compose_refuses_what_it_does_not_know():
 
 
 def test_the_builder_takes_a_run_by_its_folder(run):
+    assert recipes.recipe_builder("synthetic:plain", run=run).figure().size == run.preset
     explorer = recipes.recipe_builder("synthetic:plain", run=str(run.path))
     explorer.controls["maps"].value = True
     assert explorer.figure().size == run.preset and explorer.figure().picture is not None
@@ -172,7 +173,7 @@ def test_the_builder_takes_a_run_by_its_folder(run):
 def test_the_feature_viewer_shows_both_halves_and_every_error(run):
     from vjepa_lab.widgets import features
 
-    explorer = features.feature_viewer(run, clips=2)
+    explorer = features.feature_viewer(run.path, clips=2)
     names = explorer.controls["shown"].options
     assert {"clip", "student", "Z_app", "Z_dyn", "teacher", "JEPA"} <= set(names)
     whole = pixels(explorer.figure())
@@ -180,7 +181,7 @@ def test_the_feature_viewer_shows_both_halves_and_every_error(run):
     assert pixels(explorer.figure()).size < whole.size
     clip = data.open("synthetic:plain", "test", frames=8, size=32, n=1)[0].clip
     found = features.panels(run, clip)
-    assert all(frames.shape[1:] == (32, 32, 3) and frames.dtype == np.uint8 for _, frames in found.values())
+    assert all(frames.shape == (8, 32, 32, 3) and frames.dtype == np.uint8 for _, frames in found.values())
     assert np.array_equal(found["clip"][1], clip.permute(1, 2, 3, 0).numpy())
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import BoolTensor, LongTensor, Tensor
 
-from vjepa_lab.values import Value
+from vjepa_lab.values import Value, check
 
 Grid = tuple[int, int, int]
 Range = float | tuple[float, float]
@@ -30,11 +30,6 @@ STILL = 1e-6  # a clip whose motion score never exceeds this is a still image
 
 def _bounds(value: Range) -> tuple[float, float]:
     return tuple(value) if isinstance(value, tuple) else (value, value)
-
-
-def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{what}={value!r}, expected one of {', '.join(map(repr, allowed))}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +136,7 @@ class Motion(Value):
     scaling: Literal["minmax", "zscore"] = "minmax"
 
     def __post_init__(self):
-        _one_of("Motion: scaling", self.scaling, ("minmax", "zscore"))
-        _one_of("Motion: sampling", self.sampling, ("softmax", "linear", "power"))
-        _one_of("Motion: motion", self.motion, ("tubelet-mean", "released"))
+        check(self, scaling=("minmax", "zscore"), sampling=("softmax", "linear", "power"), motion=("tubelet-mean", "released"))
         if not 0 <= self.random_rate <= 1 or self.strength < 0:
             raise ValueError(f"{self!r}: expected random_rate in [0, 1] and strength >= 0")
 
@@ -221,7 +214,7 @@ class MultiBlock(Value):
         object.__setattr__(self, "kinds", kinds)
         if not callable(getattr(self.where, "corners", None)):
             raise ValueError(f"MultiBlock: where={self.where!r}, expected Uniform() or Motion(...)")
-        _one_of("MultiBlock: truncate", self.truncate, ("official", "random", "padded"))
+        check(self, truncate=("official", "random", "padded"))
         if not 0 < self.max_temporal_keep <= 1:
             raise ValueError(f"MultiBlock: max_temporal_keep={self.max_temporal_keep}, expected a part of the clip's time in (0, 1]")
         if self.max_keep is not None and self.max_keep < 1:

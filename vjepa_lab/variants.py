@@ -11,8 +11,10 @@ released   as the paper's published code computes it, including what it does not
            visible tokens' raw latents, the hard-weighted LD without gradient, and without EMA a target that carries gradient and an
            evaluated encoder that never trained; images repeated to fill the frames count in every term. Left out: V-JEPA 2.1's mark of
            the modality, which where every clip is a video is one learned vector added to all tokens, as the bias of the patch embedding
-           is already; and N - 1 for N in covariances of thousands of tokens. Data and probes are arguments elsewhere: images repeated
-           to 16 frames (`images="repeat"`), a stride by frame rate on UCF-101, probes on one mean vector
+           is already; one mask token for all mask kinds (V-JEPA 2 and 2.1 number the tokens by the clips' length), where each kind has
+           its own here, which differs where there are two, as in V-JEPA's masks, not in the preset micro's; and N - 1 for N in
+           covariances of thousands of tokens. Data and probes are arguments elsewhere: images repeated to 16 frames (`images="repeat"`),
+           a stride by frame rate on UCF-101, probes on one mean vector
 
 Where an edition equals another, it is the same object. The weights that the text does not give (Accel, Huber, Split) are 0.1; the controls
 kin-accel-1.0, kin-huber-1.0, kin-split-1.0 have the other one that it uses. Eq. 12 keeps the JEPA loss beside its hard-weighted copy; where

@@ -19,14 +19,13 @@ from vjepa_lab.plots.tables import Table
 
 from . import claims, results
 
-FOLDER = claims.PAPER
+FOLDER, REGIMES = claims.PAPER, claims.REGIMES
 BENCHMARKS = list(results.PROBES)
 CAPTIONS = {
     1: "Pretraining setup", 2: "Benchmarks and probes", 3: "Pretraining on UCF-101: top-1 accuracy (%)",
     4: "Mixed pretraining: top-1 accuracy (%) and difference from the baseline", 5: "Ablation of FWM, HW and LD: top-1 accuracy (%)",
     6: "Synthetic motion: top-1 accuracy (%)", 7: "Hyperparameters", 8: "Compute",
 }  # fmt: skip
-REGIMES = {3: "ucf101", 4: "mixed", 5: "mixed", 6: "ucf101"}
 CELLS = ("baseline", "fwm", "ld", "hw", "fwm-ld", "fwm-hw", "hw-ld", "fwm-hw-ld")
 NONE = "Our runs: no runs yet."
 
@@ -169,7 +168,7 @@ def _printed(number: int) -> pd.DataFrame:
     return pd.read_csv(FOLDER / "printed" / f"table{number}.csv", dtype=str, keep_default_na=False)
 
 
-def _beside(number: int, own: Own, columns: Mapping[str, Sequence[str]], has: bool, notes: Sequence[str] = ()) -> Table:
+def _beside(number: int, columns: Mapping[str, Sequence[str]], has: bool, notes: Sequence[str] = ()) -> Table:
     """A printed table of words with further columns; without own runs it says so."""
     frame = _printed(number).assign(**columns)
     made = plots.text_table(frame, f"Table {number}. {CAPTIONS[number]}")
@@ -188,7 +187,7 @@ def _setup(number: int, own: Own) -> Table:
         settings[f"our runs, setting {k} ({count} run{'s' * (count > 1)})"] = dict(setting)
     rows = _printed(number).iloc[:, 0]
     left = [f"{len(found) - 3} further settings of our runs are not shown."] if len(found) > 3 else []
-    return _beside(number, own, {name: [s.get(row, "") for row in rows] for name, s in settings.items()}, bool(found), left)
+    return _beside(number, {name: [s.get(row, "") for row in rows] for name, s in settings.items()}, bool(found), left)
 
 
 def _setting(run: Mapping) -> dict[str, str]:
@@ -241,7 +240,7 @@ def _hyperparameters(number: int, own: Own) -> Table:
         recipes["our runs"] = known
     rows = _printed(number).iloc[:, 0]
     columns = {name: [_setting_of(row, chosen.values()) for row in rows] for name, chosen in recipes.items()}
-    return _beside(number, own, columns, bool(known))
+    return _beside(number, columns, bool(known))
 
 
 def _setting_of(parameter: str, recipes: Iterable) -> str:
@@ -295,7 +294,7 @@ def _compute(number: int, own: Own) -> Table:
         "Total pretraining GPU-h": f"{sum(gpu):.3g} GPU-h, {sum(hours) - sum(gpu):.3g} CPU-h" if done else "",
         "Framework": "PyTorch",
     }
-    return _beside(number, own, {"our runs": [ours.get(row, "") for row in _printed(number).iloc[:, 0]]}, bool(done))
+    return _beside(number, {"our runs": [ours.get(row, "") for row in _printed(number).iloc[:, 0]]}, bool(done))
 
 
 # ---------------------------------------------------------------------------------------------------------------------- figures

@@ -4,6 +4,7 @@ from .ablation import ablation, effects, interaction
 from .alignment import by_depth, counting, energy, foretold, through_training
 from .audit import audit
 from .bars import tradeoffs
+from .card import Card, card
 from .clips import Player, Players, curves, error_maps, masked, strips
 from .diagram import diagram
 from .forest import forest
@@ -17,12 +18,14 @@ from .tables import Table, result_table, text_table
 from .throughput import pretraining_cost, same_speed, step_split, throughput
 
 __all__ = [
+    "Card",
     "Player",
     "Players",
     "Table",
     "ablation",
     "audit",
     "by_depth",
+    "card",
     "correlations",
     "counting",
     "curves",

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from ..evidence import results, stats
-from ..variants import parts_of
 from . import screen_bars
-from .style import DAGGER, DOUBLE_DAGGER, INK, WIDTH, colours, footnote, hatches, look, named_rows, new_figure
+from .style import DAGGER, DOUBLE_DAGGER, INK, WIDTH, colours, footnote, hatches, look, named_rows, new_figure, span
 
 SOURCES = {"paper": "Paper, printed", "released": "Released results", "run": "Our runs"}
 CONSTANT = {
@@ -125,7 +124,7 @@ def seed_unit(table: pd.DataFrame) -> str:
 def panel_title(source: str, seeds: pd.Series, smoke: bool, about: Sequence[str] = (), unit: str = "seeds") -> str:
     """Two lines: whose numbers over how many seeds; what the interval covers, or that they are no evidence."""
     low, high = int(seeds.min()), int(seeds.max())
-    count = "one seed" if high == 1 else f"{high} seeds" if low == high else f"{low} to {high} seeds"
+    count = "one seed" if high == 1 else f"{span(low, high)} seeds"
     head = ", ".join([SOURCES.get(source, source), *about, count])
     if smoke:
         return f"{head}\ndemonstration size: not evidence"
@@ -161,6 +160,8 @@ def _order(panels: Iterable[pd.DataFrame], sort: str = "mean") -> list[str]:
 
 def _families(names: Sequence[str]) -> dict[str, list[str]]:
     """{a part: the variants that are made with it}, for the parts that some of them have and some have not."""
+    from ..variants import parts_of
+
     made = {name: parts_of(name) for name in names}
     found = {part: [name for name in names if part in made[name]] for part in sorted(set().union(*made.values()))}
     return {part: those for part, those in found.items() if len(those) < len(names)}
@@ -203,14 +204,13 @@ def _notes(panels: dict[str, pd.DataFrame], against: str) -> list[str]:
 
 def _base(benchmark: str, rows: pd.DataFrame) -> str:
     """The baseline's accuracy on a benchmark; from where to where, if other variants meet it on other seeds."""
-    span, mark = base_span(rows), DAGGER * bool(rows["base_flag"].iloc[0])
-    return f"{benchmark} {span} %{mark}" + " as seeds pair up" * (" to " in span)
+    reached, mark = base_span(rows), DAGGER * bool(rows["base_flag"].iloc[0])
+    return f"{benchmark} {reached} %{mark}" + " as seeds pair up" * (" to " in reached)
 
 
 def base_span(comparisons: pd.DataFrame, digits: int = 2) -> str:
     """What the baseline reached, or from where to where: variants that meet it on other seeds meet another mean."""
-    ends = (f"{end:.{digits}f}" for end in (comparisons["base"].min(), comparisons["base"].max()))
-    return " to ".join(dict.fromkeys(ends))
+    return span(comparisons["base"].min(), comparisons["base"].max(), f".{digits}f")
 
 
 def _left_out(
@@ -263,8 +263,8 @@ def clips_note(table: pd.DataFrame) -> str:
     says = []
     for source, rows in table[table["n"].notna() & table["source"].ne("constant")].groupby("source", sort=False):
         sizes = rows.groupby("benchmark", sort=False)["n"].agg(["min", "max"])
-        spans = [f"{b} {low:,.0f}" + f" to {high:,.0f}" * (high > low) for b, (low, high) in sizes.iterrows()]
-        says.append(f"{SOURCES.get(source, source).lower()} {', '.join(spans)}")
+        each = ", ".join(f"{b} {span(low, high, ',.0f')}" for b, (low, high) in sizes.iterrows())
+        says.append(f"{SOURCES.get(source, source).lower()} {each}")
     return f"Test clips: {'; '.join(says)}." if says else ""
 
 

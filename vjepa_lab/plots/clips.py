@@ -25,7 +25,7 @@ def frames_of(clip) -> np.ndarray:
 
 def veil(frames: np.ndarray, shown: np.ndarray, colour: Sequence[int] = (120, 126, 134), strength: float = 0.88) -> np.ndarray:
     """Frames [f y x c] with a flat colour over every token that is not `shown` [t h w]."""
-    cover = ~_enlarge(shown, frames.shape[:3])[..., None]
+    cover = ~enlarge(shown, frames.shape[:3])[..., None]
     return np.where(cover, (1 - strength) * frames + strength * np.asarray(colour), frames).astype(np.uint8)
 
 
@@ -33,7 +33,7 @@ def heat(frames: np.ndarray, error: np.ndarray, low: float, high: float, strengt
     """Frames [f y x c] in grey under a map [t h w] in colour, transparent where the map is nan; values from `low` to `high`."""
     from matplotlib import colormaps
 
-    error = _enlarge(error, frames.shape[:3])
+    error = enlarge(error, frames.shape[:3])
     share = np.clip((np.nan_to_num(error) - low) / max(high - low, 1e-12), 0, 1)
     colour = 255 * colormaps["inferno"](share)[..., :3]
     grey = frames.mean(-1, keepdims=True) * np.ones(3)
@@ -41,12 +41,26 @@ def heat(frames: np.ndarray, error: np.ndarray, low: float, high: float, strengt
     return np.where(np.isnan(error)[..., None], 0.6 * grey + 90, mixed).astype(np.uint8)
 
 
-def _enlarge(tokens: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Map [t h w] -> [f y x], each token over its own pixels."""
+def enlarge(tokens: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Map [t h w ...] -> [f y x ...] of a shape (f, y, x), each token over its own pixels; further axes, such as colour, stay."""
     tokens = np.asarray(tokens)
     for axis, n in enumerate(shape):
-        tokens = tokens.repeat(-(-n // tokens.shape[axis]), axis=axis)
-    return tokens[: shape[0], : shape[1], : shape[2]]
+        tokens = tokens.take(np.arange(n) * tokens.shape[axis] // n, axis=axis)
+    return tokens
+
+
+def mapped(frames: np.ndarray, error: np.ndarray, steps: int) -> tuple[str, np.ndarray]:
+    """A term's error map over frames [f y x c]: (its scale in words, 2nd to 98th percentile, and all frames under it).
+
+    error: [t h w], nan where there is no error.  steps: of the token grid in time. A term about change has fewer: what it makes of the
+    steps k to k + j stands at step k + j, so the first j steps show no error. Raises ValueError for a map of more steps than the grid.
+    """
+    error = np.asarray(error, dtype=float)
+    if len(error) > steps:
+        raise ValueError(f"an error map of {len(error)} time steps over steps={steps} of tokens; give the token grid's, such as grid[0]")
+    low, high = np.nanpercentile(error, [2, 98]) if np.isfinite(error).any() else (0.0, 1.0)
+    error = np.concatenate([np.full((steps - len(error), *error.shape[1:]), np.nan), error])
+    return f"{low:.2g} to {high:.2g}", heat(frames, error, low, high)
 
 
 def strips(
@@ -87,23 +101,22 @@ def masked(clip, masks, grid, *, sample: int = 0, names: Sequence[str] = ("short
     return strips(rows, every=every, title=title)
 
 
-def error_maps(clip, maps: Mapping[str, np.ndarray], *, every: int = 2, title: str | None = None):
+def error_maps(clip, maps: Mapping[str, np.ndarray], *, steps: int | None = None, every: int = 2, title: str | None = None):
     """Error maps over a clip, each on its own scale (2nd to 98th percentile, printed in its label); nan: no error there.
 
-    clip: uint8 [c f y x].  maps: {term: [t h w]}, fewer steps than the clip's for temporal terms.
+    clip: uint8 [c f y x].  maps: {term: [t h w]}, fewer steps than the grid's for terms about change: the change from step k to k + 1
+    stands at step k + 1, and the first step shows no error.  steps: of the token grid in time, such as `preset.grid[0]`; by default one
+    for every two frames, as in every preset, or as many as the longest map has, if more.
+    Raises ValueError for a map of more than `steps`.
     """
     frames = frames_of(clip)
+    if steps is None:
+        steps = max(len(frames) // 2, *map(len, maps.values()), 1)
     rows = {"clip": frames}
     for name, error in maps.items():
-        error = np.asarray(error, dtype=float)
-        low, high = np.nanpercentile(error, [2, 98]) if np.isfinite(error).any() else (0, 1)
-        steps = len(frames) * len(error) // _steps(error, maps)
-        rows[f"{name}\n{low:.2g} to {high:.2g}"] = heat(frames[:steps], error, low, high)
+        scale, shown = mapped(frames, error, steps)
+        rows[f"{name}\n{scale}"] = shown
     return strips(rows, every=every, title=title)
-
-
-def _steps(error: np.ndarray, maps: Mapping[str, np.ndarray]) -> int:
-    return max(max(len(m) for m in maps.values()), len(error))
 
 
 class Player:

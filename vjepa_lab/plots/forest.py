@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..evidence.stats import UNTRAINED
 from .bars import base_span
-from .style import INK, PALETTE, RULE, WIDTH, footnote, look, named_rows, new_figure
+from .style import INK, PALETTE, RULE, WIDTH, footnote, look, named_rows, new_figure, smoke_note, span
 
 SURE, OPEN = PALETTE[1], "#8a929b"
 WIDE = 10.0
@@ -70,8 +70,7 @@ def _panel(ax, rows: pd.DataFrame, title: str) -> None:
 
 
 def _notes(found: pd.DataFrame, against: str, primary: bool) -> list[str]:
-    low, high = found["seeds"].min(), found["seeds"].max()
-    seeds = f"{low}" if low == high else f"{low} to {high}"
+    seeds = span(found["seeds"].min(), found["seeds"].max())
     covers = "seeds and test clips, both random" if found["basis"].eq("seeds and samples").all() else "seeds"
     notes = [
         f"Paired by seed with {against}: {seeds} pairs, {found['n'].max():,.0f} test clips; 95 % intervals over {covers}, each by itself."
@@ -79,4 +78,4 @@ def _notes(found: pd.DataFrame, against: str, primary: bool) -> list[str]:
     ]
     if not primary:
         notes[0] = notes[0].replace("pre-registered rows, in bold: Holm, 5 %; others: ", "")
-    return notes + ["Demonstration size: not evidence."] * bool(found["smoke"].any())
+    return notes + smoke_note(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from ..analysis.changes import over_seeds
-from .style import INK, PALETTE, WIDTH, encoders_note, footnote, look, named_rows, new_figure
+from .style import INK, PALETTE, WIDTH, encoders_note, footnote, look, named_rows, new_figure, span
 
 MARKERS = {"attentive-released": "o", "attentive": "D", "linear": "s"}
 TRAINED, UNTRAINED, STOPPED, PIXELS, PRINTED = PALETTE[0], PALETTE[3], PALETTE[5], PALETTE[2], PALETTE[1]
@@ -97,7 +97,7 @@ def _legend(table: pd.DataFrame, printed: pd.DataFrame | None) -> list:
 def _notes(table: pd.DataFrame, chance: float) -> list[str]:
     seeds = table.loc[table["encoder"].isin(["student", "teacher"]), "seeds"]
     low, high = (int(seeds.min()), int(seeds.max())) if len(seeds) else (0, 0)
-    basis = "of test sampling, one seed" if high < 2 else f"over {low if low == high else f'{low} to {high}'} seeds"
+    basis = "of test sampling, one seed" if high < 2 else f"over {span(low, high)} seeds"
     smoke = ["Pale: too few test clips, or steps of training, to be evidence."] * bool(table["smoke"].any())
     head = f"n + m clips: to train and to test the probe. Lines: 95 % intervals, {basis}. Dotted: chance, {chance} %."
     return [head, *smoke]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..analysis.changes import over_seeds
 from .retention import SHADES
-from .style import INK, PALETTE, RULE, WIDTH, colours, encoders_note, footnote, look, named_rows, new_figure
+from .style import INK, PALETTE, RULE, WIDTH, colours, encoders_note, footnote, look, named_rows, new_figure, smoke_note, span
 
 TITLES = {
     "rankme": "effective rank (RankMe)",
@@ -183,18 +183,16 @@ def _matrix(ax, rows: pd.DataFrame, name: str) -> None:
 
 def _seen(rows: pd.DataFrame) -> str:
     """The clips that the encoders looked at."""
-    few, many = rows["n"].min(), rows["n"].max()
-    count = f"{few:,.0f}" + f" to {many:,.0f}" * bool(few < many)
-    return f"{count} clips of {', '.join(rows['benchmark'].unique())}."
+    return f"{span(rows['n'].min(), rows['n'].max(), ',.0f')} clips of {', '.join(rows['benchmark'].unique())}."
 
 
 def _notes(table: pd.DataFrame) -> list[str]:
     if table.empty:
         return []
     low, high = int(table["seeds"].min()), int(table["seeds"].max())
-    many = f"95 % intervals over {high if low == high else f'{low} to {high}'} seeds."
+    many = f"95 % intervals over {span(low, high)} seeds."
     basis = {
         1: "One seed: no interval over seeds.",
         2: "Means over two seeds; thin lines are single seeds, intervals Student's over the two.",
     }
-    return [basis.get(high, many), *["Demonstration size: not evidence."] * bool(table["smoke"].any())]
+    return [basis.get(high, many), *smoke_note(table)]

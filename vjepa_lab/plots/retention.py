@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.changes import factor_changes, over_seeds
-from .style import INK, WIDTH, encoders_note, footnote, look, new_figure
+from .style import INK, WIDTH, encoders_note, footnote, look, new_figure, smoke_note, span
 
 KINDS = ("appearance", "place", "dynamics")
 SHADES = ("#f7f5f0", "#cfe3da", "#8fcfbb", "#4a8fa0", "#1f3a5f")
@@ -46,20 +46,14 @@ def _grid(table: pd.DataFrame, column: str, lines: list[str], factors: list[str]
 def _notes(table: pd.DataFrame, marked: bool, against: str) -> list[str]:
     seeds = table.loc[table["encoder"].ne("random-init"), "seeds"]
     seeds = table["seeds"] if seeds.empty else seeds
-    basis = (
-        "test sampling, one seed"
-        if seeds.max() < 2
-        else f"{seeds.max()} seeds"
-        if seeds.min() == seeds.max()
-        else f"{seeds.min()} to {seeds.max()} seeds"
-    )
+    basis = "test sampling, one seed" if seeds.max() < 2 else f"{span(seeds.min(), seeds.max())} seeds"
     notes = [
         f"0: what guessing reaches; 100: all there is to know. ± half of the 95 % interval ({basis}; {table['n'].max():,.0f} test clips)."
     ]
     notes += [
         f"{UP}{DOWN} differs from {against} by a point or more, after Benjamini-Hochberg correction over the matrix (students)."
     ] * marked
-    return notes + ["Demonstration size: not evidence."] * bool(table["smoke"].any())
+    return notes + smoke_note(table)
 
 
 def _matplotlib(table: pd.DataFrame, lines: list[str], factors: list[str], notes: list[str]):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from ..analysis.changes import over_seeds
-from ..analysis.shifts import KINDS, Line
-from .style import INK, PALE, PALETTE, RULE, WIDTH, encoders_note, footnote, look, named_rows, new_figure
+from ..analysis.changes import KINDS, over_seeds
+from .style import INK, PALE, PALETTE, RULE, WIDTH, encoders_note, footnote, look, named_rows, new_figure, smoke_note, span
+
+if TYPE_CHECKING:  # figures need no torch
+    from ..analysis.shifts import Line
 
 PARTS = {
     "all": ("Z, all channels", PALETTE[0], "o"),
@@ -17,6 +20,7 @@ PARTS = {
     "dyn": (r"$Z_{dyn}$, second half", PALETTE[2], "D"),
 }
 MARKS = "osD^vP*X"
+PALE_ONES = "Pale: demonstration size, not evidence."
 
 
 def robustness(rows: pd.DataFrame, *, paper: bool = False):
@@ -109,7 +113,7 @@ def _legend(parts: list[str], table: pd.DataFrame) -> list:
 
 def _basis(seeds: pd.Series) -> str:
     low, high = int(seeds.min()), int(seeds.max())
-    return "over test clips, one seed" if high < 2 else f"over {low if low == high else f'{low} to {high}'} seeds"
+    return "over test clips, one seed" if high < 2 else f"over {span(low, high)} seeds"
 
 
 def _notes(own: pd.DataFrame, table: pd.DataFrame) -> list[str]:
@@ -117,7 +121,7 @@ def _notes(own: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         f"Marks: mean over shifts and severities (mPC), {own['n'].max():,.0f} test clips; lines: 95 % intervals {_basis(table['seeds'])}."
     )
     note += " Dotted: what naming the largest class reaches."
-    return [f"{note} {encoders_note(own)}"] + ["Pale: demonstration size, not evidence."] * bool(table["smoke"].any())
+    return [f"{note} {encoders_note(own)}", *smoke_note(table, PALE_ONES)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------- severities
@@ -152,7 +156,7 @@ def severities(rows: pd.DataFrame, label: str, part: str = "all", *, columns: in
         note = f"{label}, {PARTS[part][0]}, {own['n'].max():,.0f} test clips; bars: 95 % intervals {_basis(table['seeds'])}."
         note += " Dotted: largest class."
         more = " * the shift changes the motion itself." * bool(table["truth"].eq("changed").any())
-        footnote(fig, [f"{note}{more} {encoders_note(own)}"] + ["Demonstration size, not evidence."] * bool(table["smoke"].any()))
+        footnote(fig, [f"{note}{more} {encoders_note(own)}", *smoke_note(table, "Demonstration size, not evidence.")])
     return fig
 
 
@@ -276,10 +280,8 @@ def elsewhere(rows: pd.DataFrame, *, paper: bool = False):
         what = "AUROC (%)" if rows["metric"].eq("auroc").all() else "accuracy (%)"
         for ax in _last_in_column(axes, len(panels)):
             ax.set_xlabel(what)
-        few, many = (f"{x:,.0f}" for x in (rows["n"].min(), rows["n"].max()))
-        count = few if few == many else f"{few} to {many}"
-        basis = f"{count} test clips; lines: 95 % intervals {_basis(table['seeds'])}."
+        basis = f"{span(rows['n'].min(), rows['n'].max(), ',.0f')} test clips; lines: 95 % intervals {_basis(table['seeds'])}."
         notes = [f"{basis} Dotted: chance or the largest class. {encoders_note(rows)}"]
-        notes += ["Pale: demonstration size, not evidence."] * bool(table["smoke"].any())
+        notes += smoke_note(table, PALE_ONES)
         footnote(fig, notes + [f"Note: {text}." for text in sorted(set(rows.get("note", pd.Series(dtype=object)).dropna()) - {""})])
     return fig

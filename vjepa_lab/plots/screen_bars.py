@@ -59,16 +59,17 @@ def spec(
     traces, lines, legend = [], [], set()
     ends = ["", *range(2, len(panels) + 1)]  # plotly's own numbers of axes
     for order, group, end in zip(orders, groups, ends, strict=True):
-        on = {"xaxis": f"x{end}", "yaxis": f"y{end}"}
+        own = "" if shared else end  # side by side, one axis has the names of all
+        on = {"xaxis": f"x{end}", "yaxis": f"y{own}"}
         for benchmark, rows in group.items():
             traces += [on | _bars(rows, benchmark, colour[benchmark], against, benchmark not in legend), on | _daggers(rows, benchmark)]
             legend.add(benchmark)
         line = {"color": INK, "width": 1}
-        lines.append({"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "xref": f"x{end}", "yref": f"y{end} domain", "line": line})
+        lines.append({"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "xref": f"x{end}", "yref": f"y{own} domain", "line": line})
         names = [labels[name] for name in order]
         y = {"categoryorder": "array", "categoryarray": names, "range": [len(names) - 0.5, -0.5], "showgrid": False, "ticks": ""}
         x = {"title": {"text": f"difference from {against} (pp)"}, "showgrid": True, "gridcolor": RULE, "zeroline": False}
-        layout[f"yaxis{end}"] |= y | {"automargin": False}
+        layout[f"yaxis{own}"] |= y | {"automargin": False}
         layout[f"xaxis{end}"] |= x | {"automargin": False} | ({"matches": "x"} if same else {})
     menu = families is not None and shared
     written = [line for note in notes for line in textwrap.wrap(note, 110)]
@@ -104,15 +105,20 @@ def template() -> dict:
 
 @lru_cache(maxsize=64)
 def _grid(titles: tuple[str, ...], pixels: tuple[int, ...] = ()) -> dict:
-    """Axes and titles of panels: side by side, or of these heights one above the other."""
+    """Axes and titles of panels: side by side with one axis of names, or of these heights one above the other."""
     from plotly.subplots import make_subplots
 
-    shape = {"rows": 1, "cols": len(titles), "horizontal_spacing": 0.03, "shared_yaxes": True}
+    shape = {"rows": 1, "cols": len(titles), "horizontal_spacing": 0.03}
     if pixels:
         spacing = BETWEEN / (sum(pixels) + BETWEEN * len(pixels))
         shape = {"rows": len(titles), "cols": 1, "row_heights": list(pixels), "vertical_spacing": spacing}
     layout = make_subplots(**shape, subplot_titles=titles).layout.to_plotly_json()
-    return {name: value for name, value in layout.items() if name != "template"}
+    del layout["template"]
+    if not pixels:  # axes that only match would not do: plotly keeps the first order of their names, whatever a menu asks for
+        for end in range(2, len(titles) + 1):
+            del layout[f"yaxis{end}"]
+            layout[f"xaxis{end}"]["anchor"] = "y"
+    return layout
 
 
 def _by_benchmark(part: pd.DataFrame, benchmarks: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -211,13 +217,11 @@ def _menus(
         ranked = list(table[table["benchmark"].eq(benchmark)].sort_values("delta", ascending=False)["variant"])
         ranks[f"sorted by {benchmark}"] = [*ranked, *(name for name in order if name not in ranked)]
     choices = {"all objectives": order} | {"own objectives" if part == "own" else f"with {part}": names for part, names in families.items()}
-    axes = ["yaxis", *(f"yaxis{k}" for k in range(2, len(panels) + 1))]
 
     def rows(shown, ranking) -> dict:
         """The names on top, and a range that ends below the last of them."""
         names = [labels[name] for name in ranking if name in shown]
-        ends = [len(names) - 0.5, -0.5]
-        return {f"{axis}.{key}": value for axis in axes for key, value in (("categoryarray", names), ("range", ends))}
+        return {"yaxis.categoryarray": names, "yaxis.range": [len(names) - 0.5, -0.5]}
 
     least = HEAD + ENTRY * len(choices)
     filters, sorts = [], []

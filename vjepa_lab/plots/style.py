@@ -135,6 +135,16 @@ def footnote(figure, lines: Sequence[str], size: float = 6.2) -> None:
     figure.text(0.01, 2 / 72 / height, "\n".join(wrapped), size=size, va="bottom", ha="left", color="#555555", linespacing=1.2)
 
 
+def span(low, high, form: str = "") -> str:
+    """Such as "3 to 5", or "3" where both ends print as the same. form: of a number, such as ",.0f"."""
+    return " to ".join(dict.fromkeys(format(end, form) for end in (low, high)))
+
+
+def smoke_note(rows, note: str = "Demonstration size: not evidence.") -> list[str]:
+    """The note, where a table's rows (`smoke`) come from runs too small to be evidence; else none."""
+    return [note] * bool(rows["smoke"].any())
+
+
 def encoders_note(rows) -> str:
     """Which encoders a table's rows speak of, as a note under its figure: their size, as the runs are named, and what they were trained on.
 

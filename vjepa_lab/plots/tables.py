@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..evidence import results, stats
 from .bars import DAGGER, DOUBLE_DAGGER, UNTRAINED, benchmark_order, clips_note, constant_note, names_of, panel_title, probes_note
-
-Header = tuple[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +213,7 @@ def _column(own: pd.DataFrame, versus: pd.DataFrame, known: pd.DataFrame, order:
 def _cell(value: float, against: pd.Series | None, flagged: bool, seeds: pd.Series) -> str:
     mark = DAGGER if flagged else ""
     if against is None:
-        over = stats.t_interval(seeds) if len(seeds) > 1 else None
+        over = stats.t_interval(seeds) if len(seeds) > 1 and np.ptp(seeds) > 1e-9 else None  # that seeds agree is no certainty
         return f"{value:.2f}{mark}" + (f" [{over.lo:.1f}, {over.hi:.1f}]" if over else "")
     signed = lambda x, digits: f"{x:+.{digits}f}".replace("-", "−")
     interval = f" [{signed(against['lo'], 1)}, {signed(against['hi'], 1)}]" if against["basis"] != "samples" else ""

@@ -14,7 +14,7 @@ from ..analysis.representation import pca_colours
 from ..evaluation import evaluate
 from ..evaluation.evaluate import still
 from ..evaluation.scoring import ProbeResult
-from ..plots.clips import frames_of, heat
+from ..plots.clips import enlarge, frames_of, heat, mapped
 from ..plots.sheet import Sheet, sheet, spread, tiles
 from ..training.runs import Run, load_run
 from .base import Explorer, number, several
@@ -40,15 +40,14 @@ def panels(run: Run, clip: Tensor, recipe=None, probe: ProbeResult | None = None
     found = {"clip": ("", frames)}
     for name, tokens in {"student": z, "Z_app": z[:, :half], "Z_dyn": z[:, half:], "teacher": h}.items():
         colours = pca_colours(tokens).unflatten(0, latents.grid).mul(255).round().byte().numpy()
-        found[name] = "", _enlarged(colours, frames.shape)
+        found[name] = "", enlarge(colours, frames.shape[:3])
     if probe is not None:
         found["attention"] = _read(probe), _attention(run, probe, clip)
     recipe = recipe or run.recipe
     maps = error_maps(model, run.loss(recipe), clip, masks=run.preset.masks_of(recipe.masks))
     for name, error in maps.items():
-        low, high = np.nanpercentile(error, [2, 98]) if np.isfinite(error).any() else (0.0, 1.0)
-        steps = len(frames) * len(error) // latents.grid[0]
-        found[name] = f"\n{low:.2g} to {high:.2g}", heat(frames[:steps], error, low, high)
+        scale, shown = mapped(frames, error, latents.grid[0])
+        found[name] = f"\n{scale}", shown
     return found
 
 
@@ -67,13 +66,6 @@ def _read(probe: ProbeResult) -> str:
     row = next(row for row in probe.rows if row["metric"] == "top1")
     guess = max(row["value"] for row in probe.controls if row["metric"] == "top1")
     return f"\n{row['label']}: {row['value']:.0f} %, guess {guess:.0f} %"
-
-
-def _enlarged(colours: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Token colours [t h w 3] at the frames' shape [f y x 3]."""
-    for axis, n in enumerate(shape[:3]):
-        colours = colours.repeat(n // colours.shape[axis], axis=axis)
-    return colours
 
 
 def feature_view(run: Run, clip: Tensor, *, frame: int | None = None, shown=None, recipe=None, probe=None) -> Sheet:
@@ -109,7 +101,7 @@ def feature_viewer(run: Run | str, data=None, clips: int = 12, recipe=None, prob
 
     if clips < 1:
         raise ValueError(f"clips={clips}: expected 1 clip to look at, or more")
-    run = run if isinstance(run, Run) else load_run(run)
+    run = load_run(run)
     source = data if isinstance(data, video.Source) else still(data or run.config["spec"], "test", run.preset, clips)
     if probe is True:  # clips without labels have nothing to read
         probe = next(iter(source.classes), False)

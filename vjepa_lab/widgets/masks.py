@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ..masks import Motion, MultiBlock, Uniform, motion_score
-from ..plots.clips import frames_of, veil
+from ..plots.clips import enlarge, frames_of, veil
 from ..plots.sheet import Sheet, shades, sheet, spread
 from ..presets import Preset, preset
 from .base import Explorer, choice, number, steps
@@ -25,10 +25,11 @@ def mask_view(clip: Tensor, masks: MultiBlock, size: Preset | str, *, seed: int 
     draws  batches over which "hidden in ... of the draws" is counted, always on this clip
     """
     grid, frames = preset(size).grid, frames_of(clip)
+    tokens = grid[0], *frames.shape[1:3]  # a picture for each step, at the frames' own size
     guide = masks.where.score(clip[None], grid)  # once for all draws: it costs far more than a draw
     guide = None if guide is None else guide.expand(batch, -1, -1, -1)
     moving = shades(motion_score(clip[None], grid)[0].numpy(), colormap="inferno")
-    rows = {"clip": spread(frames, grid[0]), "motion": _tokens(moving, frames)}
+    rows = {"clip": spread(frames, grid[0]), "motion": enlarge(moving, tokens)}
     for kind, mask in enumerate(masks.draw(batch, grid, seed=seed, step=0, score=guide)):
         seen, hidden = (part[0].numpy() for part in mask.maps(grid))
         name = f"kind {kind + 1}\n" if len(masks.kinds) > 1 else ""
@@ -36,7 +37,7 @@ def mask_view(clip: Tensor, masks: MultiBlock, size: Preset | str, *, seed: int 
         rows[f"{name}predict {hidden.mean():.0%}"] = spread(veil(frames, hidden, HIDDEN), grid[0])
     for kind, share in enumerate(hidden_share(masks, grid, draws, batch, guide)):
         name = f"kind {kind + 1}\n" if len(masks.kinds) > 1 else ""
-        rows[f"{name}hidden in\n{share.min():.0%} to {share.max():.0%}"] = _tokens(shades(share, 0, 1), frames)
+        rows[f"{name}hidden in\n{share.min():.0%} to {share.max():.0%}"] = enlarge(shades(share, 0, 1), tokens)
     return sheet(rows, width=width, most=112)
 
 
@@ -44,12 +45,6 @@ def hidden_share(masks: MultiBlock, grid, draws: int, batch: int, score: Tensor 
     """Share of `draws` x `batch` samples in which each token is hidden, per mask kind a map [t h w]; `score`: see `MultiBlock.draw`."""
     found = [masks.draw(batch, grid, seed=1, step=step, score=score) for step in range(draws)]
     return [np.mean([kinds[k].maps(grid)[1].float().mean(0).numpy() for kinds in found], axis=0) for k in range(len(masks.kinds))]
-
-
-def _tokens(maps: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Maps [t h w 3] at the frames' own size, so that tokens stay square blocks."""
-    enlarge = frames.shape[1] // maps.shape[1], frames.shape[2] // maps.shape[2]
-    return maps.repeat(enlarge[0], axis=1).repeat(enlarge[1], axis=2)
 
 
 def strategies(size: Preset) -> dict[str, MultiBlock]:

@@ -13,7 +13,7 @@ from .. import terms
 from ..arguments import suggest
 from ..modifiers import Hard
 from ..objective import Objective, Recipe, Term
-from ..plots.clips import frames_of, heat
+from ..plots.clips import frames_of, mapped
 from ..plots.sheet import Sheet, sheet, spread
 from ..presets import Preset, preset
 from ..training.runs import Run, load_run
@@ -127,8 +127,6 @@ def _try(recipe: Recipe, size: Preset) -> None:
 
 def _hurts(recipe: Recipe, size: Preset, clip, model) -> Sheet:
     """Every term's error map, on a scale of its own that its label states."""
-    import numpy as np
-
     from ..analysis.diagnose import error_maps
     from ..objective import Loss
     from ..train import build
@@ -138,9 +136,8 @@ def _hurts(recipe: Recipe, size: Preset, clip, model) -> Sheet:
     rows = {"clip": spread(frames, size.grid[0])}
     maps = error_maps(model, Loss(recipe.objective, model.width, recipe.weighting), clip, masks=size.masks_of(recipe.masks))
     for name, error in maps.items():
-        low, high = np.nanpercentile(error, [2, 98]) if np.isfinite(error).any() else (0.0, 1.0)
-        steps = len(frames) * len(error) // size.grid[0]
-        rows[f"{name}\n{low:.2g} to {high:.2g}"] = spread(heat(frames[:steps], error, low, high), len(error))
+        scale, shown = mapped(frames, error, size.grid[0])
+        rows[f"{name}\n{scale}"] = spread(shown, size.grid[0])
     return sheet(rows, most=112)
 
 
@@ -158,7 +155,7 @@ def recipe_builder(data="synthetic", size: str | Preset = "micro", run: Run | st
     from ..evaluation.evaluate import still
     from ..variants import names
 
-    run = run if isinstance(run, Run | None) else load_run(run)
+    run = None if run is None else load_run(run)
     size = preset(size) if run is None else run.preset
     source = data if isinstance(data, video.Source) else still(data, "train", size, clip + 1)
     controls = {
