@@ -343,7 +343,10 @@ def test_averages_are_over_the_moments_that_all_runs_have():
         assert averaged.loc["cosine", "value"].to_dict() == pytest.approx(first.to_dict())
     none = alignment.averages(watched.assign(value=watched["value"].mask(cosine & watched["run"].eq("v0-s0"))))
     none = none[none["metric"].eq("cosine")]
-    assert none["value"].isna().all() and set(none["moments"]) == {0} and len(none) == 30
+    assert none.set_index("run")["value"].isna().to_dict() == {run: run == "v0-s0" for run in none["run"]} and len(none) == 30
+    assert set(none["moments"]) == {3}, "a run without any number counts for none"
+    other = watched.assign(progress=watched["progress"] + np.where(watched["run"].eq("v0-s0"), 2e-4, 0))  # another number of steps
+    assert set(alignment.averages(other)["moments"]) == {3}
     found = alignment.predictions(alignment.averages(watched[~gone]), rows, draws=20).set_index("predictor")
     assert found.loc["cosine", "moments"] == 2 and found.loc["norm ratio", "moments"] == 3
     figure = plots.foretold(found.reset_index(), paper=True)

@@ -4,6 +4,7 @@ import multiprocessing as mp
 import os
 import random
 import shutil
+from dataclasses import replace
 from itertools import islice
 
 import av
@@ -484,6 +485,20 @@ def test_a_list_without_splits_is_no_training_and_test_set(tmp_path):
     with pytest.raises(data.DataError, match=r"splits train and test are the same 2 clips.*add a `split` column"):
         apart(*whole)
     apart(*split)
+
+
+def test_spans_and_crops_of_one_film_are_apart_where_they_do_not_meet(tmp_path):
+    def cut(name, *spans, box=None):
+        (tmp_path / name).write_text("path,label,start,end\n" + "".join(f"film.mp4,0,{span}\n" for span in spans))
+        source = data.open(tmp_path / name, "train" if name == "a.csv" else "test")
+        source.listing.clips[:] = [replace(clip, box=box) for clip in source.listing.clips]
+        return source
+
+    taught = cut("a.csv", "0,5.01", box=(0, 0, 0.5, 1))
+    apart(taught, cut("b.csv", "5,9"))  # 10 ms: less than a frame
+    apart(taught, cut("c.csv", "0,5", box=(0.5, 0, 1, 1)))  # the other half of the picture
+    with pytest.raises(data.DataError, match=r"share 1 of 2 test clips \(.*film.mp4"):
+        apart(taught, cut("d.csv", "4,9", "6,9", box=(0.4, 0, 1, 1)))
 
 
 def test_bad_folders(tmp_path, tree):

@@ -452,7 +452,7 @@ def test_features_that_bf16_would_round_away_are_read_in_fp32(source, tmp_path):
     wide, narrow = built(2.0), built(0.01)
     exact = extract(narrow, source, **quick)
     assert features_of.deviation(exact.pooled) < features_of.COARSE < features_of.deviation(extract(wide, source, **quick).pooled)
-    with pytest.warns(UserWarning, match=r"student: its features differ by 0.00\d+ over the clips of synthetic \[test\].*read in fp32"):
+    with pytest.warns(UserWarning, match=r"student: its features differ over the clips of synthetic \[test\] by 0.00\d+ of.*read in fp32"):
         seen = extract(narrow, source, bf16=True, encoder_name="student", cache=tmp_path, **quick)
     assert torch.equal(seen.pooled, exact.pooled) and not seen.bf16
     rounded = extract(narrow, source, bf16=True, settled=True, cache=tmp_path, **quick)
@@ -468,13 +468,22 @@ def test_features_that_bf16_would_round_away_are_read_in_fp32(source, tmp_path):
     assert whole.bf16 and torch.equal(whole.pooled, expected.mean(1))
 
 
-def test_a_glance_at_the_first_clips_is_enough(source, monkeypatch):
-    monkeypatch.setattr(features_of, "GLANCE", 4)
-    narrow, batches = built(0.01), []
-    narrow.register_forward_hook(lambda *_: batches.append(torch.is_autocast_enabled("cpu")))
+def test_a_cache_tells_segments_of_one_film_apart(tmp_path):
+    def fingerprints(*spans):
+        for name, span in zip("ab", spans, strict=True):
+            (tmp_path / f"{name}.csv").write_text("path,label,start,end\n" + "".join(f"film.mp4,0,{at}\n" for at in ("0,1", span, "4,5")))
+        return [features_of.clips_of(data.open(tmp_path / f"{name}.csv", "train")) for name in "ab"]
+
+    same, other = fingerprints("1,2", "1,2"), fingerprints("1,2", "2,3")
+    assert same[0] == same[1] == other[0] != other[1]
+
+
+def test_what_bf16_would_hide_is_a_share_of_the_magnitude(source):
+    one = torch.rand(40, 8) + 1
+    assert features_of.COARSE < features_of.deviation(one) == pytest.approx(features_of.deviation(0.001 * one))
+    assert not features_of.coarse(0.001 * one, "", source) and not features_of.coarse(one[:1], "", source)
     with pytest.warns(UserWarning, match="read in fp32"):
-        extract(narrow, source, bf16=True, batch=2, device="cpu", **QUICK)
-    assert batches == [True] * 2 + [False] * 5
+        assert features_of.coarse(100 + one, "", source)
 
 
 def test_the_test_split_is_read_as_the_training_split(source, monkeypatch):

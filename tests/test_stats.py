@@ -333,6 +333,8 @@ def test_the_factorial_takes_hard_weights_at_the_weight_of_the_combinations():
     assert set(before.attrs["cells"]) == set(CELLS) and set(after.attrs["cells"]) == set(CELLS) - {"hw"} | {"hw-1.0"}
     change = (after.set_index("term")["effect"] - before.set_index("term")["effect"]).round(2)
     assert change["hw"] == 2 and change["fwm x hw"] == -2 and change["fwm x ld x hw"] == 2
+    fewer = control[control["seed"].ne(control["seed"].iloc[0])]
+    assert set(stats.factorial(pd.concat([rows, fewer])).attrs["cells"]) == set(CELLS), "fewer seeds than the row itself"
 
 
 @pytest.mark.parametrize("method", ["ols", "mixed"])

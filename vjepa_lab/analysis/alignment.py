@@ -299,24 +299,24 @@ def load(runs: Run | str | Path | Iterable[Run | str | Path]) -> pd.DataFrame:
 def averages(table: pd.DataFrame, term: str = TOGETHER, group: str = "all") -> pd.DataFrame:
     """Each run's metrics averaged over training time (trapezoids over progress): columns run, variant, seed, metric, value, moments.
 
-    A metric is averaged over those moments of the training at which every run of the table that has it has a number, so that what differs
-    between runs is not when they were measured; `moments` says over how many. Where there are none, the value is nan.
+    A metric is averaged over those moments (`moments`: how many) at which every run that has a number at all has one, so that what differs
+    between runs is not when they were measured; nan where there are none.
     """
     part, keys = table[table["term"].eq(term) & table["group"].eq(group)], ["run", "variant", "seed", "metric"]
     out = []
     for _, rows in part.groupby("metric", sort=False, observed=True):
+        rows = rows.assign(progress=rows["progress"].round(3))  # the same moment of runs of other lengths
         at = rows.groupby([*keys, "progress"], sort=False, observed=True)["value"].mean().unstack("progress")  # [run, progress]
-        shared = at.sort_index(axis=1).dropna(axis=1)
-        out.append(at.index.to_frame(index=False).assign(value=_over_time(shared), moments=shared.shape[1]))
+        shared = at.dropna(how="all").sort_index(axis=1).dropna(axis=1)
+        mean = _over_time(shared).reindex(at.index)
+        out.append(mean.reset_index(name="value").assign(moments=shared.shape[1]))
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=[*keys, "value", "moments"])
 
 
-def _over_time(table: pd.DataFrame) -> np.ndarray:
+def _over_time(table: pd.DataFrame) -> pd.Series:
     """Mean of each row over progress, which the columns are."""
-    x, y = table.columns.to_numpy(float), table.to_numpy(float)
-    if len(x) < 2:
-        return y[:, 0] if len(x) else np.full(len(y), np.nan)
-    return np.trapezoid(y, x, axis=1) / (x[-1] - x[0])
+    x = table.columns.to_numpy(float)
+    return table.mean(axis=1) if len(x) < 2 else pd.Series(np.trapezoid(table, x, axis=1) / (x[-1] - x[0]), table.index)
 
 
 def predictions(

@@ -119,7 +119,10 @@ def across(
     common = _mapping(mapping, *names)
     rows = []
     for subject in tqdm(found, desc="data sets", unit="encoder", disable=not progress):
-        features = [{part: subject.features(clip, **how) for part, clip in side.items()} for side in sides]
+        features = []
+        for side in sides:  # either data set is read in the precision that its own training clips ask for
+            own = replace(subject)
+            features.append({part: own.features(clip, **how) for part, clip in side.items()})
         rows += across_rows(subject, *features, labels, common, seed)
     return pd.DataFrame(rows)
 

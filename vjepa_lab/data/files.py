@@ -163,17 +163,21 @@ def _cut(frames: Tensor, box) -> Tensor:
     return frames[..., top : max(bottom, top + 1), left : max(right, left + 1)]
 
 
+FRAME_S = 1 / 24
+"Seconds that two clips may share: times are rounded, and one frame teaches nothing about the rest."
+
+
 def apart(train: Source, test: Source) -> None:
-    """Raise DataError if two splits share clips of files, which overlap in time.
+    """Raise DataError if two splits share clips of files, which overlap in time (and in place, where both have boxes).
 
     Edits, corruptions and mixtures count as the files that they are made of; clips of no file, such as a synthetic world's, are never
     shared. One and the same source given as both is taken as it is: its caller knows."""
     if train is test:
         return
     taught: dict[str, list[Clip]] = {}
-    for clip in _clips(train):
+    for clip in file_clips(train):
         taught.setdefault(os.path.abspath(clip.path), []).append(clip)
-    asked = _clips(test)
+    asked = file_clips(test)
     shared = [clip for clip in asked if any(_overlap(clip, other) for other in taught.get(os.path.abspath(clip.path), ()))]
     if shared:
         what = f"are the same {len(asked)} clips" if len(shared) == len(asked) else f"share {len(shared)} of {len(asked)} test clips"
@@ -183,14 +187,20 @@ def apart(train: Source, test: Source) -> None:
         )
 
 
-def _clips(source: Source) -> list[Clip]:
+def file_clips(source: Source) -> list[Clip]:
     """The clips of files that a source is made of."""
     if isinstance(source, Files):
         return source.listing.clips
     made_of = [source.source] if hasattr(source, "source") else getattr(source, "sources", [])
-    return [clip for part in made_of for clip in _clips(part)]
+    return [clip for part in made_of for clip in file_clips(part)]
 
 
 def _overlap(a: Clip, b: Clip) -> bool:
-    """Whether two clips of one file share a time."""
-    return (a.start or 0) < (math.inf if b.end is None else b.end) and (b.start or 0) < (math.inf if a.end is None else a.end)
+    """Whether two clips of one file share more than a frame of time, and a place where both are cut out of it."""
+    until = min(math.inf if clip.end is None else clip.end for clip in (a, b))
+    since = max(clip.start or 0 for clip in (a, b))
+    if a.box is not None and b.box is not None:
+        (left, top, right, bottom), (x, y, u, v) = a.box, b.box
+        if min(right, u) <= max(left, x) or min(bottom, v) <= max(top, y):
+            return False
+    return until - since > FRAME_S

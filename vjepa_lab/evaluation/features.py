@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vjepa_lab import data
+from vjepa_lab.data.files import file_clips
 from vjepa_lab.model import Encoder
 from vjepa_lab.training import provenance
 from vjepa_lab.training.allocator import keep_freed_memory
@@ -24,11 +25,9 @@ from vjepa_lab.training.processes import device_of
 Grid = tuple[int, int, int]
 
 COARSE = 0.05
-"""Features that differ less over clips (`deviation`) are not read in bf16: under autocast the encoder's last norm is rounded to 8 bits, by
-0.001 to 0.0016 at values near 1. Encoders trained on the factor world, deviation (rounding): baseline .158 (.0015), RankMe 12.2, read in
-bf16 12.7; fwm .0153 (.0011); baseline-no-ema .0135 (.0016); kin-l1 .00047 (.00097), RankMe 45.5, in bf16 89: noise."""
-GLANCE = 256
-"""Clips after which features that differ by less than half of `COARSE` are read no further in bf16."""
+"""Features whose deviation over clips is a smaller share of their magnitude are not read in bf16: under autocast the encoder's last norm is
+rounded to 8 bits, by 0.001 to 0.0016 at values near 1. Encoders trained on the factor world, deviation (rounding): baseline .158 (.0015),
+RankMe 12.2, read in bf16 12.7; fwm .0153 (.0011); baseline-no-ema .0135 (.0016); kin-l1 .00047 (.00097), RankMe 45.5, in bf16 89: noise."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,10 +58,10 @@ class Features:
     def __len__(self) -> int:
         return len(self.pooled)
 
-    def benchmark(self, label: str = "class", usual: str = "test") -> str:
-        """What the rows call a label of these clips: "ucf101", "synthetic/motion"; of another split than the usual one, or of a part of the
-        clips, another measurement: "synthetic/motion, val", "ucf101, 600 clips"."""
-        split = f", {self.split}" * (self.split not in ("", usual))
+    def benchmark(self, label: str = "class") -> str:
+        """What the rows call a label of these clips: "ucf101", "synthetic/motion"; of a split of another name than "train" (what a list is
+        opened as) or "test", or of a part of the clips, another measurement: "synthetic/motion, val", "ucf101, 600 clips"."""
+        split = f", {self.split}" * (self.split not in ("", "train", "test"))
         return f"{self.name}{'' if label == 'class' else f'/{label}'}{split}{f', {self.limit} clips' if self.limit else ''}"
 
     def __repr__(self) -> str:
@@ -126,7 +125,7 @@ def extract(
         if path.is_file():
             return replace(Features(**torch.load(path)), encoder=encoder_name)
     how = {"tokens": tokens, "batch": batch, "workers": workers, "device": device, "encoder_name": encoder_name, "progress": progress}
-    features = _extract(encoder, source, bf16=bf16, glance=bf16 and not settled, **how)
+    features = _extract(encoder, source, bf16=bf16, **how)
     if bf16 and not settled and coarse(features.pooled, encoder_name, source):
         features = _extract(encoder, source, **how)
     if cache is not None:
@@ -136,8 +135,8 @@ def extract(
     return features
 
 
-def _extract(encoder, source, *, tokens, batch, workers, device, encoder_name, progress, bf16=False, glance=False) -> Features:
-    """`extract` without its cache; with `glance`, of the first clips alone where they say that bf16 will not do."""
+def _extract(encoder, source, *, tokens, batch, workers, device, encoder_name, progress, bf16=False) -> Features:
+    """`extract` without its cache, in one precision."""
     pooled = kept = grid = None
     labels, index, done = [], [], 0
 
@@ -157,10 +156,6 @@ def _extract(encoder, source, *, tokens, batch, workers, device, encoder_name, p
                 kept[rows] = z
             labels.append(part.labels)
             index.append(part.index)
-            if glance and done >= GLANCE:
-                if deviation(pooled[:done]) < COARSE / 2:
-                    break
-                glance = False
     return Features(
         pooled=pooled[:done],
         labels={name: torch.cat([part[name] for part in labels]) for name in source.classes},
@@ -205,17 +200,17 @@ def passes(
 
 
 def deviation(pooled: Tensor) -> float:
-    """The channels' mean deviation over clips of features [n d]."""
-    return float(pooled.std(0).mean())
+    """The channels' mean deviation over clips of features [n d], as a share of their mean magnitude; nan of a single clip."""
+    return float(pooled.std(0).mean() / pooled.abs().mean()) if len(pooled) > 1 else float("nan")
 
 
 def coarse(pooled: Tensor, encoder_name: str, source: data.Source) -> bool:
     """Whether bf16's rounding would hide what tells clips apart in features [n d], read with it; warns where it would."""
-    if not (spread := deviation(pooled)) < COARSE:
+    if not (share := deviation(pooled)) < COARSE:
         return False
     warnings.warn(
-        f"{encoder_name or 'the encoder'}: its features differ by {spread:.2g} over the clips of {source.name} [{source.split}], less than "
-        f"{COARSE}; bf16, which rounds them by about 0.001, would be read as noise, so they are read in fp32",
+        f"{encoder_name or 'the encoder'}: its features differ over the clips of {source.name} [{source.split}] by {share:.2g} of their "
+        f"magnitude, less than {COARSE}; bf16, which rounds them by about 0.001 of it, would be read as noise, so they are read in fp32",
         stacklevel=3,
     )
     return True
@@ -239,11 +234,14 @@ def fingerprint(encoder: nn.Module, source: data.Source, *options) -> str:
 
 
 def clips_of(source: data.Source) -> str:
-    """`provenance.fingerprint`; of a source that tells its labels only clip by clip, its name and length."""
+    """`provenance.fingerprint`, or name and length of a source that tells its labels only clip by clip; with times and boxes of clips of
+    files."""
+    cut = [(clip.start, clip.end, clip.box) for clip in file_clips(source)]
     try:
-        return provenance.fingerprint(source)
+        known = provenance.fingerprint(source)
     except NotImplementedError:
-        return f"{source.name} [{source.split}] {len(source)}"
+        known = f"{source.name} [{source.split}] {len(source)}"
+    return f"{known} {hashlib.sha256(repr(cut).encode()).hexdigest()[:16]}" if any(map(any, cut)) else known
 
 
 def options_of(encoder: Encoder) -> dict:
@@ -274,7 +272,7 @@ def spread(features: Features) -> list[dict]:
     centred = features.pooled.double() - features.pooled.double().mean(0)
     share = torch.linalg.svdvals(centred)
     share = share / share.sum().clamp_min(1e-12) + 1e-7
-    about = {"benchmark": features.benchmark(usual="train"), "probe": "none", "n": len(features), "encoder": features.encoder}
+    about = {"benchmark": features.benchmark(), "probe": "none", "n": len(features), "encoder": features.encoder}
     measured = {"rankme": float(torch.exp(-(share * share.log()).sum())), "std": float(centred.std(0).mean())}
     return [about | {"metric": metric, "value": value} for metric, value in measured.items()]
 

@@ -288,6 +288,14 @@ def cells(variants: Iterable[str], factors: Sequence[str] = ("fwm", "ld", "hw"),
     return {variant: tuple(int(f in parts) for f in factors) for variant, parts in levels.items() if parts <= set(factors)}
 
 
+def covered(df: pd.DataFrame) -> pd.DataFrame:
+    """The rows without a control that would take a row's cell with fewer benchmarks or seeds than the row itself has."""
+    for names in AT_ONE_WEIGHT.items():
+        row, control = (set(df.loc[df["variant"].eq(name), ["benchmark", "seed"]].fillna(-1).itertuples(index=False)) for name in names)
+        df = df if row <= control else df[df["variant"].ne(names[1])]
+    return df
+
+
 def factorial(
     df: pd.DataFrame, factors: Sequence[str] = ("fwm", "ld", "hw"), against: str = "baseline", confidence: float = 0.95, method: str = "ols"
 ) -> pd.DataFrame:
@@ -299,11 +307,11 @@ def factorial(
     `verdicts.treatments`), `attrs["missing"]` the cells without data and `attrs["order"]` the highest interaction fitted:
     a missing cell leaves the top interaction not estimable, so it is dropped and the others rest on the assumption that it is zero.
     With several seeds the seed is a block (`method="ols"`, exact t) or a random intercept (`method="mixed"`, statsmodels MixedLM: the
-    same effects
-    when every seed ran every cell). With one seed the interval covers the sampling of test examples only.
+    same effects when every seed ran every cell). With one seed the interval covers the sampling of test examples only.
     """
     if df["benchmark"].nunique() != 1:
         raise ValueError(f"factorial() takes one benchmark at a time, got {sorted(df['benchmark'].unique())}")
+    df = covered(df)
     levels = cells(df["variant"].unique(), factors, against)
     rows = df[df["variant"].isin(levels)]
     if rows["edition"].nunique() > 1:

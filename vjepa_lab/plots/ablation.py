@@ -219,6 +219,7 @@ def _cells(df, regime, source, benchmarks, factors, against) -> tuple[pd.DataFra
         raise ValueError(
             f"choose rows of one edition, there are {sorted(rows['edition'].dropna().unique())}: they are different objectives"
         )
+    rows = stats.covered(rows)
     inside = stats.cells(rows["variant"].unique(), factors, against)
     rows = rows[rows["variant"].isin(inside)]
     names = {variant: _name(dict(zip(factors, level, strict=True)), against) for variant, level in inside.items()}
