@@ -300,7 +300,7 @@ def test_what_bf16_would_round_away_is_measured_in_fp32(runs, monkeypatch):
     assert seen == [True, True]
     seen.clear()
     monkeypatch.setattr(features, "COARSE", 10.0)
-    with pytest.warns(UserWarning, match=f"{run.name}, random-init: its features differ by .* read in fp32"):
+    with pytest.warns(UserWarning, match=f"{run.name}, random-init: its features differ over the clips of .* read in fp32"):
         representation.measures([run.path], **how)
     assert seen == [True, False, False]
 
