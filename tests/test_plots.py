@@ -159,6 +159,40 @@ def test_panels_side_by_side_have_one_axis_of_names_that_the_menus_order(paper):
     assert {key for key in changed if "axis" in key} == {"yaxis.categoryarray", "yaxis.range"}
 
 
+def test_menus_filter_and_sort_panels_that_stand_one_above_the_other(paper):
+    own = own_rows({"baseline": {0: 40, 1: 42}, "ld": {0: 41, 1: 44}, "mine": {0: 39, 1: 43}}, regime="mixed", probe="attentive")
+    figure = plots.tradeoffs(pd.concat([paper, own]), regime="mixed", benchmarks=BENCHMARKS)
+    assert {trace.yaxis for trace in figure.data} == {"y", "y2"}
+    filters, first, *_ = figure.layout.updatemenus
+    everything = {button.label: button.args[0] for button in filters.buttons}
+    axes = {"yaxis": figure.layout.yaxis, "yaxis2": figure.layout.yaxis2}
+    for name, axis in axes.items():
+        whole = everything["all objectives"]
+        assert list(whole[f"{name}.categoryarray"]) == list(axis.categoryarray) and list(whole[f"{name}.range"]) == list(axis.range)
+        assert list(whole[f"{name}.domain"]) == list(axis.domain)
+    assert [figure.layout.annotations[k].y for k in (0, 1)] == [axis.domain[1] for axis in axes.values()]
+    margin = figure.layout.margin.t
+    for label, change in everything.items():
+        inside = change["height"] - margin - change["margin.b"]
+        for k, name in enumerate(axes):
+            low, high = change[f"{name}.domain"]
+            rows = change[f"{name}.range"][0] + 0.5
+            full = (axes[name].domain[1] - axes[name].domain[0]) * (figure.layout.height - margin - figure.layout.margin.b)
+            assert (high - low) * inside / rows == pytest.approx(full / len(axes[name].categoryarray)), label
+            assert change[f"annotations[{k}].y"] == high and rows == max(len(change[f"{name}.categoryarray"]), 1)
+    assert everything["with Dynamics"]["yaxis.categoryarray"] == ["LD-JEPA"]
+    assert "LD-JEPA" in everything["with Dynamics"]["yaxis2.categoryarray"]
+    by = {button.label: button.args[0] for button in first.buttons}["sorted by SSv2"]
+    assert set(by) == {f"{name}.{key}" for name in axes for key in ("categoryarray", "range")}
+
+
+def test_what_was_not_measured_on_a_benchmark_comes_last_when_sorted_by_it():
+    one, other = {"baseline": {0: 40}, "ld": {0: 41}, "hw": {0: 39}}, {"baseline": {0: 40}, "ld": {0: 41}, "fwm": {0: 60}, "hw": {0: 40}}
+    rows = pd.concat([own_rows(one), own_rows(other, benchmark="D-48")])
+    assert list(plots.tradeoffs(rows, sort="SSv2").layout.yaxis.categoryarray) == ["ld", "hw", "fwm"]
+    assert list(plots.tradeoffs(rows).layout.yaxis.categoryarray) == ["fwm", "ld", "hw"]
+
+
 def test_the_accuracy_of_the_baseline_is_told_whole():
     rows = own_rows({"baseline": {0: 40, 1: 50, 2: 60}, "ld": {0: 41, 1: 51}, "hw": {0: 42, 1: 52, 2: 62}})
     assert "SSv2 45.00 to 50.00 % as seeds pair up" in texts(plots.tradeoffs(rows))

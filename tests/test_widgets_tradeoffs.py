@@ -136,7 +136,22 @@ def test_the_plain_figure_is_the_figure(known):
     choice = {"regime": "mixed", "sources": ("paper", "released"), "benchmarks": ("D-48", "SSv2"), "baseline": "baseline"}
     choice |= {"parts": (), "sort": "SSv2", "intervals": True}
     assert go.Figure(known.view(plain=True, **choice)).to_json() == known.view(**choice).to_json()
-    assert "updatemenus" not in known.view(plain=True, **choice | {"sort": "mean"})["layout"], "the explorer's control sorts"
+
+
+def test_the_explorers_figure_has_menus_that_start_with_what_its_controls_say(known):
+    explorer = tradeoffs.tradeoff_explorer("data/paper")
+    filters, first, *_ = explorer.figure().layout.updatemenus
+    assert filters.buttons[0].label == "all objectives" and first.buttons[0].label == "sorted by mean"
+    explorer.controls["sort"].value = "SSv2"
+    figure = explorer.figure()
+    labels = [button.label for button in figure.layout.updatemenus[1].buttons]
+    assert labels[:2] == ["sorted by SSv2", "sorted by mean"] and len(labels) == len(set(labels))
+    assert list(figure.layout.yaxis.categoryarray) == figure.layout.updatemenus[1].buttons[0].args[0]["yaxis.categoryarray"]
+    explorer.controls["parts"].value = ("Dynamics",)
+    assert len(explorer.figure().layout.updatemenus[0].buttons[0].args[0]["yaxis.categoryarray"]) == 4
+    above, _, under, *_ = explorer.widget.children
+    assert under.children == tuple(explorer.controls[name] for name in ("sort", "parts", "intervals"))
+    assert {*above.children, *under.children} == set(explorer.controls.values())
 
 
 def test_a_click_on_a_bar_shows_the_objective(known):
@@ -144,7 +159,7 @@ def test_a_click_on_a_bar_shows_the_objective(known):
     figure = explorer.figure()
     notes = {(note.xclick, note.yclick): note for note in figure.layout.annotations if note.clicktoshow}
     bars = {(x, y) for trace in figure.data if trace.type == "bar" for x, y in zip(trace.x, trace.y, strict=True)}
-    assert notes.keys() == bars and not figure.layout.updatemenus
+    assert notes.keys() == bars
     assert not any(note.visible for note in notes.values())
     shown = {label: note.text.replace("<br>", " ").replace("&#x27;", "'") for (_, label), note in notes.items()}
     assert shown["FWM-HW-LD"] == repr(vl.recipe("fwm-hw-ld"))

@@ -53,9 +53,9 @@ def tradeoffs(
     compared: `stats.compare(results.select(df, regime=..., benchmarks=...), against, baseline_seed=...)` where it is at hand, which is most
     of the work.  sort: "mean", a benchmark's name, or "given" (the table's own order).  intervals: whether whiskers are drawn.
     `paper=True` gives a print-quality matplotlib Figure of `column` width ("single", "double"), `interactive=False` the same for the
-    screen, otherwise a plotly Figure; where its panels stand side by side, sorted by the mean, its own menus filter, sort and switch the
-    intervals, in a saved page too. `plain=True` gives what that Figure is made of, {"data": ..., "layout": ...}, unchecked and without
-    menus, in less than half the time. Raises ValueError naming what the table holds when nothing is left to draw.
+    screen, otherwise a plotly Figure, whose own menus filter by what objectives are made with, sort and switch the intervals, in a saved
+    page too. `plain=True` gives what that Figure is made of, {"data": ..., "layout": ...}, unchecked, in less than half the time.
+    Raises ValueError naming what the table holds when nothing is left to draw.
     """
     if compared is None:
         compared = _comparisons(df, against, regime, benchmarks, variants, sources, baseline_seed)
@@ -64,12 +64,15 @@ def tradeoffs(
     if not intervals:
         panels = {title: part.assign(lo=part["delta"], hi=part["delta"]) for title, part in panels.items()}
     shared = _shared(panels)
-    orders = [_order(panels.values() if shared else [part], sort) for part in panels.values()]
+    ranked = lambda by: [_order(panels.values() if shared else [part], by) for part in panels.values()]
+    orders = ranked(sort)
     if paper or not interactive:
         return _matplotlib(panels, orders, against, notes, paper, column)
+    shown = benchmark_order(panels.values())
+    rankings = {_sorted(sort): orders} | {_sorted(by): ranked(by) for by in ("mean", *shown) if by != sort and len(shown) > 1}
     drawn = screen_bars.spec(
-        panels, orders, _labels(panels), benchmarks=benchmark_order(panels.values()), against=against, notes=notes, shared=shared,
-        families=_families(orders[0]) if sort == "mean" and not plain else None,
+        panels, rankings, _labels(panels), benchmarks=shown, against=against, notes=notes, shared=shared,
+        families=_families(sorted({name for order in orders for name in order})),
     )  # fmt: skip
     if plain:
         return drawn
@@ -147,15 +150,24 @@ def _shared(panels: dict[str, pd.DataFrame]) -> bool:
 
 
 def _order(panels: Iterable[pd.DataFrame], sort: str = "mean") -> list[str]:
-    """Variants from best to worst mean difference, or difference in one benchmark, in the first panel that has them; or as given."""
+    """Variants from best to worst mean difference, in the first panel that has them, or as given.
+
+    By the difference in one benchmark: those that were not measured there come last, by their mean.
+    """
     parts = list(panels)
     if sort == "given":
         return list(dict.fromkeys(name for part in parts for name in part["variant"]))
-    if sort != "mean":
-        parts = [part[part["benchmark"].eq(sort)] for part in parts] + parts  # a variant that was not measured there comes by its mean
+    there = [] if sort == "mean" else _best_first(part[part["benchmark"].eq(sort)] for part in parts)
+    return there + [name for name in _best_first(parts) if name not in there]
+
+
+def _best_first(parts: Iterable[pd.DataFrame]) -> list[str]:
     means = pd.concat([part.groupby("variant")["delta"].mean() for part in parts])
-    first = means[~means.index.duplicated()]
-    return list(first.sort_values(ascending=False).index)
+    return list(means[~means.index.duplicated()].sort_values(ascending=False).index)
+
+
+def _sorted(by: str) -> str:
+    return "as given" if by == "given" else f"sorted by {by}"
 
 
 def _families(names: Sequence[str]) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
@@ -18,8 +19,8 @@ from .style import DAGGER, INK, PALE, RULE, colours
 
 SIZE = 12
 "Of letters, in pixels."
-HEAD, FOOT, BETWEEN = 90, 62, 110
-"Room in pixels: above without a menu, below to the notes, and between panels that stand one above the other."
+ABOVE, FOOT, BETWEEN = 120, 62, 110
+"Room in pixels: above the panels, below them to the notes, and between panels that stand one above the other."
 ENTRY = 35
 "Pixels of an entry of a menu."
 SMALL = 11
@@ -30,31 +31,35 @@ MENU = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "bgcolor": "whit
 
 def spec(
     panels: Mapping[str, pd.DataFrame],
-    orders: Sequence[Sequence[str]],
+    rankings: Mapping[str, Sequence[Sequence[str]]],
     labels: Mapping[str, str],
     *,
     benchmarks: Sequence[str],
     against: str,
     notes: Sequence[str],
     shared: bool,
-    families: Mapping[str, Iterable[str]] | None = None,
+    families: Mapping[str, Iterable[str]],
 ) -> dict:
     """{"data": traces, "layout": ...}, which plotly.graph_objects.Figure takes.
 
     panels      comparisons of one source, edition and regime each, by title
-    orders      the variants of each panel, top down
+    rankings    {how they are sorted: the variants of each panel, top down}; the first is shown, a menu offers the others
     labels      variant -> the name that is shown
     benchmarks  all of them, each panel's in this order
     notes       lines below the figure
     shared      panels side by side with one list of names; else one above the other
-    families    {what objectives are made with: the variants made with it}: panels side by side get menus of their own, which filter by
-                these, sort and switch the intervals in the page, so without a kernel and in a saved page too; None for no menus
+    families    {what objectives are made with: the variants made with it}, which a menu filters by
+
+    Menus and the switch of the intervals act in the page, so without a kernel and in a saved page too.
     """
+    orders = next(iter(rankings.values()))
     colour = colours(benchmarks)
     groups = [_by_benchmark(part.assign(name=part["variant"].map(labels)), benchmarks) for part in panels.values()]
-    pixels = [len(order) * (15 * len(group) + 8) for order, group in zip(orders, groups, strict=True)]
-    titles = tuple(title.replace("\n", "<br>") for title in panels)
-    layout = copy.deepcopy(_grid(titles) if shared else _grid(titles, tuple(pixels)))
+    stack = Stack(tuple(15 * len(group) + 8 for group in groups), shared)
+    layout = copy.deepcopy(_grid(tuple(title.replace("\n", "<br>") for title in panels), shared))
+    for place, value in stack.places([len(order) for order in orders]).items():
+        where, key = place.split(".")
+        (layout["annotations"][int(where[12:-1])] if where.startswith("annotations") else layout[where])[key] = value
     same = shared and len({frozenset(group) for group in groups}) == 1
     traces, lines, legend = [], [], set()
     ends = ["", *range(2, len(panels) + 1)]  # plotly's own numbers of axes
@@ -67,13 +72,12 @@ def spec(
         line = {"color": INK, "width": 1}
         lines.append({"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "xref": f"x{end}", "yref": f"y{own} domain", "line": line})
         names = [labels[name] for name in order]
-        y = {"categoryorder": "array", "categoryarray": names, "range": [len(names) - 0.5, -0.5], "showgrid": False, "ticks": ""}
+        y = {"categoryorder": "array", "categoryarray": names, "range": _range(names), "showgrid": False, "ticks": ""}
         x = {"title": {"text": f"difference from {against} (pp)"}, "showgrid": True, "gridcolor": RULE, "zeroline": False}
         layout[f"yaxis{own}"] |= y | {"automargin": False}
         layout[f"xaxis{end}"] |= x | {"automargin": False} | ({"matches": "x"} if same else {})
-    menu = families is not None and shared
     written = [line for note in notes for line in textwrap.wrap(note, 110)]
-    above, below = HEAD + 30 * menu, FOOT + round(1.3 * SMALL * len(written)) + 12
+    below = FOOT + round(1.3 * SMALL * len(written)) + 12
     layout |= {
         "template": template(),
         "annotations": [note | {"font": {"size": 13}} for note in layout["annotations"]] + [_written(written)],
@@ -81,18 +85,51 @@ def spec(
         "barmode": "group",
         "scattermode": "group",
         "bargap": 0.25,
-        "height": (max(pixels) if shared else sum(pixels) + BETWEEN * (len(panels) - 1)) + above + below,
-        "margin": {"l": _width(labels[name] for order in orders for name in order), "r": 14, "t": above, "b": below},
+        "height": stack.height([len(order) for order in orders]) + ABOVE + below,
+        "margin": {"l": _width(labels[name] for order in orders for name in order), "r": 14, "t": ABOVE, "b": below},
         "legend": {
             "orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "top", "yref": "container", "itemsizing": "constant",
         },
         "font": {"family": "Helvetica, Arial, sans-serif", "size": SIZE, "color": INK},
     }  # fmt: skip
-    if menu:
-        layout["updatemenus"] = _menus(panels, orders[0], labels, benchmarks, families, max(pixels) // len(orders[0]), above, below)
-        if any(any(trace["error_x"]["array"]) for trace in traces[::2]):
-            layout["updatemenus"].append(_switch(traces))
+    layout["updatemenus"] = _menus(rankings, labels, families, stack, below)
+    if any(any(trace["error_x"]["array"]) for trace in traces[::2]):
+        layout["updatemenus"].append(_switch(traces))
     return {"data": traces, "layout": layout}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """How much room panels take, with so many rows each, and where each of them stands.
+
+    each    pixels of a row of each panel
+    shared  side by side with one axis of names; else one above the other
+    """
+
+    each: tuple[int, ...]
+    shared: bool
+
+    def height(self, counts: Sequence[int]) -> int:
+        pixels = self._pixels(counts)
+        return max(pixels) if self.shared else sum(pixels) + BETWEEN * (len(pixels) - 1)
+
+    def places(self, counts: Sequence[int]) -> dict:
+        """{plotly's name of an axis' or a title's place: where it is, of the whole height}; nothing where panels stand side by side."""
+        if self.shared:
+            return {}
+        found, top, height = {}, 0, self.height(counts)
+        for k, pixels in enumerate(self._pixels(counts)):
+            end, upper, lower = "" if k == 0 else k + 1, 1 - top / height, 1 - (top + pixels) / height
+            found |= {f"yaxis{end}.domain": [max(lower, 0), upper], f"annotations[{k}].y": upper}
+            top += pixels + BETWEEN
+        return found
+
+    def axes(self) -> list[str]:
+        """Plotly's names of the axes of rows, a panel each, or one for all."""
+        return ["yaxis"] if self.shared else ["yaxis", *(f"yaxis{k}" for k in range(2, len(self.each) + 1))]
+
+    def _pixels(self, counts: Sequence[int]) -> list[int]:
+        return [max(count, 1) * each for count, each in zip(counts, self.each, strict=True)]
 
 
 @cache
@@ -104,17 +141,14 @@ def template() -> dict:
 
 
 @lru_cache(maxsize=64)
-def _grid(titles: tuple[str, ...], pixels: tuple[int, ...] = ()) -> dict:
-    """Axes and titles of panels: side by side with one axis of names, or of these heights one above the other."""
+def _grid(titles: tuple[str, ...], shared: bool) -> dict:
+    """Axes and titles of panels: side by side with one axis of names, or one above the other."""
     from plotly.subplots import make_subplots
 
-    shape = {"rows": 1, "cols": len(titles), "horizontal_spacing": 0.03}
-    if pixels:
-        spacing = BETWEEN / (sum(pixels) + BETWEEN * len(pixels))
-        shape = {"rows": len(titles), "cols": 1, "row_heights": list(pixels), "vertical_spacing": spacing}
+    shape = {"rows": 1, "cols": len(titles), "horizontal_spacing": 0.03} if shared else {"rows": len(titles), "cols": 1}
     layout = make_subplots(**shape, subplot_titles=titles).layout.to_plotly_json()
     del layout["template"]
-    if not pixels:  # axes that only match would not do: plotly keeps the first order of their names, whatever a menu asks for
+    if shared:  # axes that only match would not do: plotly keeps the first order of their names, whatever a menu asks for
         for end in range(2, len(titles) + 1):
             del layout[f"yaxis{end}"]
             layout[f"xaxis{end}"]["anchor"] = "y"
@@ -196,44 +230,48 @@ def _about(r, against: str) -> str:
 
 
 def _menus(
-    panels: Mapping[str, pd.DataFrame],
-    order: Sequence[str],
+    rankings: Mapping[str, Sequence[Sequence[str]]],
     labels: Mapping[str, str],
-    benchmarks: Sequence[str],
     families: Mapping[str, Iterable[str]],
-    row: int,
-    above: int,
+    stack: Stack,
     below: int,
 ) -> list[dict]:
     """A drop-down of the families, and for each of them one that sorts it, of which one is to be seen.
 
-    Both set the order of the rows' names, so a choice in the first shows its own second one, which starts at the mean.
-    row, above, below: pixels of a row, and of what is above and below the rows. The first list hangs over the rows: where they are too
-    few for it there is more room below.
+    Both set the order of the rows' names, so a choice in the first shows its own second one, which starts with the first ranking. The first
+    list hangs over the rows: where they are too few for it there is more room below the figure, whose other room below is `below` pixels.
     """
-    table = pd.concat(panels.values()).drop_duplicates(["variant", "benchmark"])
-    ranks = {"sorted by mean": order}
-    for benchmark in benchmarks:  # a variant that was not measured there comes last, by its mean
-        ranked = list(table[table["benchmark"].eq(benchmark)].sort_values("delta", ascending=False)["variant"])
-        ranks[f"sorted by {benchmark}"] = [*ranked, *(name for name in order if name not in ranked)]
-    choices = {"all objectives": order} | {"own objectives" if part == "own" else f"with {part}": names for part, names in families.items()}
+    orders = next(iter(rankings.values()))
+    everyone = {name for order in orders for name in order}
+    choices = {"all objectives": everyone} | {_made(part): set(names) for part, names in families.items()}
 
-    def rows(shown, ranking) -> dict:
+    def rows(shown: set[str], ranking: Sequence[Sequence[str]]) -> dict:
         """The names on top, and a range that ends below the last of them."""
-        names = [labels[name] for name in ranking if name in shown]
-        return {"yaxis.categoryarray": names, "yaxis.range": [len(names) - 0.5, -0.5]}
+        found = {}
+        for axis, order in zip(stack.axes(), ranking, strict=False):
+            names = [labels[name] for name in order if name in shown]
+            found |= {f"{axis}.categoryarray": names, f"{axis}.range": _range(names)}
+        return found
 
-    least = HEAD + ENTRY * len(choices)
+    least = ABOVE + ENTRY * len(choices)
     filters, sorts = [], []
     for k, (label, shown) in enumerate(choices.items(), 1):
-        shown = set(shown)
         others = {f"updatemenus[{j}].visible": j == k for j in range(1, len(choices) + 1)} | {f"updatemenus[{k}].active": 0}
-        height = len(shown) * row + above + below
+        counts = [len(shown.intersection(order)) for order in orders]
+        height = stack.height(counts) + ABOVE + below
         room = {"height": max(height, least), "margin.b": below + max(least - height, 0)}
-        filters.append(_button(label, rows(shown, order) | others | room))
-        buttons = [_button(text, rows(shown, ranking)) for text, ranking in ranks.items()]
+        filters.append(_button(label, rows(shown, orders) | stack.places(counts) | others | room))
+        buttons = [_button(text, rows(shown, ranking)) for text, ranking in rankings.items()]
         sorts.append(MENU | {"buttons": buttons, "pad": {"b": 62, "l": 170 * bool(families)}, "visible": k == 1})
     return [MENU | {"buttons": filters, "pad": {"b": 62}}, *sorts] if families else sorts
+
+
+def _made(part: str) -> str:
+    return "own objectives" if part == "own" else f"with {part}"
+
+
+def _range(names: Sequence[str]) -> list[float]:
+    return [max(len(names), 1) - 0.5, -0.5]
 
 
 def _switch(traces: Sequence[dict]) -> dict:

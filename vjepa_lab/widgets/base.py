@@ -16,9 +16,10 @@ class Explorer:
 
     view      a plain function of the controls' values that returns a figure, or a plotly figure's plain data, which is shown unchecked
     controls  {argument of `view`: ipywidgets control}; all of them can be used from the keyboard
-    below     further widgets under the picture, such as buttons
+    under     the names of the controls that stand in a row under the picture instead
+    below     further widgets under the picture and these, such as buttons
     static    the same picture without scripts, for headless runs and PDFs; by default `view`
-    columns   of the grid of controls
+    columns   of the grid of controls above
 
     Controls that do not go together (`view` raises ValueError) show what it says in the picture's place.
     `values` are the controls' values, `figure()` the present picture: what is seen can be kept and made again.
@@ -29,22 +30,18 @@ class Explorer:
         view: Callable,
         controls: Mapping[str, Any],
         *,
+        under: Sequence[str] = (),
         below: Sequence = (),
         static: Callable | None = None,
         columns: int = 3,
     ):
-        from ipywidgets import GridBox, Layout, VBox, interactive_output
+        from ipywidgets import VBox, interactive_output
 
         self.view, self.controls, self.static = view, dict(controls), static or view
-        everyone = list(self.controls.values())
-        for column in range(columns):
-            longest = max((len(control.description) for control in everyone[column::columns]), default=0)
-            for control in everyone[column::columns]:
-                control.style, control.layout = {"description_width": f"{0.6 * longest + 1:.1f}em"}, Layout(**WIDE)
-        shape = Layout(grid_template_columns=f"repeat({columns}, minmax(0, 1fr))", grid_gap="4px 18px", max_width=MOST)
-        grid = GridBox(everyone, layout=shape)
+        above = _grid([control for name, control in self.controls.items() if name not in under], columns)
+        after = [_grid([self.controls[name] for name in under], len(under))] if under else []
         self.output = interactive_output(self._show, self.controls)
-        self.widget = VBox([grid, self.output, *below])
+        self.widget = VBox([above, self.output, *after, *below])
 
     def _show(self, **values) -> None:
         from IPython.display import HTML, display
@@ -79,6 +76,18 @@ class Explorer:
         except ValueError as error:
             return bundle | {"text/html": _said(error), "text/plain": str(error)}
         return bundle | ({"image/png": picture._repr_png_()} if hasattr(picture, "_repr_png_") else {"text/html": picture._repr_html_()})
+
+
+def _grid(controls: Sequence, columns: int):
+    """Controls in rows, those of a column with their labels aligned."""
+    from ipywidgets import GridBox, Layout
+
+    for column in range(columns):
+        longest = max((len(control.description) for control in controls[column::columns]), default=0)
+        for control in controls[column::columns]:
+            control.style, control.layout = {"description_width": f"{0.6 * longest + 1:.1f}em"}, Layout(**WIDE)
+    shape = Layout(grid_template_columns=f"repeat({columns}, minmax(0, 1fr))", grid_gap="4px 18px", max_width=MOST)
+    return GridBox(controls, layout=shape)
 
 
 def _said(error: Exception) -> str:

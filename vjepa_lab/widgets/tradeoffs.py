@@ -116,9 +116,11 @@ class Tradeoffs:
 
 
 def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out: str | Path = "figures") -> Explorer:
-    """Choose regime, sources, benchmarks, baseline, what the objectives are made of (nothing chosen: whatever), order and intervals.
+    """Choose regime, sources, benchmarks and baseline; the figure's own menus filter, sort and switch the intervals at once, in the page.
 
-    A click on a bar shows the objective's expression, another one hides it; from the keyboard, the list below the figure does.
+    What is to be kept is chosen below it: order, what the objectives are made of (nothing chosen: whatever) and intervals, which the figure
+    follows; so all can be done from the keyboard, too. A click on a bar shows the objective's expression, another one hides it; from the
+    keyboard, the list below the figure does.
 
     paths  what `results.load` takes; by default runs and data/paper, where they are there.  rows: a table instead.
     out    the folder that the buttons write to: the present view as PDF, PNG and CSV, and the code that draws it again (of `rows`, with
@@ -135,9 +137,9 @@ def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out:
     controls = {
         "regime": choice(known.regimes or {"any": None}, known.start(own), "pretrained on"),
         "baseline": choice(list(known.baselines), label="against"),
-        "sort": choice({"by mean": "mean", **{f"by {name}": name for name in known.benchmarks}, "as given": "given"}, "mean", "sorted"),
         "sources": several([(SOURCES[name], name) for name in known.sources], own, "numbers of", 3),
         "benchmarks": several(known.benchmarks, label="benchmarks", rows=5),
+        "sort": choice({"by mean": "mean", **{f"by {name}": name for name in known.benchmarks}, "as given": "given"}, "mean", "sorted"),
         "parts": several(known.parts, [], "made with", rows=5),
         "intervals": switch("95 % intervals", True),
     }
@@ -145,6 +147,8 @@ def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out:
     made = Explorer(
         lambda **chosen: clickable(known.view(plain=True, **chosen), known.names),
         controls,
+        under=("sort", "parts", "intervals"),
+        columns=2,
         static=lambda **chosen: known.view(paper=True, **chosen),
     )
 
