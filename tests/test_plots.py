@@ -107,6 +107,19 @@ def test_every_note_of_the_interactive_figure_has_room(paper):
         assert layout.margin.b >= -below.yshift + 1.2 * below.font.size * lines and not layout.yaxis.automargin
 
 
+def test_no_two_benchmarks_of_a_figure_look_the_same():
+    names = [*BENCHMARKS, *(f"world/{k}" for k in range(9))]
+    shades = style.colours(names)
+    assert [shades[name] for name in BENCHMARKS] == [style.colours([name])[name] for name in BENCHMARKS]
+    for hatch in (style.hatches(names), style.patterns(names)):
+        assert len({(shades[name], hatch[name]) for name in names}) == len(names)
+    values = {"baseline": {0: 40.0, 1: 41.0}, "hw": {0: 42.0, 1: 43.0}}
+    several = pd.concat([own_rows(values, benchmark=name) for name in names])
+    bars = [trace for trace in plots.tradeoffs(several).data if trace.type == "bar"]
+    assert len({(bar.marker.color, bar.marker.pattern.shape) for bar in bars}) == len(bars) == len(names)
+    assert_legible(plots.tradeoffs(several, paper=True))
+
+
 def test_menus_of_the_figure_filter_and_sort_in_the_page(paper):
     figure = plots.tradeoffs(paper, regime="mixed", benchmarks=BENCHMARKS)
     rows = paper[paper["regime"].eq("mixed") & paper["source"].eq("paper")]
@@ -196,6 +209,17 @@ def test_what_was_not_measured_on_a_benchmark_comes_last_when_sorted_by_it():
 def test_the_accuracy_of_the_baseline_is_told_whole():
     rows = own_rows({"baseline": {0: 40, 1: 50, 2: 60}, "ld": {0: 41, 1: 51}, "hw": {0: 42, 1: 52, 2: 62}})
     assert "SSv2 45.00 to 50.00 % as seeds pair up" in texts(plots.tradeoffs(rows))
+
+
+@pytest.mark.parametrize("column", ["single", "double"])
+def test_long_names_of_benchmarks_stay_in_their_figure(column):
+    names = [f"synthetic:plain{world}/{label}" for world in ("", "-order") for label in ("motion", "texture", "order")]
+    values = {"baseline": {0: 40.0, 1: 41.0}, "hw": {0: 42.0, 1: 43.0}, "fwm": {0: 42.0, 1: 41.0}}
+    rows = pd.concat([own_rows(values, benchmark=name) for name in names])
+    assert_legible(plots.tradeoffs(rows, paper=True, column=column))
+    for figure in (plots.audit(rows, regime="r", source="run", paper=True), plots.ablation(rows, regime="r", paper=True)):
+        titles = [box.get_window_extent() for ax in figure.axes if (box := ax.title).get_text()]
+        assert all(a.x1 <= b.x0 or b.x1 <= a.x0 for a, b in combinations(titles, 2))
 
 
 def test_seeds_that_do_not_pair_up_are_not_called_pairs():
@@ -387,6 +411,12 @@ def test_the_audit_draws_both_baselines_the_untrained_encoder_and_the_constant(p
     assert {21.26, 24.86, 1.0} <= lines and any(abs(line - 13.655) < 0.01 for line in lines)
     with pytest.raises(ValueError, match="no 'run' rows"):
         plots.audit(paper, source="run")
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(4, "baseline, seed 3"), (5, "baseline, 5 seeds")])
+def test_the_audit_draws_own_runs_of_many_seeds(seeds, said):
+    rows = own_rows({"baseline": {k: 40.0 + k for k in range(seeds)}, "ld": {0: 60.0}})
+    assert said in texts(plots.audit(rows, regime="r", source="run", paper=True))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

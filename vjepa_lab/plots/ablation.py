@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations, product
+from itertools import combinations, cycle, product
 
 import numpy as np
 import pandas as pd
 
 from ..evidence import results, stats, verdicts
 from .bars import DAGGER, benchmark_order, clips_note, constant_note, panel_title
-from .style import INK, PALE, PALETTE, RULE, WIDTH, colours, footnote, hatches, look, new_figure
+from .style import INK, MARKERS, PALE, PALETTE, RULE, WIDTH, colours, footnote, hatches, in_lines, key, look, new_figure
 
 FACTORS = ("fwm", "ld", "hw")
 
@@ -53,7 +53,7 @@ def ablation(
                 _not_run(ax, missing)
             _daggers(ax, x, cells)
             ax.axhline(cells["value"].get(against, np.nan), color=INK, linewidth=0.6, linestyle=(0, (4, 2)), zorder=0.5)
-            ax.set_title(benchmark)
+            ax.set_title(in_lines(benchmark, WIDTH[column] / len(axes[0])))
             ax.yaxis.grid(True, zorder=0)
             ax.set_axisbelow(True)
             ax.set_xlim(-0.6, len(order) - 0.4)
@@ -147,7 +147,7 @@ def interaction(
                 ax.plot(x, cells["value"], color=colour, marker=marker, linestyle=dash, **LINE)
             ax.set_xticks([0, 1], [f"{second.upper()} off", f"{second.upper()} on"])
             ax.set_xlim(-0.25, 1.25)
-            ax.set_title(benchmark)
+            ax.set_title(in_lines(benchmark, WIDTH[column] / len(axes[0])))
             ax.yaxis.grid(True)
             ax.set_axisbelow(True)
         for ax in axes[:, 0]:
@@ -184,12 +184,12 @@ def effects(
     shown = benchmark_order([rows])
     fits = {name: stats.factorial(rows[rows["benchmark"].eq(name)], factors, against) for name in shown}
     terms = list(fits[shown[0]]["term"])
-    colour, markers = colours(shown), dict(zip(shown, "osD^vP", strict=False))
+    colour, markers = colours(shown), dict(zip(shown, cycle(MARKERS), strict=False))
     with look(paper):
         fig, axes = new_figure(WIDTH[column], 0.34 * len(terms) + 1.2)
         ax = axes[0, 0]
         for k, name in enumerate(shown):
-            y = np.arange(len(terms)) + 0.2 * (k - (len(shown) - 1) / 2)
+            y = np.arange(len(terms)) + min(0.2, 0.8 / len(shown)) * (k - (len(shown) - 1) / 2)
             ax.hlines(y, fits[name]["lo"], fits[name]["hi"], color=INK, linewidth=0.8)
             ax.scatter(
                 fits[name]["effect"], y, color=colour[name], marker=markers[name], s=16, edgecolor=INK, linewidth=0.5, label=name, zorder=3
@@ -204,7 +204,7 @@ def effects(
         ax.set_axisbelow(True)
         ax.set_xlabel("effect (percentage points)")
         ax.set_title(panel_title(source, means(rows)["seeds"], bool(rows["smoke"].all())), fontsize=7.5)
-        fig.legend(loc="outside upper center", ncols=len(shown))
+        key(fig, *ax.get_legend_handles_labels())
         notes = _notes(rows, _all_cells(factors, against), "; the three-way interaction cannot be told apart and is taken as zero")
         footnote(fig, [note.replace(f"{DAGGER} not above", "Some cells are not above") for note in notes])  # effects carry no mark
     return fig

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
 
 from ..analysis.changes import over_seeds
 from ..evidence import stats
-from .style import INK, PALETTE, RULE, WIDTH, encoders_note, footnote, look, new_figure
+from .style import INK, PALETTE, RULE, WIDTH, encoders_note, footnote, in_lines, look, new_figure
 
 LINES = {"cosine": (PALETTE[0], "-"), "adam": (PALETTE[1], "-"), "plain cosine": ("#9aa0a6", "--")}
 MEANING = {
@@ -179,7 +180,7 @@ def foretold(found: pd.DataFrame, *, note: str = "", smoke: bool = False, paper:
             ax.set_yticks(range(len(names)), [n.replace(" - ", " − ") for n in names] if k == 0 or not side else [""] * len(names))
             ax.set_ylim(len(names) - 0.5, -0.5)
             ax.set_xlim(-most, most)
-            ax.set_title(benchmark, fontsize=7.5)
+            ax.set_title(in_lines(benchmark, WIDTH[column] / len(axes[0]), 7.5), fontsize=7.5)
             ax.xaxis.grid(True)
             ax.set_axisbelow(True)
             ax.tick_params(axis="y", length=0)
@@ -234,7 +235,7 @@ def _cosine_curves(fig, axes, curve: pd.DataFrame) -> None:
     for ax in axes:
         ax.remove()
     ax = fig.add_subplot(grid[2, :])
-    for (name, part), colour in zip(curve.groupby("setting", sort=False), PALETTE, strict=False):
+    for (name, part), colour in zip(curve.groupby("setting", sort=False), cycle(PALETTE), strict=False):
         ax.fill_between(part["step"], part["lo"], part["hi"], color=colour, alpha=0.15, linewidth=0)
         ax.plot(part["step"], part["cosine"], color=colour, linewidth=1.1, label=name)
     ax.axhline(0, color=INK, linewidth=0.6)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..evidence import results, stats
 from .bars import SOURCES, benchmark_order, names_of
-from .style import INK, WIDTH, footnote, look, named_rows, new_figure
+from .style import INK, WIDTH, footnote, in_lines, key, look, named_rows, new_figure
 
 WARM, COOL = "#c8553d", "#1f3a5f"
 
@@ -43,7 +43,7 @@ def audit(
     shown = [name for name in benchmark_order([rows]) if name in set(base["benchmark"])]
     order = list(others.groupby("variant")["value"].mean().sort_values().index)
     labels = names_of(rows)
-    dashes = dict(zip(sorted(base["seed"].fillna(-1).unique(), reverse=True), BASELINE_DASHES, strict=False))
+    dashes = _dashes(sorted(base["seed"].fillna(-1).unique(), reverse=True))
     with look(paper):
         side_by_side = column == "double"
         shape = (1, len(shown)) if side_by_side else (len(shown), 1)
@@ -54,14 +54,9 @@ def audit(
             _points(ax, pick(others), signs, order)
             _yardsticks(ax, pick(base), dashes, pick(untrained), constants.get(benchmark, {}))
             ax.set_yticks(range(len(order)), [labels[name] for name in order])
-            ax.set_title(benchmark)
+            ax.set_title(in_lines(benchmark, WIDTH[column] / len(axes[0])))
             ax.set_xlabel("accuracy (%)")
-        fig.legend(
-            handles=_legend(dashes, untrained, constants, shown),
-            loc="outside upper center",
-            ncols=2 if column == "single" else 4,
-            columnspacing=1.2,
-        )
+        key(fig, _legend(dashes, untrained, constants, shown), most=2 if column == "single" else 4)
         footnote(fig, _notes(base, untrained, source, not others.duplicated(["variant", "benchmark"]).any()))
     return fig
 
@@ -88,6 +83,12 @@ def _points(ax, rows: pd.DataFrame, signs: pd.Series, order: Sequence[str]) -> N
 BASELINE_DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 
+def _dashes(seeds: Sequence[float]) -> dict:
+    """A line's style for each seed; all the same where there are more than can be told apart."""
+    few = len(seeds) <= len(BASELINE_DASHES)
+    return dict(zip(seeds, BASELINE_DASHES, strict=False)) if few else dict.fromkeys(seeds, "-")
+
+
 def _yardsticks(ax, base: pd.DataFrame, dashes: dict, untrained: pd.DataFrame, constants: dict[str, float]) -> None:
     for seed, value in zip(base["seed"].fillna(-1), base["value"], strict=True):
         ax.axvline(value, color=COOL, linewidth=1.0, linestyle=dashes.get(seed, "-"), zorder=2)
@@ -101,8 +102,10 @@ def _yardsticks(ax, base: pd.DataFrame, dashes: dict, untrained: pd.DataFrame, c
 def _legend(dashes: dict, untrained: pd.DataFrame, constants: dict, shown: Sequence[str]) -> list:
     from matplotlib.lines import Line2D
 
-    names = ["baseline" if seed < 0 else f"baseline, seed {seed:.0f}" for seed in dashes]
-    lines = [Line2D([], [], color=COOL, linestyle=dash, linewidth=1, label=name) for name, dash in zip(names, dashes.values(), strict=True)]
+    named = {"baseline" if seed < 0 else f"baseline, seed {seed:.0f}": dash for seed, dash in dashes.items()}
+    if len(set(dashes.values())) < len(dashes):
+        named = {f"baseline, {len(dashes)} seeds": "-"}
+    lines = [Line2D([], [], color=COOL, linestyle=dash, linewidth=1, label=name) for name, dash in named.items()]
     if len(untrained):
         lines.append(Line2D([], [], color="#d9792b", linewidth=1, label="random-init encoder"))
     if any(constants.get(name) for name in shown):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..evidence import results, stats
 from . import screen_bars
-from .style import DAGGER, DOUBLE_DAGGER, INK, WIDTH, colours, footnote, hatches, look, named_rows, new_figure, span
+from .style import DAGGER, DOUBLE_DAGGER, INK, WIDTH, colours, footnote, hatches, key, look, named_rows, new_figure, span
 
 SOURCES = {"paper": "Paper, printed", "released": "Released results", "run": "Our runs"}
 CONSTANT = {
@@ -300,12 +300,7 @@ def _matplotlib(panels: dict[str, pd.DataFrame], orders: list[list[str]], agains
             ax.set_yticks(range(len(order)), [labels[name] for name in order] if k == 0 or not side_by_side else [""] * len(order))
             if side_by_side or k == len(panels) - 1:
                 ax.set_xlabel(f"difference from {against} (percentage points)")
-        fig.legend(
-            handles=_handles(benchmarks),
-            loc="outside upper center",
-            ncols=min(len(benchmarks), 6 if column == "double" else 3),
-            columnspacing=1.2,
-        )
+        key(fig, _handles(benchmarks))
         footnote(fig, notes)
     return fig
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..analysis.changes import over_seeds
 from .retention import SHADES
-from .style import INK, PALETTE, RULE, WIDTH, colours, encoders_note, footnote, look, named_rows, new_figure, smoke_note, span
+from .style import INK, PALETTE, RULE, WIDTH, colours, encoders_note, footnote, key, look, named_rows, new_figure, smoke_note, span
 
 TITLES = {
     "rankme": "effective rank (RankMe)",
@@ -46,7 +46,7 @@ def representation(rows: pd.DataFrame, metrics: Sequence[str] | None = None, *, 
         for ax in list(axes.flat)[len(wanted) :]:
             ax.set_visible(False)
         handles, labels = axes.flat[0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside upper center", ncols=min(5, len(labels)), columnspacing=1.2)
+        key(fig, handles, labels, most=5)
         footnote(fig, [f"{_seen(own)} {encoders_note(own)}", *_notes(table)])
     return fig
 
@@ -73,7 +73,7 @@ def likeness(rows: pd.DataFrame, against: str = "baseline", *, within: Sequence[
         low = min([*between[["value", "lo"]].min(), *null.min(), 0.9])
         ax.set(xlabel="block", ylim=(max(low, 0) - 0.03, 1.02))
         ax.set_title(f"CKA with {against}")
-        fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=6, columnspacing=1.2)
+        key(fig, *ax.get_legend_handles_labels())
         for ax, name in zip(axes[0][1:], names, strict=True):
             _matrix(ax, inside[inside["variant"].eq(name)], name)
         says = f"CKA: 1 for a rotated copy, 0 for nothing shared; debiased. {_seen(inside)} Right: blocks of one encoder."

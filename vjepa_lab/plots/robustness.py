@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.changes import KINDS, over_seeds
-from .style import INK, PALE, PALETTE, RULE, WIDTH, encoders_note, footnote, look, named_rows, new_figure, smoke_note, span
+from .style import INK, PALE, PALETTE, RULE, WIDTH, encoders_note, footnote, key, look, named_rows, new_figure, smoke_note, span
 
 if TYPE_CHECKING:  # figures need no torch
     from ..analysis.shifts import Line
@@ -51,7 +51,7 @@ def robustness(rows: pd.DataFrame, *, paper: bool = False):
             ax.set_xlabel("accuracy (%)")
         for label, ax in zip(labels, axes[:, 0], strict=True):
             ax.set_xlim(_range(table[table["label"].eq(label)], own.loc[own["label"].eq(label), "chance"].mean()))
-        fig.legend(handles=_legend(parts, table), loc="outside upper center", ncols=5, columnspacing=1.2, handletextpad=0.4)
+        key(fig, _legend(parts, table), most=5, handletextpad=0.4)
         footnote(fig, _notes(own, table))
     return fig
 
@@ -152,7 +152,7 @@ def severities(rows: pd.DataFrame, label: str, part: str = "all", *, columns: in
         for ax in axes[:, 0]:
             ax.set(ylabel="accuracy (%)", ylim=_range(table, own["chance"].mean()))
         handles = [_mark(name, MARKS[i % len(MARKS)], PALETTE[i % len(PALETTE)]) for i, name in enumerate(variants)]
-        fig.legend(handles=handles, loc="outside upper center", ncols=6, columnspacing=1.2, handletextpad=0.4)
+        key(fig, handles, handletextpad=0.4)
         note = f"{label}, {PARTS[part][0]}, {own['n'].max():,.0f} test clips; bars: 95 % intervals {_basis(table['seeds'])}."
         note += " Dotted: largest class."
         more = " * the shift changes the motion itself." * bool(table["truth"].eq("changed").any())
@@ -209,7 +209,7 @@ def shifted_on_clean(
         fitted = {name for found in chosen.values() for name in found.points.loc[found.points["fitted"], "variant"]}
         faces = [PALETTE[i % len(PALETTE)] if name in fitted else "white" for i, name in enumerate(variants)]
         handles = [_mark(name, MARKS[i % len(MARKS)], face) for i, (name, face) in enumerate(zip(variants, faces, strict=True))]
-        fig.legend(handles=handles, loc="outside upper center", ncols=6, columnspacing=1.2, handletextpad=0.4)
+        key(fig, handles, handletextpad=0.4)
         legend = "Logit axes. Line: least squares over the means of trained variants with its 95 % band; dashed: no fall."
         legend += " Hollow: untrained, not fitted."
         off = any(found.residuals["p_adj"].lt(0.05).any() for found in chosen.values())

@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 import numpy as np
 import pandas as pd
 
-from .style import DAGGER, INK, PALE, RULE, colours
+from .style import DAGGER, INK, PALE, RULE, colours, patterns
 
 SIZE = 12
 "Of letters, in pixels."
@@ -53,7 +53,7 @@ def spec(
     Menus and the switch of the intervals act in the page, so without a kernel and in a saved page too.
     """
     orders = next(iter(rankings.values()))
-    colour = colours(benchmarks)
+    colour, pattern = colours(benchmarks), patterns(benchmarks)
     groups = [_by_benchmark(part.assign(name=part["variant"].map(labels)), benchmarks) for part in panels.values()]
     stack = Stack(tuple(15 * len(group) + 8 for group in groups), shared)
     layout = copy.deepcopy(_grid(tuple(title.replace("\n", "<br>") for title in panels), shared))
@@ -67,7 +67,8 @@ def spec(
         own = "" if shared else end  # side by side, one axis has the names of all
         on = {"xaxis": f"x{end}", "yaxis": f"y{own}"}
         for benchmark, rows in group.items():
-            traces += [on | _bars(rows, benchmark, colour[benchmark], against, benchmark not in legend), on | _daggers(rows, benchmark)]
+            look = {"color": colour[benchmark], "pattern": {"shape": pattern[benchmark], "size": 5, "solidity": 0.25, "fgcolor": "white"}}
+            traces += [on | _bars(rows, benchmark, look, against, benchmark not in legend), on | _daggers(rows, benchmark)]
             legend.add(benchmark)
         line = {"color": INK, "width": 1}
         lines.append({"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "xref": f"x{end}", "yref": f"y{own} domain", "line": line})
@@ -171,7 +172,7 @@ def _written(lines: Sequence[str]) -> dict:
     return place | {"text": "<br>".join(lines), "showarrow": False, "align": "left", "font": {"size": SMALL}}
 
 
-def _bars(rows: pd.DataFrame, benchmark: str, colour: str, against: str, showlegend: bool) -> dict:
+def _bars(rows: pd.DataFrame, benchmark: str, look: dict, against: str, showlegend: bool) -> dict:
     return {
         "type": "bar",
         "x": rows["delta"].tolist(),
@@ -181,7 +182,7 @@ def _bars(rows: pd.DataFrame, benchmark: str, colour: str, against: str, showleg
         "legendgroup": benchmark,
         "offsetgroup": benchmark,
         "showlegend": showlegend,
-        "marker": {"color": colour, "line": {"color": INK, "width": 0.5}, "opacity": np.where(rows["smoke"], 0.35, 1.0).tolist()},
+        "marker": look | {"line": {"color": INK, "width": 0.5}, "opacity": np.where(rows["smoke"], 0.35, 1.0).tolist()},
         "error_x": {
             "symmetric": False,
             "array": (rows["hi"] - rows["delta"]).tolist(),

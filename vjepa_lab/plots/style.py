@@ -8,12 +8,17 @@ from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
-from itertools import cycle
 from pathlib import Path
 
 PALETTE = ("#1f3a5f", "#d9792b", "#8fcfbb", "#7a4f8c", "#e6c34a", "#9aa0a6")
 "Dark blue, orange, pale green, ...: neighbours differ in luminance (CIE L about 24, 60, 79, 40, 80, 65), so grey print keeps them apart."
 HATCHES = ("", "", "", "///", "\\\\\\", "...")
+AGAIN = ("xxx", "---", "+++")
+"Hatches of a colour's second, third and fourth use."
+MARKERS = {
+    "o": "circle", "s": "square", "D": "diamond", "^": "triangle", "v": "triangle down", "P": "plus", "X": "cross", "h": "hexagon",
+    "p": "pentagon", "*": "star",
+}  # fmt: skip
 INK, PALE, RULE = "#222222", "#b8bdc4", "#d9dce0"
 DAGGER, DOUBLE_DAGGER = "†", "‡"
 
@@ -96,19 +101,27 @@ FIXED = {"D-48": 0, "IN-100": 1, "SSv2": 2}
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour per name; beyond six they repeat with another hatch."""
-    return _assign(names, PALETTE)
+    """A colour per name; where there are more names than colours these repeat, with another hatch and another pattern."""
+    return {name: PALETTE[k] for name, (k, _) in _assign(names).items()}
 
 
 def hatches(names: Iterable[str]) -> dict[str, str]:
-    return _assign(names, HATCHES)
+    """matplotlib's hatch per name, so that print in grey keeps the names apart."""
+    return {name: AGAIN[(turn - 1) % len(AGAIN)] if turn else HATCHES[k] for name, (k, turn) in _assign(names).items()}
 
 
-def _assign(names: Iterable[str], values: Sequence[str]) -> dict[str, str]:
+def patterns(names: Iterable[str]) -> dict[str, str]:
+    """plotly's pattern per name: none but where a colour is used again."""
+    return {name: AGAIN[(turn - 1) % len(AGAIN)][0] if turn else "" for name, (_, turn) in _assign(names).items()}
+
+
+def _assign(names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """name -> (index of its colour, how many names before it had this one)."""
     names = list(names)
     fixed = {name: FIXED[name] for name in names if name in FIXED}
-    free = cycle(k for k in range(len(values)) if k not in fixed.values())
-    return {name: values[fixed[name] if name in fixed else next(free)] for name in names}
+    free = [k for k in range(len(PALETTE)) if k not in fixed.values()]
+    others = {name: (free[i % len(free)], i // len(free)) for i, name in enumerate(name for name in names if name not in fixed)}
+    return {name: (fixed[name], 0) if name in fixed else others[name] for name in names}
 
 
 def named_rows(ax, count: int = 0) -> None:
@@ -119,6 +132,26 @@ def named_rows(ax, count: int = 0) -> None:
     ax.set_axisbelow(True)
     for y in range(count - 1):
         ax.axhline(y + 0.5, color=RULE, linewidth=0.3, zorder=0)
+
+
+def key(figure, handles: Sequence, labels: Sequence[str] | None = None, *, most: int = 6, **options) -> None:
+    """A legend above all panels, in as many columns as the figure is wide enough for, `most` at most; options: of matplotlib's legend."""
+    labels = [handle.get_label() for handle in handles] if labels is None else labels
+    for columns in range(min(most, len(labels)), 0, -1):
+        legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns, columnspacing=1.2, **options)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
+def in_lines(name: str, inches: float, size: float = 8) -> str:
+    """A name such as "synthetic:plain/motion" in lines of at most this width, as far as it can be parted after / : - or a space."""
+    lines = [""]
+    for part in re.split(r"(?<=[/: -])", name):
+        if lines[-1] and 0.52 * size / 72 * len((lines[-1] + part).rstrip()) > inches:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def footnote(figure, lines: Sequence[str], size: float = 6.2) -> None:

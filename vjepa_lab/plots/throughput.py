@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import numpy as np
 import pandas as pd
 
 from ..evidence.stats import t_interval
-from .style import INK, PALETTE, RULE, WIDTH, footnote, look, new_figure
+from .style import INK, MARKERS, PALETTE, RULE, WIDTH, footnote, look, new_figure
 
 SMOKE = "Smoke size: only shows that it runs."
 PHASES = {"data": PALETTE[4], "forward": PALETTE[2], "backward": PALETTE[0], "optimiser": PALETTE[1]}
-MARKS = "osD^vP"
 
 
 def _where(table: pd.DataFrame) -> str:
@@ -35,7 +36,7 @@ def throughput(table: pd.DataFrame, summed: pd.DataFrame, model: pd.DataFrame, *
         speed, slope, memory = axes[0]
         for k, frames in enumerate(sorted(summed["frames"].unique())):
             colour = PALETTE[k]
-            for mark, name in zip(MARKS, names, strict=False):
+            for mark, name in zip(cycle(MARKERS), names, strict=False):
                 part = summed[summed["frames"].eq(frames) & summed["objective"].eq(name)]
                 ends = np.abs(1e3 * batch / part[["hi", "lo"]].to_numpy().T - part["clips_per_s"].to_numpy())
                 at, how = part["resolution"], {"markersize": 3, "color": colour, "markerfacecolor": "white"}
@@ -60,9 +61,7 @@ def throughput(table: pd.DataFrame, summed: pd.DataFrame, model: pd.DataFrame, *
             ax.set_axisbelow(True)
         speed.legend(loc="lower left")
         _plain_numbers(speed, memory)
-        marks = ", ".join(
-            f"{m} {n}" for m, n in zip(("circle", "square", "diamond", "triangle", "triangle down", "plus"), names, strict=False)
-        )
+        marks = ", ".join(f"{mark} {name}" for mark, name in zip(cycle(MARKERS.values()), names, strict=False))
         blocks = summed["blocks"].min()
         notes = [f"{_where(table)}.", f"Medians and 95 % intervals over {blocks} blocks. Objectives: {marks}."]
         notes.append("Left, line: log(c0 + a N + b N²) fitted.")

@@ -8,6 +8,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def plan(parser: argparse.ArgumentParser) -> Callable:
         "--sd", type=above_zero, default=2.0, help="spread over seeds of paired differences, in points (default 2, a guess)"
     )
     parser.add_argument("--jobs", type=partial(whole, 1), help="runs at once; default one for each GPU, or for each core")
+    _collected(parser)
 
     def call(study, runs, only, rate, sd, jobs, **_):
         from .forecast import forecast
@@ -57,6 +59,7 @@ def run(parser: argparse.ArgumentParser) -> Callable:
     """run what is missing: in order, as many cells at once as there is room, each failed one once more"""
     parser.add_argument("--jobs", type=partial(whole, 1), help="runs at once; default one for each GPU, or for each core")
     parser.add_argument("--retries", type=partial(whole, 0), default=1, help="how often a cell that failed is tried again (default 1)")
+    _collected(parser)
     _notebooks(parser)
     _void_after(parser)
 
@@ -112,6 +115,7 @@ def listing(parser: argparse.ArgumentParser) -> Callable:
 
 def status(parser: argparse.ArgumentParser) -> Callable:
     """where every cell stands, and what went wrong where"""
+    _collected(parser)
 
     def call(study, runs, only, **_):
         from .cell import state
@@ -170,7 +174,7 @@ def table(parser: argparse.ArgumentParser) -> Callable:
 
 
 def collect(parser: argparse.ArgumentParser) -> Callable:
-    """write what is to be kept of finished runs, rows and provenance without weights, as tables"""
+    """write what is to be kept of finished runs, rows and provenance without weights, as tables; what is there already stays"""
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="such as data/reference")
 
     def call(study, runs, only, to, **_):
@@ -244,6 +248,24 @@ def _notebooks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--notebooks", type=Path, metavar="FOLDER", help="where 01_pretrain and 02_probe are; default the project's")
 
 
+def _collected(parser: argparse.ArgumentParser) -> None:
+    said = "leave out the cells that were collected there, such as data/reference: they were run elsewhere, or before"
+    parser.add_argument("--collected", type=Path, metavar="FOLDER", help=said)
+
+
+def _open(study: Study, folder: Path) -> Study:
+    """The study without what is collected in a folder."""
+    from .export import RUNS, collected
+
+    if not (folder / RUNS).is_file():
+        raise UserError(f"{folder / RUNS}: not there; --collected takes a folder that `study collect` wrote")
+    there = collected(study, folder)
+    print(f"{len(there)} of {len(study.cells)} cells of {study.name} are in {folder}")
+    if len(there) == len(study.cells):
+        raise UserError(f"{study.name}: all of its cells are in {folder}, nothing is left")
+    return replace(study, without=(*study.without, *(each.name for each in there)))
+
+
 def _void_after(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--void-after",
@@ -281,4 +303,6 @@ def main(argv: list[str]) -> int:
         parser.add_argument("--only", metavar="PATTERN", help="only cells whose name contains this, or matches it as a shell pattern")
     options = vars(parser.parse_args(argv[1:]))
     study = load(options["file"], options["preset"])
+    if elsewhere := options.pop("collected", None):
+        study = _open(study, elsewhere)
     return call(study=study, **options | {"runs": options["runs"] or Path("runs") / study.name}) or 0

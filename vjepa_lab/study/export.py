@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -26,7 +26,10 @@ def rows(study: Study, runs: str | Path, only: str | None = None) -> pd.DataFram
     found = [part for each in study.chosen(only) if len(part := results.read_run(Path(runs) / each.name))]
     if not found:
         raise FileNotFoundError(f"{runs}: no run of {study.name} was probed there yet")
-    table = results.tidy(pd.concat(found, ignore_index=True))
+    return _constants_once(results.tidy(pd.concat(found, ignore_index=True)))
+
+
+def _constants_once(table: pd.DataFrame) -> pd.DataFrame:
     constant = table["source"].eq("constant")
     again = table[constant].duplicated(["regime", "variant", "benchmark", "metric", "value", "n"])
     return table.drop(index=again[again].index).reset_index(drop=True)
@@ -62,7 +65,11 @@ def collect(study: Study, runs: str | Path, to: str | Path, only: str | None = N
     provenance/runs.csv   a row per run: where it comes from
     provenance/cells.csv  every cell that is planned, and where it stands
     provenance/study.txt  the study
-    Each file is replaced whole, and one that has nothing to hold any more is deleted. Raises FileNotFoundError if no cell is finished.
+    Cells that `to` holds and that are not finished in `runs` stay, so that what several machines ran, or what ran before the run folders
+    were deleted, is collected in turn; of a cell that is in both, the run in `runs` counts. Each file is replaced whole, and one that has
+    nothing to hold any more is deleted.
+
+    Raises FileNotFoundError if no cell is finished, ValueError if `to` holds one of another row, data set or size under a cell's name.
     """
     from ..analysis.alignment import FILE
 
@@ -71,6 +78,8 @@ def collect(study: Study, runs: str | Path, to: str | Path, only: str | None = N
     done = [each for each, state in standing.items() if state == "done"]
     if not done:
         raise FileNotFoundError(f"{runs}: no cell of {study.name} is finished yet")
+    before = [each for each in collected(study, to) if each not in done]
+    standing |= dict.fromkeys(before, "done")
     table = rows(study, runs, only)
     table = table[table["run"].isin({each.name for each in done})].round({"value": 4, "lo": 4, "hi": 4})
     about = lambda each: {"run": each.name, "variant": each.variant, "edition": each.edition, "regime": each.regime.name, "seed": each.seed}
@@ -80,13 +89,44 @@ def collect(study: Study, runs: str | Path, to: str | Path, only: str | None = N
         CURVES: _joined(results.metrics(runs / each.name).assign(run=each.name) for each in done if each.size.steps),
         ALIGNMENT: _joined(pd.read_csv(file).assign(**about(each)) for each in done if (file := runs / each.name / FILE).is_file()),
         RUNS: pd.DataFrame([provenance(each, runs) for each in done]),
-        CELLS: pd.DataFrame([about(each) | {"state": state} for each, state in standing.items()]),
     }
+    places = {each.name: place for place, each in enumerate(study.cells)}
+    tables = {name: _with(kept, to / name, {each.name for each in before}, places) for name, kept in tables.items()}
+    tables[ROWS] = _constants_once(tables[ROWS])
+    tables[CELLS] = pd.DataFrame([about(each) | {"state": standing[each]} for each in study.cells if each in standing])
     (to / "provenance").mkdir(parents=True, exist_ok=True)
     for name, kept in tables.items():
         _replace(kept, to / name)
     (to / STUDY).write_text(f"{study!r}\n")
     return [path for path in (to / name for name in (*tables, STUDY)) if path.exists()]
+
+
+def collected(study: Study, folder: str | Path) -> list[Cell]:
+    """The cells of a study whose runs a collected folder holds.
+
+    Raises ValueError where one of them is of another row, data set or size than the study's cell of that name.
+    """
+    file = Path(folder) / RUNS
+    if not file.is_file():
+        return []
+    known = pd.read_csv(file).set_index("run")
+    found = [each for each in study.cells if each.name in known.index]
+    for each in found:
+        here = {"variant": each.variant, "edition": each.edition, "data": each.regime.data, "preset": each.study.preset}
+        here |= {"steps": each.size.steps}
+        for what, wanted in here.items():
+            if (there := known.at[each.name, what]) != wanted:
+                raise ValueError(f"{file}: {each.name} has {what} {there}, in the study it is {wanted}; name another folder")
+    return found
+
+
+def _with(table: pd.DataFrame, file: Path, runs: set[str], places: Mapping[str, int]) -> pd.DataFrame:
+    """A table with the rows that a collected file holds of some runs, in the order of the cells."""
+    if runs and file.is_file():
+        there = pd.read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
+        text = there.select_dtypes("category").columns
+        table = _joined([there.astype(dict.fromkeys(text, object))[there["run"].isin(runs)], table])
+    return table.sort_values("run", key=lambda names: names.map(places), kind="stable", ignore_index=True) if len(table) else table
 
 
 def _replace(table: pd.DataFrame, path: Path) -> None:

@@ -96,6 +96,7 @@ class Study(Value):
     variants   names of rows, or expressions such as "JEPA() + 0.1*Delta()"; a row that an edition lacks, or that equals the same row of an
                edition named before it, is run once
     first      variants that come before all others, with all their seeds
+    without    cells that are left out: names, or shell patterns such as "spectral-released-*"
     preset     a size by name; `overrides` replace single values of it
     keep       what stays of a finished run's checkpoint: "all"; "model", without the optimiser's state; "rows": nothing but what was
                measured
@@ -112,6 +113,7 @@ class Study(Value):
     editions: tuple[str, ...] = ("sound",)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     first: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     preset: str = "micro"
     overrides: dict = field(default_factory=dict)
     extras: tuple[Extra, ...] = ()
@@ -173,7 +175,9 @@ class Study(Value):
         if twice := [name for name, times in count.items() if times > 1]:
             several = ", ".join(twice[:3]) + (f" and {len(twice) - 3} more" if len(twice) > 3 else "")
             raise ValueError(f"study {self.name!r}: several cells would share the folder {several}; rename a regime")
-        return found
+        if idle := [pattern for pattern in self.without if not any(fnmatch(name, pattern) for name in count)]:
+            raise ValueError(f"study {self.name!r}: without names {idle[0]!r}, which is no cell; cells are called like {found[0].name}")
+        return tuple(cell for cell in found if not any(fnmatch(cell.name, pattern) for pattern in self.without))
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         """(variant, edition), `first` in its own order and each distinct recipe once."""
