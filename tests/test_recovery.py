@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import vjepa_lab as vl
-from vjepa_lab import train
+from vjepa_lab import files, train
 from vjepa_lab.__main__ import main
 from vjepa_lab.objective import Term
 from vjepa_lab.terms import JEPA
@@ -320,12 +320,12 @@ def test_a_disk_that_is_full_only_when_it_is_flushed_moves_nothing(tmp_path, mon
 
 def test_of_two_writers_of_a_file_each_puts_a_whole_one_in_place(tmp_path):
     path = tmp_path / "x.json"
-    with checkpoint.replacing(path) as first:
+    with files.replacing(path) as first:
         first.write_text("A" * 10)
-        with pytest.raises(KeyboardInterrupt), checkpoint.replacing(path) as second:
+        with pytest.raises(KeyboardInterrupt), files.replacing(path) as second:
             second.write_text("B")
             raise KeyboardInterrupt
-        with checkpoint.replacing(path) as second:
+        with files.replacing(path) as second:
             second.write_text("BB")
         assert path.read_text() == "BB"
     assert path.read_text() == "A" * 10 and list(tmp_path.iterdir()) == [path]
@@ -333,17 +333,17 @@ def test_of_two_writers_of_a_file_each_puts_a_whole_one_in_place(tmp_path):
 
 def test_what_a_killed_writer_left_goes_in_time(tmp_path):
     def dies():
-        with checkpoint.replacing(tmp_path / "[x].json") as part:
+        with files.replacing(tmp_path / "[x].json") as part:
             part.write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert ended(forked(dies)) == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
-    write = lambda name: checkpoint.replacing(tmp_path / name)
+    write = lambda name: files.replacing(tmp_path / name)
     with write("[x].json") as part:
         part.write_text("whole")
     assert left.exists()  # its writer may be at it
-    os.utime(left, (time.time() - 2 * checkpoint.LEFT_S,) * 2)
+    os.utime(left, (time.time() - 2 * files.LEFT_S,) * 2)
     with write("x.json") as part:
         part.write_text("another file")
     assert left.exists()

@@ -348,3 +348,10 @@ def test_wide_is_the_printed_layout(paper):
     table = results.wide(paper[paper["source"].eq("paper") & paper["regime"].eq("mixed")])
     assert list(table.columns) == ["D-48", "IN-100", "SSv2"] and len(table) == 15
     assert table.loc[("paper", "fwm-hw-ld")].tolist() == [8.38, 30.78, 11.60]
+
+
+def test_rows_are_written_without_torch(tmp_path):
+    row = "{'variant': 'ld', 'benchmark': 'b', 'value': 1.0}"
+    write = f"import sys; from vjepa_lab.evidence import results; results.append_rows('{tmp_path.as_posix()}/rows.csv', [{row}])"
+    subprocess.run([sys.executable, "-c", f"{write}; assert 'torch' not in sys.modules"], check=True, timeout=120)
+    assert results.load(tmp_path / "rows.csv")["value"].tolist() == [1.0]

@@ -313,6 +313,14 @@ def test_cells_are_chosen_by_pattern():
         study.cell("ld-plain-micro-s11")
 
 
+def test_cells_can_be_left_out():
+    study = Study("s", ("baseline", "ld", "fwm-ld"), PLAIN, MOTION, seeds=range(2), without=("fwm-ld-*", "ld-plain-micro-s1"))
+    assert [cell.name for cell in study.cells] == ["baseline-plain-micro-s0", "ld-plain-micro-s0", "baseline-plain-micro-s1"]
+    assert eval(repr(study)) == study
+    with pytest.raises(ValueError, match=r"without names 'hw-\*', which is no cell; cells are called like baseline-plain-micro-s0"):
+        Study("s", ("baseline", "ld"), PLAIN, MOTION, without=("hw-*",)).chosen()
+
+
 # ------------------------------------------------------------------------------------------------------------------------------- locks
 
 
@@ -385,6 +393,55 @@ def test_killed_and_resumed_nothing_is_lost_and_nothing_runs_twice(tmp_path):
         assert {"01_pretrain.ipynb", "02_probe-motion.ipynb", "cell.json"} <= {path.name for path in (bench.runs / cell.name).iterdir()}
     status, said = bench.call("table", "--csv", str(tmp_path / "rows.csv"))
     assert len(pd.read_csv(tmp_path / "rows.csv")) == 2, said
+
+
+def as_trained(bench: Bench) -> None:
+    """What a real pretraining writes beside the stand-in's files."""
+    for cell in bench.study.cells:
+        if (folder := bench.runs / cell.name).is_dir():
+            (folder / "recipe.txt").write_text(f"{cell.recipe!r}\n")
+            preset = {"name": "micro", "steps": 600}
+            config = {"variant": cell.variant, "edition": cell.edition, "seed": cell.seed, "spec": cell.regime.data, "preset": preset}
+            (folder / "config.json").write_text(json.dumps(config))
+            (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "loss": cell.seed}) + "\n")
+
+
+def test_what_several_machines_ran_is_collected_in_turn_and_need_not_run_again(tmp_path):
+    bench, kept, whole = Bench(tmp_path, "baseline ld", 2, wait=0), tmp_path / "kept", tmp_path / "whole"
+    assert bench.call("run", "--only", "*-s0")[0] == 0
+    as_trained(bench)
+    collect(bench.study, bench.runs, kept)
+    first = {name: (kept / name).read_bytes() for name in ("rows.csv", "provenance/runs.csv")}
+    elsewhere = bench.runs.rename(tmp_path / "first")
+    assert "2 of 4 cells of bench are in" in bench.call("status", "--collected", str(kept))[1]
+    status, said = bench.call("run", "--collected", str(kept))
+    assert status == 0 and "2 done, 0 failed" in said
+    assert sorted(bench.ledger("begin")) == sorted(cell.name for cell in bench.study.chosen("*-s1"))
+    as_trained(bench)
+    collect(bench.study, bench.runs, kept)
+    for cell in bench.study.chosen("*-s0"):
+        (elsewhere / cell.name).rename(bench.runs / cell.name)
+    collect(bench.study, bench.runs, whole)
+    for name in ("rows.csv", "provenance/runs.csv", "provenance/cells.csv", "provenance/study.txt"):
+        assert (kept / name).read_bytes() == (whole / name).read_bytes(), name
+        assert name not in first or set(first[name].splitlines()) < set((kept / name).read_bytes().splitlines())
+    with pytest.raises(UserError, match="nothing is left"):
+        bench.call("status", "--collected", str(kept))
+    with pytest.raises(UserError, match=r"runs.csv: not there; --collected takes a folder"):
+        bench.call("status", "--collected", str(tmp_path))
+
+
+def test_a_folder_with_another_study_is_not_added_to(tmp_path):
+    bench, kept = Bench(tmp_path, "baseline ld", 1, wait=0), tmp_path / "kept"
+    bench.call()
+    as_trained(bench)
+    collect(bench.study, bench.runs, kept)
+    other = kept / "provenance/runs.csv"
+    other.write_text(other.read_text().replace(",600,", ",90,"))
+    before = (kept / "rows.csv").read_bytes()
+    with pytest.raises(ValueError, match=r"runs.csv: \S+-s0 has steps 90, in the study it is 600"):
+        collect(bench.study, bench.runs, kept)
+    assert (kept / "rows.csv").read_bytes() == before
 
 
 def test_two_runners_share_a_study(tmp_path):

@@ -14,7 +14,6 @@ from vjepa_lab.arguments import suggest
 from vjepa_lab.objective import Recipe
 from vjepa_lab.presets import Preset, number, preset, whole
 from vjepa_lab.training import launch, locks, provenance
-from vjepa_lab.training.checkpoint import replacing
 from vjepa_lab.training.logbook import Bar
 from vjepa_lab.training.loop import Habits, train
 from vjepa_lab.training.processes import Team, device_of
@@ -31,7 +30,6 @@ __all__ = [
     "overridden",
     "own_terms",
     "pretrain",
-    "replacing",
     "resume",
     "run_name",
     "training_source",

@@ -29,10 +29,11 @@ from vjepa_lab import data as video
 from vjepa_lab.analysis import gradients as g
 from vjepa_lab.evidence import results
 from vjepa_lab.evidence.stats import dealt_out, rank_ends
+from vjepa_lab.files import replacing
 from vjepa_lab.masks import MultiBlock
 from vjepa_lab.model import VJEPA
 from vjepa_lab.objective import Loss
-from vjepa_lab.training.runs import Run, replacing
+from vjepa_lab.training.runs import Run
 from vjepa_lab.training.trainer import Trainer
 
 TOGETHER = "auxiliaries"

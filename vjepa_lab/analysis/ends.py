@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from vjepa_lab import data as video
 from vjepa_lab.analysis import alignment, subjects
-from vjepa_lab.training.runs import Run, replacing
+from vjepa_lab.files import replacing
+from vjepa_lab.training.runs import Run
 
 
 def align(

@@ -34,7 +34,7 @@ from vjepa_lab.evaluation.evaluate import Subject, subject_of
 from vjepa_lab.evaluation.features import coarse, device_for, fingerprint, passes, scaling
 from vjepa_lab.evaluation.heads import LinearHead, StackedAdamW, stack
 from vjepa_lab.evaluation.scoring import ProbeResult
-from vjepa_lab.training.checkpoint import replacing
+from vjepa_lab.files import replacing
 
 POOLS = ("max", "mean")
 

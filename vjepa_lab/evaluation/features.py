@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 
 from vjepa_lab import data
 from vjepa_lab.data.files import file_clips
+from vjepa_lab.files import replacing
 from vjepa_lab.model import Encoder
 from vjepa_lab.training import provenance
 from vjepa_lab.training.allocator import keep_freed_memory
-from vjepa_lab.training.checkpoint import replacing
 from vjepa_lab.training.processes import device_of
 
 Grid = tuple[int, int, int]

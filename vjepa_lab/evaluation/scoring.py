@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vjepa_lab.evaluation.features import Features
 from vjepa_lab.evidence import results
-from vjepa_lab.training.checkpoint import replacing
+from vjepa_lab.files import replacing
 
 
 @dataclass(frozen=True, eq=False, repr=False)

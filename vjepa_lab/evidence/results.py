@@ -240,8 +240,8 @@ def append_rows(run: str | Path, rows: Iterable[Mapping] | pd.DataFrame) -> Path
     old one. Of several processes one writes at a time, and the others wait for it.
     Raises ValueError for a row without them.
     """
+    from vjepa_lab.files import replacing
     from vjepa_lab.training import locks
-    from vjepa_lab.training.checkpoint import replacing
 
     run = Path(run)
     path = run if run.suffix == ".csv" else run / "rows.csv"

@@ -44,7 +44,6 @@ def plan(parser: argparse.ArgumentParser) -> Callable:
         "--sd", type=above_zero, default=2.0, help="spread over seeds of paired differences, in points (default 2, a guess)"
     )
     parser.add_argument("--jobs", type=partial(whole, 1), help="runs at once; default one for each GPU, or for each core")
-    _collected(parser)
 
     def call(study, runs, only, rate, sd, jobs, **_):
         from .forecast import forecast

@@ -130,7 +130,7 @@ def _with(table: pd.DataFrame, file: Path, runs: set[str], places: Mapping[str, 
 
 
 def _replace(table: pd.DataFrame, path: Path) -> None:
-    from ..training.checkpoint import replacing
+    from ..files import replacing
 
     if table.empty:
         path.unlink(missing_ok=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from vjepa_lab.files import replacing
 from vjepa_lab.objective import Recipe
 from vjepa_lab.presets import Preset
 from vjepa_lab.training import provenance
-from vjepa_lab.training.checkpoint import replacing
 
 TIMING = ("clips_per_s", "clips_per_s_mean", "data_wait", "gflop_per_s", "mfu", "peak_gb")
 """Columns of metrics.jsonl that differ between two otherwise equal runs."""

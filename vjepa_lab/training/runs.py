@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from vjepa_lab import variants
+from vjepa_lab.files import replacing
 from vjepa_lab.model import VJEPA, Encoder
 from vjepa_lab.objective import Loss, Recipe, nested
 from vjepa_lab.presets import Preset
-from vjepa_lab.training.checkpoint import load, newest, replacing
+from vjepa_lab.training.checkpoint import load, newest
 
 
 @dataclass(frozen=True, repr=False)

@@ -49,7 +49,7 @@ def export(
 
     from safetensors.torch import save_file
 
-    from vjepa_lab.training.runs import replacing
+    from vjepa_lab.files import replacing
 
     with replacing(folder / "model.safetensors") as part:
         save_file(named, part, metadata={"format": "pt"})
