@@ -3,17 +3,21 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from laws import SIZE, Stub, latents, tokens
 
 import vjepa_lab as vl
+from vjepa_lab import data as video
 from vjepa_lab import masks, variants
+from vjepa_lab.analysis.diagnose import error_maps
+from vjepa_lab.model import VJEPA
 from vjepa_lab.modifiers import Detached, Hard
 from vjepa_lab.objective import ErrorMap, Loss, Objective, Recipe, Term, diff
 from vjepa_lab.schedules import Cosine, Ramp
-from vjepa_lab.terms import JEPA, Contrast, Delta, Dynamics, Hamiltonian, Kinematic, Orthogonal, SIGReg, token_distance
+from vjepa_lab.terms import JEPA, Contrast, Delta, Dynamics, Hamiltonian, Kinematic, Orthogonal, SIGReg, Spectral, token_distance
 from vjepa_lab.values import read
 from vjepa_lab.weighting import GradientRatio
 
@@ -401,3 +405,19 @@ def test_a_term_that_is_not_finite_stops_the_training_by_name(tmp_path):
     source = vl.data.open("synthetic", frames=8, size=32, n=16, cache="memory")
     with pytest.raises(FloatingPointError, match="Infinite"):
         vl.pretrain(JEPA() + Infinite(), source, "smoke", runs=tmp_path, steps=2, progress=False)
+
+
+def test_the_map_of_a_spectrum_is_over_places_and_not_over_frequencies():
+    """Frequencies are no time steps: drawn over the frames they would say when."""
+    objective = JEPA() + Spectral() + Hard(Spectral()) + Delta()
+    net, clip = VJEPA.build(SIZE), torch.randint(0, 256, (3, SIZE.frames, SIZE.size, SIZE.size), dtype=torch.uint8)
+    maps = error_maps(net, Loss(objective, net.width), clip)
+    t, h, w = net.student.grid(clip[None])
+    spectrum, hard = (maps[name] for name in maps if "Spectral" in name)
+    for found in (spectrum, hard):
+        assert found.shape == (t, h, w) and (found == found[0]).all() and np.isfinite(found).all()
+    x = video.normalize(clip[None])
+    whole = net.latents(x, masks.MultiBlock().draw(1, (t, h, w), seed=0, step=0, clip=x), full=True)
+    (expected,) = Spectral().maps(whole, None)
+    assert np.allclose(spectrum[0], expected.value[0].mean(0).detach(), atol=1e-6)
+    assert len(maps["Delta"]) == t - 1

@@ -35,6 +35,10 @@ class Modifier(Term):
         return self.term.maps(latents, head)
 
     @property
+    def over_time(self) -> bool:
+        return self.term.over_time
+
+    @property
     def label(self) -> str:
         return f"{type(self).__name__}({self.term.label})"
 

@@ -49,6 +49,7 @@ class Term(Value):
 
     temporal = None
     idle = False  # True for a term that is meant to give no gradient
+    over_time = True  # False for a term whose map has something else than token time as its second axis
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)

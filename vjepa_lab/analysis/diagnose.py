@@ -15,7 +15,8 @@ from vjepa_lab.objective import ErrorMap, Loss
 
 @torch.no_grad()
 def error_maps(model: VJEPA, loss: Loss, clip: Tensor, *, masks: MultiBlock | None = None, seed: int = 0) -> dict[str, np.ndarray]:
-    """The error map of each term over one clip: {term: [t h w]}, nan where a term has no error; fewer steps for temporal terms.
+    """The error map of each term over one clip: {term: [t h w]}, nan where a term has no error; fewer steps for temporal terms; for a
+    spectrum the mean over frequencies, the same at all steps.
 
     clip: uint8 [c f y x].  masks: how to hide tokens; by default V-JEPA's.  A term whose map is not over tokens (Orthogonal) is left out.
     Maps of several mask kinds are averaged; hard weights are multiplied in.
@@ -27,7 +28,8 @@ def error_maps(model: VJEPA, loss: Loss, clip: Tensor, *, masks: MultiBlock | No
     for name, (_, term), head in zip(loss.objective.names, loss.objective, loss.heads, strict=True):
         layers = [on_tokens(m, mask, latents.grid) for m, mask in zip(term.maps(latents, head), drawn, strict=False)]
         if all(layer is not None for layer in layers):
-            out[name] = _mean(np.stack(layers))
+            found = _mean(np.stack(layers))
+            out[name] = found if term.over_time else np.broadcast_to(_mean(found), latents.grid)
     return out
 
 

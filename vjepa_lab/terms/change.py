@@ -97,6 +97,7 @@ class Spectral(Distance):
     """
 
     temporal = True
+    over_time = False
     weights: str = "linear"
     amplitude: bool = False
 
