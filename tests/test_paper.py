@@ -8,7 +8,8 @@ import pytest
 from test_plots import CELLS, assert_legible, make_runs, texts
 
 from vjepa_lab import plots
-from vjepa_lab.evidence import claims, paper, results, verdicts
+from vjepa_lab.evidence import claims, results, verdicts
+from vjepa_lab.plots import paper
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,8 @@ _MODULES = {
         "alignment changes collected diagnose ends geometry gradients halves motion openset readers representation retention robustness "
         "shifts subjects throughput toys transfer"
     ),
-    "evidence": "claims intervals paper planning predicates results stats verdicts worlds",
+    "plots": "paper",
+    "evidence": "claims intervals planning predicates results stats verdicts worlds",
 }
 _PLACE = {module: f"{folder}.{module}".strip(".") for folder, modules in _MODULES.items() for module in modules.split()}
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}

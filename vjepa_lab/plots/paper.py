@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from vjepa_lab import plots
-from vjepa_lab.plots.tables import Table
-
-from . import claims, results
+from .. import plots
+from ..evidence import claims, results
+from .tables import Table
 
 FOLDER, REGIMES = claims.PAPER, claims.REGIMES
 BENCHMARKS = list(results.PROBES)
