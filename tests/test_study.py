@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -235,7 +236,7 @@ def test_options_that_mean_nothing_are_refused(tmp_path, words):
 def test_a_cell_that_is_killed_each_time_is_given_up(tmp_path, monkeypatch, full):
     """By want of memory, say: it leaves no word itself, and what the runner notes must count, on a full disk, too."""
     study = Study("s", ("ld",), PLAIN, MOTION, seeds=(0,))
-    runner = local._Run(study, tmp_path / "s.py", tmp_path, None, None, None, 2, None)
+    runner = local._Run(study, tmp_path / "s.py", tmp_path, None, study.cells, None, 2, None)
     runner.bar, (cell,) = tqdm(disable=True), study.cells
     (tmp_path / cell.name).mkdir()
     if full:
@@ -319,6 +320,11 @@ def test_cells_can_be_left_out():
     assert eval(repr(study)) == study
     with pytest.raises(ValueError, match=r"without names 'hw-\*', which is no cell; cells are called like baseline-plain-micro-s0"):
         Study("s", ("baseline", "ld"), PLAIN, MOTION, without=("hw-*",)).chosen()
+    with pytest.raises(ValueError, match="without leaves no cell of 10"):
+        Study("s", ("baseline", "ld"), PLAIN, MOTION, without=("*",)).chosen()
+    assert [cell.name for cell in study.chosen(but=["ld-plain-micro-s0"])] == ["baseline-plain-micro-s0", "baseline-plain-micro-s1"]
+    small = Study("s", ("baseline", "ld"), PLAIN, MOTION, without=("ld-*-micro-*",)).at("small")
+    assert len(small.cells) == 10, "what is left out at one size is there at another"
 
 
 # ------------------------------------------------------------------------------------------------------------------------------- locks
@@ -399,6 +405,8 @@ def as_trained(bench: Bench) -> None:
     """What a real pretraining writes beside the stand-in's files."""
     for cell in bench.study.cells:
         if (folder := bench.runs / cell.name).is_dir():
+            constant = {"source": "constant", "variant": "majority-test", "benchmark": "w/motion", "probe": "constant", "metric": "top1"}
+            results.append_rows(folder, [constant | {"value": 20.0, "n": 1000}])
             (folder / "recipe.txt").write_text(f"{cell.recipe!r}\n")
             preset = {"name": "micro", "steps": 600}
             config = {"variant": cell.variant, "edition": cell.edition, "seed": cell.seed, "spec": cell.regime.data, "preset": preset}
@@ -406,14 +414,16 @@ def as_trained(bench: Bench) -> None:
             (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "loss": cell.seed}) + "\n")
 
 
-def test_what_several_machines_ran_is_collected_in_turn_and_need_not_run_again(tmp_path):
+def test_what_several_machines_ran_is_collected_in_turn_and_need_not_run_again(tmp_path, capfd):
     bench, kept, whole = Bench(tmp_path, "baseline ld", 2, wait=0), tmp_path / "kept", tmp_path / "whole"
     assert bench.call("run", "--only", "*-s0")[0] == 0
     as_trained(bench)
     collect(bench.study, bench.runs, kept)
     first = {name: (kept / name).read_bytes() for name in ("rows.csv", "provenance/runs.csv")}
+    planned = pd.read_csv(kept / "provenance/cells.csv").set_index("run")["state"]
+    assert planned.to_dict() == {cell.name: "open" if cell.seed else "done" for cell in bench.study.cells}
     elsewhere = bench.runs.rename(tmp_path / "first")
-    assert "2 of 4 cells of bench are in" in bench.call("status", "--collected", str(kept))[1]
+    assert "2 open" in bench.call("status", "--collected", str(kept))[1] and "2 of 4 cells of bench are in" in capfd.readouterr().err
     status, said = bench.call("run", "--collected", str(kept))
     assert status == 0 and "2 done, 0 failed" in said
     assert sorted(bench.ledger("begin")) == sorted(cell.name for cell in bench.study.chosen("*-s1"))
@@ -425,8 +435,11 @@ def test_what_several_machines_ran_is_collected_in_turn_and_need_not_run_again(t
     for name in ("rows.csv", "provenance/runs.csv", "provenance/cells.csv", "provenance/study.txt"):
         assert (kept / name).read_bytes() == (whole / name).read_bytes(), name
         assert name not in first or set(first[name].splitlines()) < set((kept / name).read_bytes().splitlines())
-    with pytest.raises(UserError, match="nothing is left"):
-        bench.call("status", "--collected", str(kept))
+    assert "nothing is left" in bench.call("status", "--collected", str(kept))[1]
+    assert bench.call("run", "--collected", str(kept), "--only", "baseline")[0] == 0
+    assert bench.call("list", "--collected", str(kept))[1] == "\n"
+    assert "cells   4, 0 of them to be run" in bench.call("plan", "--collected", str(kept))[1]
+    pd.testing.assert_frame_equal(pd.read_parquet(kept / "curves.parquet"), pd.read_parquet(whole / "curves.parquet"))
     with pytest.raises(UserError, match=r"runs.csv: not there; --collected takes a folder"):
         bench.call("status", "--collected", str(tmp_path))
 
@@ -439,9 +452,25 @@ def test_a_folder_with_another_study_is_not_added_to(tmp_path):
     other = kept / "provenance/runs.csv"
     other.write_text(other.read_text().replace(",600,", ",90,"))
     before = (kept / "rows.csv").read_bytes()
+    with pytest.raises(ValueError, match=r"runs.csv: ld-plain-micro-s0 is no cell of bench \(1 such runs\); name another folder"):
+        collect(replace(bench.study, variants=("baseline",)), bench.runs, kept)
     with pytest.raises(ValueError, match=r"runs.csv: \S+-s0 has steps 90, in the study it is 600"):
         collect(bench.study, bench.runs, kept)
     assert (kept / "rows.csv").read_bytes() == before
+
+
+def test_constants_are_collected_with_the_first_run_that_is_finished(tmp_path):
+    bench, kept = Bench(tmp_path, "baseline ld", 2, wait=0), tmp_path / "kept"
+    bench.call()
+    as_trained(bench)
+    (bench.runs / bench.study.cells[0].name / "02_probe-motion.ipynb").unlink()
+    collect(bench.study, bench.runs, kept)
+    found = pd.read_csv(kept / "rows.csv")
+    assert set(found["run"]) == {cell.name for cell in bench.study.cells[1:]}
+    assert found.loc[found["source"].eq("constant"), "run"].tolist() == [bench.study.cells[1].name]
+    collect(bench.study, bench.runs, kept, only="ld")
+    states = pd.read_csv(kept / "provenance/cells.csv").set_index("run")["state"]
+    assert len(states) == 4 and states.iloc[0] == "stopped" and states.iloc[1:].eq("done").all()
 
 
 def test_two_runners_share_a_study(tmp_path):

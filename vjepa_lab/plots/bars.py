@@ -51,10 +51,11 @@ def tradeoffs(
     its seeds and with what its interval covers. Marks: † no better than a predictor that ignores its input; ‡ an untrained encoder was
     measured; pale bars: too small a run to be evidence.
     compared: `stats.compare(results.select(df, regime=..., benchmarks=...), against, baseline_seed=...)` where it is at hand, which is most
-    of the work.  sort: "mean", a benchmark's name, or "given" (the table's own order).  intervals: whether whiskers are drawn.
+    of the work.  sort: "mean", a benchmark's name (the mean where it is not drawn), or "given" (the table's own order).  intervals: whether
+    whiskers are drawn.
     `paper=True` gives a print-quality matplotlib Figure of `column` width ("single", "double"), `interactive=False` the same for the
     screen, otherwise a plotly Figure, whose own menus filter by what objectives are made with, sort and switch the intervals, in a saved
-    page too. `plain=True` gives what that Figure is made of, {"data": ..., "layout": ...}, unchecked, in less than half the time.
+    page too. `plain=True` gives what that Figure is made of, {"data": ..., "layout": ...}, unchecked, in less time.
     Raises ValueError naming what the table holds when nothing is left to draw.
     """
     if compared is None:
@@ -64,12 +65,14 @@ def tradeoffs(
     if not intervals:
         panels = {title: part.assign(lo=part["delta"], hi=part["delta"]) for title, part in panels.items()}
     shared = _shared(panels)
+    shown = benchmark_order(panels.values())
+    sort = sort if sort in ("given", *shown) else "mean"
     ranked = lambda by: [_order(panels.values() if shared else [part], by) for part in panels.values()]
     orders = ranked(sort)
     if paper or not interactive:
         return _matplotlib(panels, orders, against, notes, paper, column)
-    shown = benchmark_order(panels.values())
-    rankings = {_sorted(sort): orders} | {_sorted(by): ranked(by) for by in ("mean", *shown) if by != sort and len(shown) > 1}
+    others = [by for by in ("mean", *shown) if by != sort] if len(shown) > 1 or sort == "given" else []
+    rankings = {_sorted(sort): orders} | {_sorted(by): ranked(by) for by in others}
     drawn = screen_bars.spec(
         panels, rankings, _labels(panels), benchmarks=shown, against=against, notes=notes, shared=shared,
         families=_families(sorted({name for order in orders for name in order})),

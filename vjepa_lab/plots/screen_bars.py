@@ -25,6 +25,8 @@ ENTRY = 35
 "Pixels of an entry of a menu."
 SMALL = 11
 "Of the notes' letters."
+EMPTY = " "
+"Stands in a panel without rows: given no names at all, plotly shows the first ones that it knows."
 MENU = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "bgcolor": "white", "bordercolor": PALE}
 "Where all menus stand: between the legend and the panels' titles."
 
@@ -241,6 +243,7 @@ def _menus(
 
     Both set the order of the rows' names, so a choice in the first shows its own second one, which starts with the first ranking. The first
     list hangs over the rows: where they are too few for it there is more room below the figure, whose other room below is `below` pixels.
+    No menu where there is nothing to choose.
     """
     orders = next(iter(rankings.values()))
     everyone = {name for order in orders for name in order}
@@ -250,20 +253,22 @@ def _menus(
         """The names on top, and a range that ends below the last of them."""
         found = {}
         for axis, order in zip(stack.axes(), ranking, strict=False):
-            names = [labels[name] for name in order if name in shown]
+            names = [labels[name] for name in order if name in shown] or [EMPTY]
             found |= {f"{axis}.categoryarray": names, f"{axis}.range": _range(names)}
         return found
 
     least = ABOVE + ENTRY * len(choices)
     filters, sorts = [], []
     for k, (label, shown) in enumerate(choices.items(), 1):
-        others = {f"updatemenus[{j}].visible": j == k for j in range(1, len(choices) + 1)} | {f"updatemenus[{k}].active": 0}
+        several = range(1, len(choices) + 1) if len(rankings) > 1 else ()
+        others = {f"updatemenus[{j}].visible": j == k for j in several} | ({f"updatemenus[{k}].active": 0} if several else {})
         counts = [len(shown.intersection(order)) for order in orders]
         height = stack.height(counts) + ABOVE + below
         room = {"height": max(height, least), "margin.b": below + max(least - height, 0)}
         filters.append(_button(label, rows(shown, orders) | stack.places(counts) | others | room))
         buttons = [_button(text, rows(shown, ranking)) for text, ranking in rankings.items()]
         sorts.append(MENU | {"buttons": buttons, "pad": {"b": 62, "l": 170 * bool(families)}, "visible": k == 1})
+    sorts = sorts if len(rankings) > 1 else []
     return [MENU | {"buttons": filters, "pad": {"b": 62}}, *sorts] if families else sorts
 
 
@@ -272,7 +277,7 @@ def _made(part: str) -> str:
 
 
 def _range(names: Sequence[str]) -> list[float]:
-    return [max(len(names), 1) - 0.5, -0.5]
+    return [len(names) - 0.5, -0.5]
 
 
 def _switch(traces: Sequence[dict]) -> dict:

@@ -8,7 +8,6 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -44,11 +43,12 @@ def plan(parser: argparse.ArgumentParser) -> Callable:
         "--sd", type=above_zero, default=2.0, help="spread over seeds of paired differences, in points (default 2, a guess)"
     )
     parser.add_argument("--jobs", type=partial(whole, 1), help="runs at once; default one for each GPU, or for each core")
+    _collected(parser)
 
-    def call(study, runs, only, rate, sd, jobs, **_):
+    def call(study, runs, only, rate, sd, jobs, but=(), **_):
         from .forecast import forecast
 
-        told = forecast(study, runs, rate_gflops=rate, sd=sd, jobs=jobs, only=only)
+        told = forecast(study, runs, rate_gflops=rate, sd=sd, jobs=jobs, only=only, but=but)
         print(f"{study}\n{told}")
 
     return call
@@ -62,11 +62,12 @@ def run(parser: argparse.ArgumentParser) -> Callable:
     _notebooks(parser)
     _void_after(parser)
 
-    def call(study, file, runs, preset, only, jobs, retries, notebooks, void_after, **_):
+    def call(study, file, runs, preset, only, jobs, retries, notebooks, void_after, but=(), **_):
         from .local import run
 
-        tally = run(study, file, runs, preset=preset, jobs=jobs, only=only, notebooks=notebooks, retries=retries, void_after_s=void_after)
-        left = len(study.chosen(only)) - tally.before - len(tally.done) - len(tally.failed)
+        how = {"preset": preset, "jobs": jobs, "notebooks": notebooks, "retries": retries, "void_after_s": void_after}
+        tally = run(study, file, runs, only=only, but=but, **how)
+        left = len(study.chosen(only, but)) - tally.before - len(tally.done) - len(tally.failed)
         words = f"{len(tally.done)} done, {len(tally.failed)} failed, {tally.before} were done before"
         print(f"{study.name}: {words}" + (f"; stopped with {left} to go, the same command goes on" if tally.stopped else ""))
         return 128 + tally.stopped if tally.stopped else 1 if tally.failed else 0
@@ -100,9 +101,10 @@ def listing(parser: argparse.ArgumentParser) -> Callable:
     """the names of the cells, in the order in which they run"""
 
     parser.add_argument("--json", dest="as_json", action="store_true", help="with the folder, and the GPUs and threads of each cell")
+    _collected(parser)
 
-    def call(study, runs, only, as_json, **_):
-        names = [each.name for each in study.chosen(only)]
+    def call(study, runs, only, as_json, but=(), **_):
+        names = [each.name for each in study.chosen(only, but)]
         if as_json:
             gpus = study.gpus if study.device in ("auto", "cuda") else 0
             print(json.dumps({"study": study.name, "runs": str(runs), "gpus": gpus, "threads": study.threads, "cells": names}))
@@ -116,11 +118,14 @@ def status(parser: argparse.ArgumentParser) -> Callable:
     """where every cell stands, and what went wrong where"""
     _collected(parser)
 
-    def call(study, runs, only, **_):
+    def call(study, runs, only, but=(), **_):
         from .cell import state
 
-        found = {each: state(each, runs) for each in study.chosen(only)}
+        found = {each: state(each, runs) for each in study.chosen(only, but)}
         count = Counter(each.state for each in found.values())
+        if not found:
+            print(f"{study.name}: nothing is left")
+            return 0
         print(f"{study.name} in {runs}: " + ", ".join(f"{count[name]} {name}" for name in SIGNS if count[name]))
         print("\n".join(_map(study, found)))
         for name in ("running", "stopped", "failed"):
@@ -207,13 +212,14 @@ def submit(parser: argparse.ArgumentParser) -> Callable:
     parser.add_argument(
         "--set", dest="more", help="a parameter of submitit's executor, such as timeout_min=600 or slurm_partition=gpu", **how
     )
+    _collected(parser)
     _notebooks(parser)
     _void_after(parser)
 
-    def call(study, file, runs, preset, only, cluster, at_once, wait, more, notebooks, void_after, **_):
+    def call(study, file, runs, preset, only, cluster, at_once, wait, more, notebooks, void_after, but=(), **_):
         from .cluster import submit
 
-        where = {"preset": preset, "only": only, "notebooks": notebooks, "void_after_s": void_after}
+        where = {"preset": preset, "only": only, "but": but, "notebooks": notebooks, "void_after_s": void_after}
         if twice := sorted(dict(more).keys() & {"cluster", "at_once"}):
             raise ValueError(f"--set {twice[0]}: say it as --{twice[0].replace('_', '-')}")
         jobs = submit(study, file, runs, cluster=cluster, at_once=at_once, **where, **dict(more))
@@ -252,17 +258,15 @@ def _collected(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--collected", type=Path, metavar="FOLDER", help=said)
 
 
-def _open(study: Study, folder: Path) -> Study:
-    """The study without what is collected in a folder."""
+def _there(study: Study, folder: Path) -> list[str]:
+    """The names of the cells that are collected in a folder."""
     from .export import RUNS, collected
 
     if not (folder / RUNS).is_file():
         raise UserError(f"{folder / RUNS}: not there; --collected takes a folder that `study collect` wrote")
-    there = collected(study, folder)
-    print(f"{len(there)} of {len(study.cells)} cells of {study.name} are in {folder}")
-    if len(there) == len(study.cells):
-        raise UserError(f"{study.name}: all of its cells are in {folder}, nothing is left")
-    return replace(study, without=(*study.without, *(each.name for each in there)))
+    there = [each.name for each in collected(study, folder)]
+    print(f"{len(there)} of {len(study.cells)} cells of {study.name} are in {folder}", file=sys.stderr)
+    return there
 
 
 def _void_after(parser: argparse.ArgumentParser) -> None:
@@ -302,6 +306,6 @@ def main(argv: list[str]) -> int:
         parser.add_argument("--only", metavar="PATTERN", help="only cells whose name contains this, or matches it as a shell pattern")
     options = vars(parser.parse_args(argv[1:]))
     study = load(options["file"], options["preset"])
-    if elsewhere := options.pop("collected", None):
-        study = _open(study, elsewhere)
+    if options.get("collected"):
+        options["but"] = _there(study, options["collected"])
     return call(study=study, **options | {"runs": options["runs"] or Path("runs") / study.name}) or 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def submit(
     *,
     preset: str | None = None,
     only: str | None = None,
+    but: Collection[str] = (),
     notebooks: str | Path | None = None,
     void_after_s: float | None = None,
     cluster: str | None = None,
@@ -67,6 +68,7 @@ def submit(
 ) -> list:
     """Submit every cell that is not done and that no process has; returns submitit's jobs.
 
+    but  names of cells that are left out, such as those that were collected
     void_after_s  submit a cell, too, whose process was silent for so long: the job takes it over; None: never
     cluster  "slurm", "local" (processes of this machine, all at once) or "debug" (in this one); None: slurm where there is one
     at_once  most cells that run at the same time (Slurm's array throttle)
@@ -77,7 +79,8 @@ def submit(
     import submitit
 
     runs = Path(runs)
-    left = [each for each in study.chosen(only) if cells.state(each, runs).state != "done" and not cells.taken(each, runs, void_after_s)]
+    chosen = study.chosen(only, but)
+    left = [each for each in chosen if cells.state(each, runs).state != "done" and not cells.taken(each, runs, void_after_s)]
     command = cells.command(file, runs, preset=preset, notebooks=notebooks, void_after_s=void_after_s)
     executor = submitit.AutoExecutor(folder=runs / ".submitit", cluster=cluster)
     gpus = study.gpus if study.device in ("auto", "cuda") else 0

@@ -23,10 +23,14 @@ def rows(study: Study, runs: str | Path, only: str | None = None) -> pd.DataFram
 
     Raises FileNotFoundError if nothing was run yet.
     """
-    found = [part for each in study.chosen(only) if len(part := results.read_run(Path(runs) / each.name))]
-    if not found:
+    found = _measured(study.chosen(only), runs)
+    if found.empty:
         raise FileNotFoundError(f"{runs}: no run of {study.name} was probed there yet")
-    return _constants_once(results.tidy(pd.concat(found, ignore_index=True)))
+    return _constants_once(found)
+
+
+def _measured(several: Iterable[Cell], runs: str | Path) -> pd.DataFrame:
+    return results.tidy(_joined(results.read_run(Path(runs) / each.name) for each in several))
 
 
 def _constants_once(table: pd.DataFrame) -> pd.DataFrame:
@@ -63,25 +67,26 @@ def collect(study: Study, runs: str | Path, to: str | Path, only: str | None = N
     curves.parquet        the logged steps of each pretraining
     alignment.parquet     gradients measured while training (`alignment.Watch`) or at its ends (`ends.align`), where they were
     provenance/runs.csv   a row per run: where it comes from
-    provenance/cells.csv  every cell that is planned, and where it stands
+    provenance/cells.csv  every cell that is planned, and where it stands: "done" if it is collected here
     provenance/study.txt  the study
     Cells that `to` holds and that are not finished in `runs` stay, so that what several machines ran, or what ran before the run folders
     were deleted, is collected in turn; of a cell that is in both, the run in `runs` counts. Each file is replaced whole, and one that has
     nothing to hold any more is deleted.
 
-    Raises FileNotFoundError if no cell is finished, ValueError if `to` holds one of another row, data set or size under a cell's name.
+    Raises FileNotFoundError if no cell is finished, ValueError if `to` holds runs that are no cells of the study, or one that is of another
+    row, data set, preset or number of steps than the cell of its name.
     """
     from ..analysis.alignment import FILE
 
     runs, to = Path(runs), Path(to)
-    standing = {each: cells.state(each, runs).state for each in study.chosen(only)}
-    done = [each for each, state in standing.items() if state == "done"]
+    standing = {each: cells.state(each, runs).state for each in study.cells}
+    done = [each for each in study.chosen(only) if standing[each] == "done"]
     if not done:
         raise FileNotFoundError(f"{runs}: no cell of {study.name} is finished yet")
-    before = [each for each in collected(study, to) if each not in done]
-    standing |= dict.fromkeys(before, "done")
-    table = rows(study, runs, only)
-    table = table[table["run"].isin({each.name for each in done})].round({"value": 4, "lo": 4, "hi": 4})
+    before = [each for each in collected(study, to, strict=True) if each not in done]
+    kept_here = {*done, *before}
+    standing = {each: "done" if each in kept_here else state if state != "done" else "not collected" for each, state in standing.items()}
+    table = _measured(done, runs).round({"value": 4, "lo": 4, "hi": 4})
     about = lambda each: {"run": each.name, "variant": each.variant, "edition": each.edition, "regime": each.regime.name, "seed": each.seed}
     tables = {
         ROWS: table.dropna(axis=1, how="all"),
@@ -93,7 +98,7 @@ def collect(study: Study, runs: str | Path, to: str | Path, only: str | None = N
     places = {each.name: place for place, each in enumerate(study.cells)}
     tables = {name: _with(kept, to / name, {each.name for each in before}, places) for name, kept in tables.items()}
     tables[ROWS] = _constants_once(tables[ROWS])
-    tables[CELLS] = pd.DataFrame([about(each) | {"state": standing[each]} for each in study.cells if each in standing])
+    tables[CELLS] = pd.DataFrame([about(each) | {"state": state} for each, state in standing.items()])
     (to / "provenance").mkdir(parents=True, exist_ok=True)
     for name, kept in tables.items():
         _replace(kept, to / name)
@@ -101,15 +106,18 @@ def collect(study: Study, runs: str | Path, to: str | Path, only: str | None = N
     return [path for path in (to / name for name in (*tables, STUDY)) if path.exists()]
 
 
-def collected(study: Study, folder: str | Path) -> list[Cell]:
+def collected(study: Study, folder: str | Path, strict: bool = False) -> list[Cell]:
     """The cells of a study whose runs a collected folder holds.
 
-    Raises ValueError where one of them is of another row, data set or size than the study's cell of that name.
+    Raises ValueError where one of them is of another row, data set, preset or number of steps than the study's cell of that name; `strict`:
+    and where the folder holds runs that are no cells of the study.
     """
     file = Path(folder) / RUNS
     if not file.is_file():
         return []
     known = pd.read_csv(file).set_index("run")
+    if strict and (strange := sorted(set(known.index) - {each.name for each in study.cells})):
+        raise ValueError(f"{file}: {strange[0]} is no cell of {study.name} ({len(strange)} such runs); name another folder")
     found = [each for each in study.cells if each.name in known.index]
     for each in found:
         here = {"variant": each.variant, "edition": each.edition, "data": each.regime.data, "preset": each.study.preset}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -56,8 +56,9 @@ def forecast(
     sd: float = 2.0,
     jobs: int | None = None,
     only: str | None = None,
+    but: Collection[str] = (),
 ) -> Forecast:
-    """Cost and resolution of a study, or of the cells of it that `only` chooses.
+    """Cost and resolution of a study, or of the cells of it that `only` chooses; those named in `but` were run elsewhere and cost nothing.
 
     rate_gflops  speed of one run's training, in useful GFLOP/s; by default that of the finished runs in `runs`, else a stated one on GPUs
     sd           spread over seeds of paired differences, in points
@@ -70,7 +71,7 @@ def forecast(
     except ValueError:  # planned on another machine than the one with the GPUs
         rooms = jobs or 1
     chosen = study.chosen(only)
-    left = [cell for cell in chosen if cells.state(cell, runs).state != "done"]
+    left = [cell for cell in chosen if cell.name not in but and cells.state(cell, runs).state != "done"]
     work = {cell: gflop(cell) for cell in study.cells}
     measured = _measured(runs, work)  # also by cells that are not asked about
     on_gpu = study.device != "cpu" and _has_gpu()

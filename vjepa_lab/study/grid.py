@@ -11,7 +11,7 @@ import importlib.util
 import re
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
 from functools import cached_property
@@ -96,7 +96,8 @@ class Study(Value):
     variants   names of rows, or expressions such as "JEPA() + 0.1*Delta()"; a row that an edition lacks, or that equals the same row of an
                edition named before it, is run once
     first      variants that come before all others, with all their seeds
-    without    cells that are left out: names, or shell patterns such as "spectral-released-*"
+    without    cells that are left out: names, or shell patterns such as "spectral-released-*"; one that names a size, such as
+               "ld-*-micro-*", leaves cells of that size out
     preset     a size by name; `overrides` replace single values of it
     keep       what stays of a finished run's checkpoint: "all"; "model", without the optimiser's state; "rows": nothing but what was
                measured
@@ -156,6 +157,7 @@ class Study(Value):
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """Every run: first the `first` variants, then the others, then further editions; within each, seed by seed."""
+        from ..presets import PRESETS
         from ..train import overridden
 
         for regime in self.regimes:
@@ -175,9 +177,14 @@ class Study(Value):
         if twice := [name for name, times in count.items() if times > 1]:
             several = ", ".join(twice[:3]) + (f" and {len(twice) - 3} more" if len(twice) > 3 else "")
             raise ValueError(f"study {self.name!r}: several cells would share the folder {several}; rename a regime")
-        if idle := [pattern for pattern in self.without if not any(fnmatch(name, pattern) for name in count)]:
-            raise ValueError(f"study {self.name!r}: without names {idle[0]!r}, which is no cell; cells are called like {found[0].name}")
-        return tuple(cell for cell in found if not any(fnmatch(cell.name, pattern) for pattern in self.without))
+        left = tuple(cell for cell in found if not any(fnmatch(cell.name, pattern) for pattern in self.without))
+        sizes = [[cell.named(size) for cell in found] for size in {self.preset, *PRESETS}] if self.without else []
+        for pattern in self.without:
+            if not any(fnmatch(name, pattern) for names in sizes for name in names):
+                raise ValueError(f"study {self.name!r}: without names {pattern!r}, which is no cell; cells are called like {found[0].name}")
+        if not left:
+            raise ValueError(f"study {self.name!r}: without leaves no cell of {len(found)}")
+        return left
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         """(variant, edition), `first` in its own order and each distinct recipe once."""
@@ -200,15 +207,17 @@ class Study(Value):
                 if all(variants.recipe(name, before) != recipe for before in here[:-1]):
                     yield name, edition
 
-    def chosen(self, pattern: str | None = None) -> tuple[Cell, ...]:
-        """The cells whose name matches a shell pattern such as "ld-*-s[01]", or contains it. Raises ValueError if none does."""
-        if not pattern:
-            return self.cells
+    def chosen(self, pattern: str | None = None, but: Collection[str] = ()) -> tuple[Cell, ...]:
+        """The cells whose name matches a shell pattern such as "ld-*-s[01]", or contains it, but those named, such as what was collected.
+
+        Raises ValueError if none matches.
+        """
+        pattern = pattern or "*"
         pattern = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
         found = tuple(cell for cell in self.cells if fnmatch(cell.name, pattern))
         if not found:
             raise ValueError(f"no cell of {self.name} matches {pattern!r}; cells are called like {self.cells[0].name}")
-        return found
+        return tuple(cell for cell in found if cell.name not in but)
 
     def cell(self, name: str) -> Cell:
         """One cell by its name. Raises ValueError with the near names."""
@@ -252,7 +261,11 @@ class Cell:
     @property
     def name(self) -> str:
         """The folder's name, such as ld-plain-micro-s0; an edition other than sound follows the variant's name."""
-        return "-".join(part for part in (self.row, self.regime.name, self.study.preset, f"s{self.seed}") if part)
+        return self.named(self.study.preset)
+
+    def named(self, preset: str) -> str:
+        """What the cell is called at a size."""
+        return "-".join(part for part in (self.row, self.regime.name, preset, f"s{self.seed}") if part)
 
     @property
     def row(self) -> str:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,25 +80,26 @@ def run(
     preset: str | None = None,
     jobs: int | None = None,
     only: str | None = None,
+    but: Collection[str] = (),
     notebooks: str | Path | None = None,
     retries: int = 1,
     void_after_s: float | None = None,
     progress: bool = True,
 ) -> Tally:
-    """Run what is missing of a study; a cell that fails is tried again `retries` times, after the others.
+    """Run what is missing of a study, but the cells named in `but`; a cell that fails is tried again `retries` times, after the others.
 
     Cells that another process runs are left to it and waited for. Ctrl-C and SIGTERM are passed on to the cells, which save; once more
     stops them at once. `file` is where the study came from: the cells' processes read it again.
     """
-    return _Run(study, Path(file), Path(runs), preset, only, notebooks, retries, void_after_s).go(slots(study, jobs), progress)
+    chosen = study.chosen(only, but)
+    return _Run(study, Path(file), Path(runs), preset, chosen, notebooks, retries, void_after_s).go(slots(study, jobs), progress)
 
 
 class _Run:
-    def __init__(self, study, file, runs, preset, only, notebooks, retries, void_after_s):
+    def __init__(self, study, file, runs, preset, chosen, notebooks, retries, void_after_s):
         self.study, self.file, self.runs, self.retries, self.void_after_s = study, file, runs, retries, void_after_s
         self.command = cells.command(file, runs, preset=preset, notebooks=notebooks, void_after_s=void_after_s)
         self.began, self.tally = time.time(), Tally()
-        chosen = study.chosen(only)
         self.open = [cell for cell in chosen if cells.state(cell, runs).state != "done"]
         self.total, self.tally.before = len(chosen), len(chosen) - len(self.open)
         self.active: dict[Slot, tuple[Cell, subprocess.Popen]] = {}
