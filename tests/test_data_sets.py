@@ -140,6 +140,8 @@ def test_diving48(tmp_path, clip):
     assert train.labels["class"].tolist() == [0, 2, 2] and train.classes["class"][0] == "Back+15som+05Twis+FREE"
     assert train.listing.count() == {"Back+15som+05Twis+FREE": 1, "Forward+Dive+NoTwis+STR": 0, "Inward+x+y+z": 2}
     assert "classes without a clip in this part: 1" in repr(train) and train.listing.clips[0].group == "-m_q"
+    says = "Diving-48 has no validation part: val is the test part"
+    assert says in repr(load(f"diving48:{tmp_path}", "val")) and says not in repr(load(f"diving48:{tmp_path}", "test"))
 
 
 def test_genuine_diving48_labels(tmp_path, clips, clip):
@@ -163,6 +165,8 @@ def test_hmdb51(tmp_path, clip):
         put(clip, *(tmp_path / "hmdb51_org" / name / f"{name}_{i}.avi" for i in range(4)))
     assert load(f"hmdb51:{tmp_path}").labels["class"].tolist() == [0, 0, 1, 1]
     assert len(load(f"hmdb51:{tmp_path}", "test")) == 2
+    says = "HMDB-51 has no validation part: val is the test part"
+    assert says in repr(load(f"hmdb51:{tmp_path}", "val")) and says not in repr(load(f"hmdb51:{tmp_path}", "test"))
     with pytest.raises(data.DataError, match=r"has no \*_test_split2.txt"):
         data.open(f"hmdb51:{tmp_path}", number=2)
 
@@ -502,6 +506,20 @@ def test_split_folders_in_capitals_are_split_folders(tmp_path, clip):
     put(clip, *(tmp_path / name for name in ("Train/cat/1.mp4", "Train/dog/2.mp4", "Test/cat/3.mp4")))
     train, test = (list_folder(tmp_path, split) for split in ("train", "test"))
     assert train.classes == test.classes == {"class": ["cat", "dog"]} and (len(train.clips), len(test.clips)) == (2, 1)
+
+
+def test_a_folder_without_a_validation_part_says_what_its_val_is(tmp_path, clip):
+    put(clip, *(tmp_path / "two" / name for name in ("train/cat/1.mp4", "Test/cat/2.mp4")))
+    put(clip, *(tmp_path / "three" / name for name in ("train/cat/1.mp4", "val/cat/2.mp4", "test/cat/3.mp4")))
+    put(clip, *(tmp_path / "held" / name for name in ("train/cat/1.mp4", "val/cat/2.mp4")))
+    put(clip, *(tmp_path / "dealt" / f"cat/{i}.mp4" for i in range(8)))
+    write(tmp_path / "listed" / "manifest.csv", "path,label,split\na.mp4,cat,train\nb.mp4,cat,test\n")
+    says = {
+        (name, split): f"{name} has no validation part: val is the test part" in list_folder(tmp_path / name, split).notes
+        for name in ("two", "three", "held", "dealt", "listed")
+        for split in ("train", "val", "test")
+    }
+    assert {key for key, said in says.items() if said} == {("two", "val"), ("dealt", "val"), ("listed", "val")}
 
 
 def test_a_stray_file_leaves_the_groups_apart(tmp_path, clip):

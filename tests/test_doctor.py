@@ -1,6 +1,7 @@
 """The doctor tries things instead of looking them up, and says what to do about what does not work."""
 
 import json
+import shutil
 
 import pytest
 
@@ -84,9 +85,31 @@ def test_data_sets(tmp_path):
     assert found.detail == "16 train, 8 test" and "9537 train" in found.advice and "data check ucf101" in found.advice
 
 
+def test_a_copy_that_lacks_a_split_is_found(tmp_path):
+    layouts.export(tmp_path / "mine", "ssv2", clips={"train": 4, "val": 2}, size=32, frames=8, progress=False)
+    (found,) = doctor.data_sets([tmp_path])  # the export has no test part
+    assert found.what == f"ssv2:{tmp_path / 'mine'}" and found.state == "note"
+    assert found.detail == "4 train, 2 val, test absent" and "27157 test" in found.advice
+    shutil.rmtree(tmp_path / "mine" / "20bn-something-something-v2")
+    (none,) = doctor.data_sets([tmp_path])
+    assert none.what == "data sets" and none.detail.startswith("none in")
+
+
+def test_a_split_whose_clips_are_all_absent(tmp_path):
+    for part, number in (("train", 1), ("test", 2)):
+        rows = [{"vid_name": f"a_{number}", "label": 0}]
+        (tmp_path / f"Diving48_V2_{part}.json").write_text(json.dumps(rows))
+    (tmp_path / "Diving48_vocab.json").write_text('[["Back", "15som", "05Twis", "FREE"]]')
+    (tmp_path / "rgb").mkdir()
+    (tmp_path / "rgb" / "a_1.mp4").touch()
+    (found,) = doctor.data_sets([tmp_path])
+    assert found.what == f"diving48:{tmp_path}" and found.detail == "1 train, test absent" and "1970 test" in found.advice
+
+
 def test_no_data_sets(tmp_path):
     missing, none = doctor.data_sets([tmp_path / "nowhere"])
     assert "no such folder" in missing.detail and "synthetic" in none.advice
+    assert "not looked for, having no official counts: moments, ava, kinetics" in none.advice
 
 
 def test_real_data_sets(clips):

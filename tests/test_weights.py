@@ -637,7 +637,7 @@ def test_names_and_files_must_agree(tmp_path):
         vl.encoder("vjepa2.1", path)
     with pytest.raises(WeightsError, match="width 48 and depth 4; vjepa-vitl has 1024 and 24"):
         vl.encoder("vjepa-vitl", path)
-    with pytest.raises(WeightsError, match=r"no released model is 48 wide.*pass heads="):
+    with pytest.raises(WeightsError, match=r"no released model is 48 wide.*weights.open\(\.\.\., heads=\)"):
         vl.encoder("vjepa", path)
     with pytest.raises(WeightsError, match="did you mean vjepa2-vitl"):
         vl.encoder("vjepa2-vitll", path)
@@ -681,9 +681,60 @@ def test_damaged_files_and_folders_say_so(tmp_path, hf):
     gone.write_bytes((tmp_path / "shard").read_bytes()[:100])
     with pytest.raises(WeightsError, match="no safetensors file, or a damaged one"):
         vl.encoder(folder)
+    index = folder / "model.safetensors.index.json"
+    for text, said in (
+        ("{}", r"index.json has no usable weight_map \(it holds nothing\); expected an index with weight_map.*download it again"),
+        ('{"weight_map": [1]}', r"index.json has no usable weight_map \(it holds weight_map\)"),
+        ("[]", "index.json holds list; expected an index with weight_map"),
+        ('{"weight_map"', "index.json is not valid JSON .*; expected an index with weight_map"),
+    ):
+        index.write_text(text)
+        with pytest.raises(WeightsError, match=said):
+            vl.encoder(folder)
     (folder / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(WeightsError, match="model_type is 'vit', expected 'vjepa2'"):
         vl.encoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("{half", "is not valid JSON"), ("", "is not valid JSON"), ("[1]", "holds list"), ('"x"', "holds str")]
+)
+def test_a_broken_description_is_named_wherever_it_is_read(tmp_path, text, said):
+    (tmp_path / "config.json").write_text(text)
+    for read in (vl.encoder, subject_of):
+        with pytest.raises(WeightsError, match=rf"config.json {said}.*expected the description of a Hugging Face VJEPA2Model.*download it"):
+            read(tmp_path)
+    (tmp_path / "recipe.txt").write_text("x")  # a run's folder, which says what to do itself
+    assert not weights.are_weights(tmp_path)
+    if said == "is not valid JSON":
+        with pytest.raises(ValueError, match=r"config.json: damaged, no JSON .*; remove .* to start again"):
+            subject_of(tmp_path)
+    (tmp_path / "config.json").write_text('{"variant": "ld"}')
+    assert not weights.are_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vjepa2-vitx", "vjepa2-vitx:odd.pt"])
+def test_a_misspelt_release_is_told_the_near_names(name):
+    said = rf"{name}: not a run folder .*no released model is called that; did you mean .*vjepa2-vitl"
+    with pytest.raises(FileNotFoundError, match=said):
+        vl.probe(name)
+    with pytest.raises(FileNotFoundError, match=said):
+        vl.finetune(name, "synthetic")
+    with pytest.raises(FileNotFoundError, match=r"nothere.pt: not a run folder .*no released model.*expected one of vjepa, "):
+        vl.finetune("nothere.pt", "synthetic")
+
+
+def test_a_clip_that_does_not_divide_is_refused_with_what_would_do(tmp_path):
+    released(tmp_path / "w.pt", "vjepa2")
+    opened = weights.open(f"vjepa2:{tmp_path / 'w.pt'}", heads=HEADS)
+    for shape, said in (
+        ({"size": 30}, "size=30 does not divide by the encoder's patch of 8 pixels: 24 or 32 would do"),
+        ({"size": 5}, "size=5 .*: 8 would do"),
+        ({"frames": 3}, "frames=3 does not divide by the encoder's tubelet of 2 frames: 2 or 4 would do"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            vl.probe(opened, "synthetic", "motion", **{"frames": 4, "size": 32, "limit": 4, **shape}, save=False)
+    assert subject_of(opened).shaped(1, 32, 1).frames == 1  # a single frame fills a tubelet
 
 
 # ------------------------------------------------------------------------------------------------------------------------ download
@@ -840,7 +891,9 @@ def test_a_file_of_another_address_is_not_taken_for_this_one(server, body, tmp_p
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert weights.fetch(server.url, None, tmp_path, **QUIET) == path
-        with pytest.raises(WeightsError, match=r"comes from .*vitl.pt, and not from .*version=2; pass another folder="):
+        with pytest.raises(
+            WeightsError, match=r"comes from .*vitl.pt, and not from .*version=2; name another folder with weights.open\(\.\.\., folder=\)"
+        ):
             weights.fetch(other, None, tmp_path, **QUIET)
         right = hashlib.sha256(body).hexdigest()
         assert weights.fetch(other, right, tmp_path, **QUIET) == path

@@ -332,8 +332,8 @@ def processes() -> Iterator[Finding]:
 
 
 def data_sets(roots: Sequence[Path]) -> Iterator[Finding]:
-    """Known data sets in the roots and in their folders, two levels down, by the files that each is distributed with."""
-    from .data.core import DataError
+    """Known data sets in the roots and in their folders, two levels down, by the files that each is distributed with; also a copy that
+    lacks a split."""
     from .data.sets import SETS
 
     found = False
@@ -349,25 +349,34 @@ def data_sets(roots: Sequence[Path]) -> Iterator[Finding]:
                     continue
                 if any(folder.is_relative_to(parent) for parent in taken):
                     break
-                try:
-                    with warnings.catch_warnings(action="ignore"):
-                        listings = {split: len(kind.listing(folder, split).clips) for split in kind.OFFICIAL}
-                except (DataError, OSError, ValueError, KeyError):
-                    continue
+                listings = {split: _clips(kind, folder, split) for split in kind.OFFICIAL}
                 if any(listings.values()):
                     found = True
                     taken.append(folder)
                     yield _set(name, folder, listings, kind.OFFICIAL)
     if not found:
+        unknown = ", ".join(name for name, kind in SETS.items() if not kind.OFFICIAL)
         advice = (
-            "nothing is needed for data='synthetic'; data/README.md says how to get the others; vjepa-lab doctor FOLDER looks elsewhere"
+            "nothing is needed for data='synthetic'; data/README.md says how to get the others; vjepa-lab doctor FOLDER looks elsewhere; "
+            f"not looked for, having no official counts: {unknown} (vjepa-lab data check NAME FOLDER)"
         )
         yield Finding("data", "data sets", "note", f"none in {', '.join(map(str, roots))}", advice)
 
 
+def _clips(kind, folder: Path, split: str) -> int:
+    """How many clips of a split are here; 0 where its list or all of its files are absent, or where this is no copy of the set."""
+    from .data.core import DataError
+
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return len(kind.listing(folder, split).clips)
+    except (DataError, OSError, ValueError, KeyError):
+        return 0
+
+
 def _set(name: str, folder: Path, listings: dict[str, int], official: dict[str, int]) -> Finding:
     short = {split: official[split] for split, n in listings.items() if split in official and n != official[split]}
-    detail = ", ".join(f"{n} {split}" for split, n in listings.items())
+    detail = ", ".join(f"{n} {split}" if n else f"{split} absent" for split, n in listings.items())
     advice = f"the whole set has {', '.join(f'{n} {s}' for s, n in short.items())}: vjepa-lab data check {name} {folder}" if short else ""
     return Finding("data", f"{name}:{folder}", "note" if short else "ok", detail, advice)
 

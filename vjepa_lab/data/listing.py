@@ -17,11 +17,8 @@ from pathlib import Path
 from .core import DataError
 from .video import is_media
 
-SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "test", "testing"),
-    "test": ("test", "testing", "val", "valid", "validation"),
-}
+TESTS, VALIDATIONS = ("test", "testing"), ("val", "valid", "validation")
+SPLITS = {"train": ("train", "training"), "val": (*VALIDATIONS, *TESTS), "test": (*TESTS, *VALIDATIONS)}
 """Split -> the folder names it goes by, in order of preference: a set with one held-out part gives it as val and as test."""
 
 NOT_LABELS = {
@@ -104,6 +101,11 @@ def mirrors(names: list[str]) -> dict[int, int]:
     return {i: twin for i, twin in twins.items() if twin != i}
 
 
+def no_validation(name: str, split: str) -> tuple[str, ...]:
+    """The note on the "val" of a set that has no validation part of its own."""
+    return (f"{name} has no validation part: val is the test part",) if split == "val" else ()
+
+
 def list_folder(root, split: str = "train", held_out: float = 0.25, random: bool = False, leak: bool = False) -> Listing:
     """One folder per class, below `root` or below `root/<split>`; or what `root/manifest.csv` says.
 
@@ -143,6 +145,8 @@ def list_folder(root, split: str = "train", held_out: float = 0.25, random: bool
     notes = ()
     if part is None:
         files, notes = _dealt(files, split, held_out, random, leak)
+    if part is None or part.name.lower() in TESTS:
+        notes += no_validation(root.name, split)
     empty = [name for i, name in enumerate(classes) if i not in {label for label, _ in files}]
     if empty:
         notes += (f"{len(empty)} of {len(classes)} classes have no clip in this split: {', '.join(empty[:5])}",)
@@ -299,8 +303,9 @@ def _table(path: Path, header: list[str], rows, split: str) -> Listing:
         for i, record in enumerate(records)
         if (split == "all" or record.get("split", wanted) == wanted) and not record.get("fault")
     ]
-    name = path.resolve().parent.name if path.stem == "manifest" else path.stem
-    return Listing(name, split, clips, {called[name]: encoded[name][0] for name in labels})
+    title = path.resolve().parent.name if path.stem == "manifest" else path.stem
+    notes = no_validation(title, split) if wanted in TESTS else ()
+    return Listing(title, split, clips, {called[name]: encoded[name][0] for name in labels}, notes)
 
 
 def _records(path: Path, header: list[str], rows) -> list[tuple[int, dict[str, str]]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from vjepa_lab import data as video
+from vjepa_lab.arguments import suggest
 from vjepa_lab.data.dirs8 import Dirs8
 from vjepa_lab.data.files import apart
 from vjepa_lab.data.synthetic import FactorMotion
@@ -19,6 +20,7 @@ from vjepa_lab.evaluation.layers import Layers
 from vjepa_lab.evaluation.multiview import Merge, extract_views
 from vjepa_lab.evaluation.probes import ProbeResult
 from vjepa_lab.evidence.results import append_rows
+from vjepa_lab.model import Encoder
 from vjepa_lab.training.runs import Run, differing, load_run, write_json
 from vjepa_lab.training.trainer import fast_bf16
 
@@ -131,11 +133,21 @@ class Subject:
     config: dict | None = None
 
     def shaped(self, frames: int | None, size: int | None, stride: int | None) -> Subject:
-        """The clip shape with what was asked for in place of what is usual. Raises ValueError where neither says."""
+        """The clip shape with what was asked for in place of what is usual.
+
+        Raises ValueError where neither says, and for a shape that an encoder of this package does not cut into whole patches and tubelets.
+        """
         asked = {"frames": frames, "size": size, "stride": stride}
         found = replace(self, **{name: value for name, value in asked.items() if value is not None})
         if lacking := [name for name in asked if getattr(found, name) is None]:
             raise ValueError(f"an encoder of your own: say its clips' {', '.join(lacking)} (such as frames=16, size=224, stride=4)")
+        if isinstance(self.encoder, Encoder):
+            patch, tubelet = self.encoder.patch, self.encoder.tubelet
+            if found.size % patch:
+                raise ValueError(f"size={found.size} does not divide by the encoder's patch of {patch} pixels: {_near(found.size, patch)}")
+            if found.frames > 1 and found.frames % tubelet:  # a single frame is filled up, or has a path of its own
+                near = _near(found.frames, tubelet)
+                raise ValueError(f"frames={found.frames} does not divide by the encoder's tubelet of {tubelet} frames: {near}")
         return found
 
     def introduce(self) -> None:
@@ -151,10 +163,16 @@ class Subject:
         write_json(path, self.config)
 
 
+def _near(value: int, unit: int) -> str:
+    below = value // unit * unit
+    return f"{below} or {below + unit} would do" if below else f"{unit} would do"
+
+
 def subject_of(run, encoder: str | None = None, out: str | Path | None = None, device: str | None = None) -> Subject:
     """Whose encoder to look at: of a run or its folder, of released weights (the teacher, where there is one), or a module as it is.
 
-    A run's encoder is read in the precision of its training; another one in bf16 where `device` is fast at it.
+    A run's encoder is read in the precision of its training; another one in bf16 where `device` is fast at it. Raises FileNotFoundError for
+    what is neither a run folder nor released weights.
     """
     from vjepa_lab import weights
 
@@ -170,6 +188,9 @@ def subject_of(run, encoder: str | None = None, out: str | Path | None = None, d
         folder = Path(out) if out else Path("runs") / name
         config = {"variant": name, "regime": "released weights", "pretrain": name, "init": opened.about}
         return Subject(opened.encoder(which), which, 16, opened.crop, 4, None, folder, bf16, config)
+    if not isinstance(run, Run) and not Path(run).exists():
+        near = suggest(str(run).partition(":")[0], weights.RELEASES)
+        raise FileNotFoundError(f"{run}: not a run folder (no config.json in it), and no released model is called that; {near}")
     run = load_run(run)
     which, p = encoder or run.config["probe"], run.preset
     name = {"initial": "random-init"}.get(which, which)

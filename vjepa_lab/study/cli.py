@@ -100,14 +100,14 @@ def cell(parser: argparse.ArgumentParser) -> Callable:
 def listing(parser: argparse.ArgumentParser) -> Callable:
     """the names of the cells, in the order in which they run"""
 
-    parser.add_argument("--json", dest="as_json", action="store_true", help="with the folder, and the GPUs and threads of each cell")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="with the folder, and the GPUs and cores of each cell")
     _collected(parser)
 
     def call(study, runs, only, as_json, but=(), **_):
         names = [each.name for each in study.chosen(only, but)]
         if as_json:
             gpus = study.gpus if study.device in ("auto", "cuda") else 0
-            print(json.dumps({"study": study.name, "runs": str(runs), "gpus": gpus, "threads": study.threads, "cells": names}))
+            print(json.dumps({"study": study.name, "runs": str(runs), "gpus": gpus, "cores": study.cores, "cells": names}))
         else:
             print("\n".join(names))
 

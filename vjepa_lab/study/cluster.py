@@ -84,7 +84,7 @@ def submit(
     command = cells.command(file, runs, preset=preset, notebooks=notebooks, void_after_s=void_after_s)
     executor = submitit.AutoExecutor(folder=runs / ".submitit", cluster=cluster)
     gpus = study.gpus if study.device in ("auto", "cuda") else 0
-    given = {"name": f"study-{study.name}", "gpus_per_node": gpus, "cpus_per_task": max(study.threads, study.gpus * study.workers)}
+    given = {"name": f"study-{study.name}", "gpus_per_node": gpus, "cpus_per_task": study.cores}
     if executor.cluster == "slurm":
         given["slurm_array_parallelism"] = at_once
     executor.update_parameters(**given | slurm)

@@ -154,6 +154,11 @@ class Study(Value):
         """The same study at another size."""
         return replace(self, preset=preset)
 
+    @property
+    def cores(self) -> int:
+        """Cores that one run needs: its threads, or the loader workers of its processes."""
+        return max(self.threads, self.gpus * self.workers)
+
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """Every run: first the `first` variants, then the others, then further editions; within each, seed by seed."""

@@ -69,12 +69,15 @@ def _same_source(path: Path, url: str) -> None:
         known = _source(path).read_text().strip()
     except FileNotFoundError:
         warnings.warn(
-            f"{path} is used as it is: nothing beside it says that it is {url}. Pass sha256= to be sure, or remove it to download it",
+            f"{path} is used as it is: nothing beside it says that it is {url}. "
+            "weights.open(..., sha256=) checks it; or remove it to download it",
             stacklevel=3,
         )
         return
     if known != url:
-        raise WeightsError(f"{path} comes from {known}, and not from {url}; pass another folder=, or remove the file to download this one")
+        raise WeightsError(
+            f"{path} comes from {known}, and not from {url}; name another folder with weights.open(..., folder=), or remove it"
+        )
 
 
 def _whole(url: str, path: Path, sha256: str | None, attempts: int, timeout: float, progress: bool, held: locks.Held) -> None:
@@ -164,7 +167,10 @@ def _go_on(url: str, part: Path, timeout: float, progress: bool, held: locks.Hel
         if version and not version.startswith("W/"):
             _tag(part).write_text(json.dumps(version))
         if left > shutil.disk_usage(part.parent).free:
-            raise WeightsError(f"{part.parent} has too little space for the {left:,} bytes that {url} still needs; pass folder=")
+            raise WeightsError(
+                f"{part.parent} has too little space for the {left:,} bytes that {url} still needs; "
+                "name another folder with weights.open(..., folder=)"
+            )
         bar = tqdm(total=have + left or None, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=not progress)
         with bar, part.open("ab" if resumed else "wb") as file:
             got = 0

@@ -106,26 +106,41 @@ def read_folder(folder: Path) -> Checkpoint:
 
 
 def read_config(folder: Path) -> dict:
+    """What config.json says; raises WeightsError where it is missing, damaged, or of another model."""
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise WeightsError(f"{folder} has no config.json; expected a Hugging Face VJEPA2Model folder") from None
-    except ValueError as error:
-        raise WeightsError(f"{path} is not valid JSON ({error})") from None
+    if not path.is_file():
+        raise WeightsError(f"{folder} has no config.json; expected a Hugging Face VJEPA2Model folder")
+    config = read_object(path, "the description of a Hugging Face VJEPA2Model")
     if config.get("model_type") != "vjepa2":
         raise WeightsError(f"{path}: model_type is {config.get('model_type')!r}, expected 'vjepa2'")
     return config
 
 
+def read_object(path: Path, expected: str) -> dict:
+    """A JSON object; raises WeightsError, saying what was `expected`, for a file that holds none."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise WeightsError(f"{path} is not valid JSON ({_first(error)}); expected {expected}: download it again") from None
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path} holds {type(found).__name__}; expected {expected}, a JSON object: download it again")
+    return found
+
+
 def shards(folder: Path) -> list[Path]:
-    """model.safetensors, or the files that its index names; raises WeightsError for missing ones."""
+    """model.safetensors, or the files that its index names; raises WeightsError for missing ones and for an index that names none."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if not index.is_file():
         raise WeightsError(f"{folder} has no model.safetensors and no {index.name}; pickled weights (.bin) are not read from folders")
-    files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    expected = "an index with weight_map, the file of every tensor"
+    found = read_object(index, expected)
+    places = found.get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        names = ", ".join(list(found)[:8]) or "nothing"
+        raise WeightsError(f"{index} has no usable weight_map (it holds {names}); expected {expected}: download it again")
+    files = [folder / name for name in sorted(set(places.values()))]
     if missing := [file.name for file in files if not file.is_file()]:
         raise WeightsError(f"{folder} lacks {len(missing)} of {len(files)} files that {index.name} names: {', '.join(missing[:5])}")
     return files

@@ -251,11 +251,20 @@ def parse(spec: str | Path, path: str | Path | None = None) -> tuple[Release | N
 
 
 def are_weights(place: object) -> bool:
-    """Whether `place` speaks of released weights rather than of a run: a release's name, a URL, a file, a Hugging Face folder."""
+    """Whether `place` speaks of released weights rather than of a run: a release's name, a URL, a file, a Hugging Face folder.
+
+    A folder whose config.json is damaged is a run's where it has a recipe.txt; whoever reads it then raises an error that names the file.
+    """
     if str(place).partition(":")[0] in RELEASES or is_url(place) or Path(place).is_file():
         return True
     config = Path(place) / "config.json"
-    return config.is_file() and "model_type" in json.loads(config.read_text())
+    if not config.is_file():
+        return False
+    try:
+        found = json.loads(config.read_text())
+    except ValueError:
+        found = None
+    return "model_type" in found if isinstance(found, dict) else not (Path(place) / "recipe.txt").is_file()
 
 
 def recognised(release: Release | None, state: State, checkpoint: Checkpoint) -> Release:
@@ -301,7 +310,10 @@ def after_of(options: dict) -> list[int]:
 
 def heads_of(width: int, given: int | None, path: Path, name: str) -> int:
     if (heads := given or HEADS.get(width)) is None:
-        raise WeightsError(f"{path}: no released model is {width} wide, and the file does not state the attention heads; pass {name}=")
+        raise WeightsError(
+            f"{path}: no released model is {width} wide, and the file does not state the attention heads; say them with "
+            f"weights.open(..., {name}=) and pass what it gives"
+        )
     return heads
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core import DataError
-from ..listing import Clip, Listing
+from ..listing import Clip, Listing, no_validation
 from .common import choose, need, present, read_lines
 
 LAYOUT = """  hmdb51_org/<class>/<clip>.avi (the class archives, unpacked)
@@ -27,4 +27,4 @@ def listing(root, split: str = "train", number: int = 1) -> Listing:
     for label, path in enumerate(files):
         rows = [line.rsplit(maxsplit=1) for line in read_lines(path)]
         clips += [Clip(str(videos / names[label] / row[0]), {"class": label}) for row in rows if row[-1] == flag]
-    return present(Listing("hmdb51", split, clips, {"class": names}), LAYOUT)
+    return present(Listing("hmdb51", split, clips, {"class": names}, no_validation("HMDB-51", split)), LAYOUT)

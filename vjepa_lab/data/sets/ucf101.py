@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..core import DataError
-from ..listing import Clip, Listing, group_of
+from ..listing import Clip, Listing, group_of, no_validation
 from .common import choose, need, numbered, present, read_lines
 
 LAYOUT = """  UCF-101/<Class>/v_<Class>_gNN_cNN.avi
@@ -33,8 +33,7 @@ def listing(root, split: str = "train", number: int = 1) -> Listing:
     if unknown:
         raise DataError(f"{lists}: classes {', '.join(sorted(unknown)[:5])} are not in classInd.txt")
     clips = [Clip(str(videos / row), {"class": place[row.split("/")[0]]}, group_of(Path(row).stem)) for row in rows[part]]
-    notes = ("UCF-101 has no validation part: val is the test part",) if split == "val" else ()
-    return present(Listing("ucf101", split, clips, {"class": names}, notes), LAYOUT)
+    return present(Listing("ucf101", split, clips, {"class": names}, no_validation("UCF-101", split)), LAYOUT)
 
 
 def _names(file: Path) -> list[str]:
