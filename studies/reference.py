@@ -1,6 +1,6 @@
 """The reference study: every row of the paper and every control, five seeds each, at micro size on the plain factor world.
 
-    python -m vjepa_lab study run studies/reference.py
+    python -m vjepa_lab study run studies/reference.py --collected data/reference    # without it, what is there is run again
     python -m vjepa_lab study collect studies/reference.py --to data/reference
 
 About five minutes a run on an idle core of a 2-core Xeon with AMX. The rows of the paper's main question come first, with all their seeds;

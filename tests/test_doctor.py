@@ -95,6 +95,14 @@ def test_a_copy_that_lacks_a_split_is_found(tmp_path):
     assert none.what == "data sets" and none.detail.startswith("none in")
 
 
+def test_numbered_folders_of_images_are_no_data_set(tmp_path):
+    for k in range(3):
+        (tmp_path / "train" / str(k)).mkdir(parents=True)
+        (tmp_path / "train" / str(k) / "1.png").touch()
+    layouts.export(tmp_path / "ucf101", "ucf101", clips={"train": 16, "test": 8}, size=32, frames=8, progress=False)
+    assert [found.what for found in doctor.data_sets([tmp_path])] == [f"ucf101:{tmp_path / 'ucf101'}"]
+
+
 def test_a_split_whose_clips_are_all_absent(tmp_path):
     for part, number in (("train", 1), ("test", 2)):
         rows = [{"vid_name": f"a_{number}", "label": 0}]

@@ -1,4 +1,5 @@
-"""The house has no circles: what a module imports when it is loaded never leads back to it, and no folder needs one that needs it."""
+"""The house has no circles: what a module imports when it is loaded never leads back to it, and of two
+folders one at most imports the other directly."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -15,12 +16,12 @@ MODULES = {
 def imported(name: str) -> set[str]:
     """Modules of this package that one imports at its top level."""
     path, found = MODULES[name], set()
-    folder = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    inside = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            up = folder.split(".")[: folder.count(".") + 2 - node.level] if node.level else []
+            up = inside.split(".")[: inside.count(".") + 2 - node.level] if node.level else []
             base = ".".join([*up, *([node.module] if node.module else [])])
             found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names}
     return (found & MODULES.keys()) - {name}

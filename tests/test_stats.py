@@ -405,6 +405,11 @@ def test_printed_deltas_rise_and_fall_together(paper):
     assert perfect.value == pytest.approx(-1) and perfect.lo == -1 and perfect.hi > 0 and perfect.p == pytest.approx(2 / 24)
 
 
+def test_means_that_differ_by_rounding_tie():
+    x, y = [0.1 + 0.2, 0.3, 1.0, 2.0], [1.0, 2.0, 3.0, 4.0]
+    assert x[0] != x[1] and stats.correlation(x, y).value == pytest.approx(sps.spearmanr([0.3, 0.3, 1, 2], y).statistic)
+
+
 @pytest.mark.parametrize(("true", "count"), [(0.0, 4), (0.0, 6), (0.0, 14), (0.8, 5), (0.8, 14)])
 def test_the_interval_of_a_rank_correlation_covers_and_its_p_is_exact(true, count):
     rng, studies = np.random.default_rng(count), 400

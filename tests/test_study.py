@@ -437,8 +437,12 @@ def test_what_several_machines_ran_is_collected_in_turn_and_need_not_run_again(t
         assert name not in first or set(first[name].splitlines()) < set((kept / name).read_bytes().splitlines())
     assert "nothing is left" in bench.call("status", "--collected", str(kept))[1]
     assert bench.call("run", "--collected", str(kept), "--only", "baseline")[0] == 0
-    assert bench.call("list", "--collected", str(kept))[1] == "\n"
-    assert "cells   4, 0 of them to be run" in bench.call("plan", "--collected", str(kept))[1]
+    assert bench.call("list", "--collected", str(kept))[1] == ""
+    shutil.rmtree(bench.runs)
+    planned = bench.call("plan", "--collected", str(kept))[1]
+    for line in ("cells   4, 0 of them to be run", "work    0.0 PFLOP", "disk    0.0 GB kept; 0.00 GB"):
+        assert line in planned
+    assert "not known" not in planned and "what it resolves" in planned
     pd.testing.assert_frame_equal(pd.read_parquet(kept / "curves.parquet"), pd.read_parquet(whole / "curves.parquet"))
     with pytest.raises(UserError, match=r"runs.csv: not there; --collected takes a folder"):
         bench.call("status", "--collected", str(tmp_path))
@@ -471,6 +475,19 @@ def test_constants_are_collected_with_the_first_run_that_is_finished(tmp_path):
     collect(bench.study, bench.runs, kept, only="ld")
     states = pd.read_csv(kept / "provenance/cells.csv").set_index("run")["state"]
     assert len(states) == 4 and states.iloc[0] == "stopped" and states.iloc[1:].eq("done").all()
+
+
+def test_a_cell_computes_on_the_studys_threads_whoever_starts_it(tmp_path, monkeypatch):
+    """Snakemake sets the variables to the cores that it gives a job."""
+    study = Study("s", ("baseline",), PLAIN, MOTION, seeds=(0,), device="cpu", threads=3)
+    (tmp_path / "s.py").write_text(f"from vjepa_lab.study import Benchmark, Regime, Study\nstudy = {study!r}\n")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "8")
+    seen = {}
+    monkeypatch.setattr(cells, "run", lambda *_, **__: seen.update(os.environ))
+    assert main(["cell", str(tmp_path / "s.py"), study.cells[0].name, "--runs", str(tmp_path / "runs")]) == 0
+    assert (seen["OMP_NUM_THREADS"], seen["MKL_NUM_THREADS"]) == ("3", "3")
+    assert study.cores == 3 and replace(study, gpus=2, workers=4).cores == 8
 
 
 def test_two_runners_share_a_study(tmp_path):

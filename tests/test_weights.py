@@ -715,13 +715,16 @@ def test_a_broken_description_is_named_wherever_it_is_read(tmp_path, text, said)
 
 @pytest.mark.parametrize("name", ["vjepa2-vitx", "vjepa2-vitx:odd.pt"])
 def test_a_misspelt_release_is_told_the_near_names(name):
-    said = rf"{name}: not a run folder .*no released model is called that; did you mean .*vjepa2-vitl"
+    said = rf"{name}: not a run folder: .*no released model is called that; did you mean .*vjepa2-vitl"
     with pytest.raises(FileNotFoundError, match=said):
         vl.probe(name)
     with pytest.raises(FileNotFoundError, match=said):
         vl.finetune(name, "synthetic")
-    with pytest.raises(FileNotFoundError, match=r"nothere.pt: not a run folder .*no released model.*expected one of vjepa, "):
+    said = r"nothere.pt: not a run folder: there is no such place, and no released model.*expected one of vjepa, "
+    with pytest.raises(FileNotFoundError, match=said):
         vl.finetune("nothere.pt", "synthetic")
+    with pytest.raises(FileNotFoundError, match=r"ld-micro-s0: not a run folder: there is no such place$"):
+        vl.probe("runs/ld-micro-s0")
 
 
 def test_a_clip_that_does_not_divide_is_refused_with_what_would_do(tmp_path):

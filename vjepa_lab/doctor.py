@@ -364,14 +364,19 @@ def data_sets(roots: Sequence[Path]) -> Iterator[Finding]:
 
 
 def _clips(kind, folder: Path, split: str) -> int:
-    """How many clips of a split are here; 0 where its list or all of its files are absent, or where this is no copy of the set."""
+    """How many clips of a split are here; 0 where its list or all of its files are absent, or where this is no copy of the set.
+
+    Numbered folders of images are no copy of anything, unless there are as many as the set has classes.
+    """
     from .data.core import DataError
 
     try:
         with warnings.catch_warnings(action="ignore"):
-            return len(kind.listing(folder, split).clips)
+            found = kind.listing(folder, split)
     except (DataError, OSError, ValueError, KeyError):
         return 0
+    names = found.classes.get("class", [])
+    return 0 if all(name.isdecimal() for name in names) and len(names) not in (0, kind.CLASSES) else len(found.clips)
 
 
 def _set(name: str, folder: Path, listings: dict[str, int], official: dict[str, int]) -> Finding:

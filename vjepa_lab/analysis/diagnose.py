@@ -29,7 +29,7 @@ def error_maps(model: VJEPA, loss: Loss, clip: Tensor, *, masks: MultiBlock | No
         layers = [on_tokens(m, mask, latents.grid) for m, mask in zip(term.maps(latents, head), drawn, strict=False)]
         if all(layer is not None for layer in layers):
             found = _mean(np.stack(layers))
-            out[name] = found if term.over_time else np.broadcast_to(_mean(found), latents.grid)
+            out[name] = found if term.over_time else np.broadcast_to(_mean(found), latents.grid).copy()
     return out
 
 

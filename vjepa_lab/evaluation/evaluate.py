@@ -189,8 +189,9 @@ def subject_of(run, encoder: str | None = None, out: str | Path | None = None, d
         config = {"variant": name, "regime": "released weights", "pretrain": name, "init": opened.about}
         return Subject(opened.encoder(which), which, 16, opened.crop, 4, None, folder, bf16, config)
     if not isinstance(run, Run) and not Path(run).exists():
-        near = suggest(str(run).partition(":")[0], weights.RELEASES)
-        raise FileNotFoundError(f"{run}: not a run folder (no config.json in it), and no released model is called that; {near}")
+        name = str(run).partition(":")[0]
+        near = f", and no released model is called that; {suggest(name, weights.RELEASES)}" if Path(name).name == name else ""
+        raise FileNotFoundError(f"{run}: not a run folder: there is no such place{near}")
     run = load_run(run)
     which, p = encoder or run.config["probe"], run.preset
     name = {"initial": "random-init"}.get(which, which)

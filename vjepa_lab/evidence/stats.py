@@ -393,7 +393,7 @@ def correlation(x, y, orders: int = ORDERS, seed: int = 0, confidence: float = 0
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     known = ~(np.isnan(x) | np.isnan(y))
-    x, y = (sps.rankdata(each[known]) for each in (x, y))
+    x, y = (sps.rankdata(each[known].round(9)) for each in (x, y))  # means of the same accuracies in another order tie
     count = len(x)
     if count < 4:
         raise ValueError(f"a rank correlation needs at least 4 variants measured on both benchmarks, got {count}")

@@ -71,7 +71,7 @@ def tradeoffs(
     orders = ranked(sort)
     if paper or not interactive:
         return _matplotlib(panels, orders, against, notes, paper, column)
-    others = [by for by in ("mean", *shown) if by != sort] if len(shown) > 1 or sort == "given" else []
+    others = [by for by in ("mean", *(shown if len(shown) > 1 else ())) if by != sort and (len(shown) > 1 or sort == "given")]
     rankings = {_sorted(sort): orders} | {_sorted(by): ranked(by) for by in others}
     drawn = screen_bars.spec(
         panels, rankings, _labels(panels), benchmarks=shown, against=against, notes=notes, shared=shared,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -85,9 +86,10 @@ def cell(parser: argparse.ArgumentParser) -> Callable:
     def call(study, runs, name, quiet, notebooks, void_after, **_):
         from ..training.locks import Locked
         from .cell import run
-        from .local import TAKEN, watch_parent
+        from .local import TAKEN, environment, watch_parent
 
         watch_parent()
+        os.environ.update(environment(study))  # a scheduler may have said otherwise
         try:
             print(run(study.cell(name), runs, notebooks, void_after_s=void_after, progress=not quiet))
         except Locked as held:
@@ -109,7 +111,7 @@ def listing(parser: argparse.ArgumentParser) -> Callable:
             gpus = study.gpus if study.device in ("auto", "cuda") else 0
             print(json.dumps({"study": study.name, "runs": str(runs), "gpus": gpus, "cores": study.cores, "cells": names}))
         else:
-            print("\n".join(names))
+            print("".join(f"{name}\n" for name in names), end="")
 
     return call
 

@@ -58,7 +58,9 @@ def forecast(
     only: str | None = None,
     but: Collection[str] = (),
 ) -> Forecast:
-    """Cost and resolution of a study, or of the cells of it that `only` chooses; those named in `but` were run elsewhere and cost nothing.
+    """Cost and resolution of a study, or of the cells of it that `only` chooses.
+
+    Those named in `but` were run elsewhere: they count in what it resolves, and cost nothing.
 
     rate_gflops  speed of one run's training, in useful GFLOP/s; by default that of the finished runs in `runs`, else a stated one on GPUs
     sd           spread over seeds of paired differences, in points
@@ -71,7 +73,8 @@ def forecast(
     except ValueError:  # planned on another machine than the one with the GPUs
         rooms = jobs or 1
     chosen = study.chosen(only)
-    left = [cell for cell in chosen if cell.name not in but and cells.state(cell, runs).state != "done"]
+    here = [cell for cell in chosen if cell.name not in but]
+    left = [cell for cell in here if cells.state(cell, runs).state != "done"]
     work = {cell: gflop(cell) for cell in study.cells}
     measured = _measured(runs, work)  # also by cells that are not asked about
     on_gpu = study.device != "cpu" and _has_gpu()
@@ -84,14 +87,13 @@ def forecast(
         rate, probes, said = STATED_GFLOPS["cuda"] * study.gpus, 0.0, f"{STATED_GFLOPS['cuda'] * study.gpus:,.0f} GFLOP/s, stated"
     else:
         rate, probes, said = math.nan, 0.0, "no rate measured or stated"
-    hours = (sum(work[cell] for cell in left) / rate + len(left) * probes) / 3600 / rooms
+    hours = (sum(work[cell] for cell in left) / rate + len(left) * probes) / 3600 / rooms if left else 0.0
     kept = {"rows": 0.0, "model": 0.5, "all": 1.0}[study.keep]
-    sizes = {cell: checkpoint_bytes(cell) / 1e9 for cell in chosen}
-    return Forecast(
-        study, len(chosen), len(left), sum(work[cell] for cell in chosen) / 1e6, hours, rooms, said,
-        sum(sizes.values()) * kept + 4e-4 * len(chosen) * (1 + len(study.benchmarks)), max(sizes.values()), _plan(study, chosen, sd),
-        _row(study, chosen),
-    )  # fmt: skip
+    sizes = {cell: checkpoint_bytes(cell) / 1e9 for cell in here}
+    disk = sum(sizes.values()) * kept + 4e-4 * len(here) * (1 + len(study.benchmarks))
+    work_here, largest = sum(work[cell] for cell in here) / 1e6, max(sizes.values(), default=0.0)
+    resolved = _plan(study, chosen, sd)
+    return Forecast(study, len(chosen), len(left), work_here, hours, rooms, said, disk, largest, resolved, _row(study, chosen))
 
 
 def gflop(cell: Cell) -> float:

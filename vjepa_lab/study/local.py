@@ -49,8 +49,13 @@ def slots(study: Study, jobs: int | None = None) -> list[Slot]:
         return [Slot({"CUDA_VISIBLE_DEVICES": ",".join(groups[i % len(groups)])}) for i in range(jobs or len(groups))]
     from ..training.provenance import cores
 
-    env = {"OMP_NUM_THREADS": str(study.threads), "MKL_NUM_THREADS": str(study.threads)}
-    return [Slot(env) for _ in range(jobs or max(1, cores() // study.threads))]
+    return [Slot(environment(study)) for _ in range(jobs or max(1, cores() // study.threads))]
+
+
+def environment(study: Study) -> dict[str, str]:
+    """Variables of a run without a GPU: sums in another number of threads differ in their last bits."""
+    alone = study.device not in ("auto", "cuda") or not _gpus()
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(study.threads)) if alone else {}
 
 
 def _gpus() -> list[str]:
