@@ -176,7 +176,7 @@ def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out:
     def explain(change):
         expression.value = f"<code>{html.escape(_expression(change['new']))}</code>"
 
-    button = Button(description="keep this view", tooltip="PDF, PNG, CSV and code")
+    button = Button(description="keep this view", tooltip="what the controls say, as PDF, PNG, CSV and code")
     button.on_click(keep)
     look = choice([name for name in known.variants], label="objective of")
     look.observe(explain, "value")
