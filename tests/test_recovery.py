@@ -294,7 +294,7 @@ def test_older_checkpoints_stay_as_asked(world, tmp_path):
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     checkpoint.save({"step": 1, "model": {"w": torch.ones(1000)}}, path, keep=2)
-    monkeypatch.setattr(checkpoint.uuid, "uuid4", lambda: SimpleNamespace(hex="0" * 32))
+    monkeypatch.setattr(files.uuid, "uuid4", lambda: SimpleNamespace(hex="0" * 32))
     (tmp_path / f"last.pt.{os.getpid()}-00000000.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"last.pt: the checkpoint cannot be written \(No space left on device\); the one before is intact"):
         checkpoint.save({"step": 2, "model": {"w": torch.zeros(1000)}}, path, keep=2)
