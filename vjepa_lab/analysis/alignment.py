@@ -40,7 +40,6 @@ TOGETHER = "auxiliaries"
 """All terms but the first, summed with the weights in force."""
 MAIN = "main"
 FILE = "alignment.csv"
-
 PREDICTORS = ("cosine", "adam", "utility", "neutral utility", "norm ratio")
 """What might foretell an auxiliary's benefit. Pre-registered: the neutral utility does so better than the cosine; the theory fails where
 the intervals of utility and neutral utility contain 0 while that of the norm ratio does not."""
