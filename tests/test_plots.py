@@ -226,6 +226,7 @@ def test_long_names_of_benchmarks_stay_in_their_figure(column):
     assert_legible(plots.tradeoffs(rows, paper=True, column=column))
     how = {"regime": "r", "source": "run", "column": column}
     for figure in (draw(rows, paper=paper_print, **how) for draw in (plots.audit, plots.ablation) for paper_print in (True, False)):
+        figure.canvas.draw()  # constrained layout settles
         titles = [box.get_window_extent() for ax in figure.axes if (box := ax.title).get_text()]
         assert not any(a.overlaps(b) for a, b in combinations(titles, 2))
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..evidence import results, stats
 from .bars import SOURCES, benchmark_order, names_of
-from .style import INK, WIDTH, footnote, in_lines, key, look, named_rows, new_figure
+from .style import INK, WIDTH, footnote, in_lines, key, look, named_rows, new_figure, note_lines
 
 WARM, COOL = "#c8553d", "#1f3a5f"
 
@@ -48,7 +48,9 @@ def audit(
         side_by_side = column == "double"
         shape = (1, len(shown)) if side_by_side else (len(shown), 1)
         height = 0.17 * len(order) * (1 if side_by_side else len(shown)) + 1.3 + (0 if side_by_side else 0.7)
-        fig, axes = new_figure(WIDTH[column], height, *shape, sharey=True)
+        notes = _notes(base, untrained, source, not others.duplicated(["variant", "benchmark"]).any())
+        least = 1.5 + 0.11 * len(note_lines(notes, WIDTH[column])) + (0.5 if side_by_side else 1.0 * len(shown))
+        fig, axes = new_figure(WIDTH[column], max(height, least), *shape, sharey=True)  # notes and titles have room over few rows, too
         for ax, benchmark in zip(axes.flat, shown, strict=True):
             pick = lambda table, name=benchmark: table[table["benchmark"].eq(name)]
             _points(ax, pick(others), signs, order)
@@ -57,7 +59,7 @@ def audit(
             ax.set_title(in_lines(benchmark, WIDTH[column] / len(axes[0])))
             ax.set_xlabel("accuracy (%)")
         key(fig, _legend(dashes, untrained, constants, shown), most=2 if column == "single" else 4)
-        footnote(fig, _notes(base, untrained, source, not others.duplicated(["variant", "benchmark"]).any()))
+        footnote(fig, notes)
     return fig
 
 

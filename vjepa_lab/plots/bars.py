@@ -71,8 +71,8 @@ def tradeoffs(
     orders = ranked(sort)
     if paper or not interactive:
         return _matplotlib(panels, orders, against, notes, paper, column)
-    others = [by for by in ("mean", *(shown if len(shown) > 1 else ())) if by != sort and (len(shown) > 1 or sort == "given")]
-    rankings = {_sorted(sort): orders} | {_sorted(by): ranked(by) for by in others}
+    offered = ("mean", *shown) if len(shown) > 1 else ("mean",) if sort == "given" else ()
+    rankings = {_sorted(by): ranked(by) for by in dict.fromkeys((sort, *offered))}
     drawn = screen_bars.spec(
         panels, rankings, _labels(panels), benchmarks=shown, against=against, notes=notes, shared=shared,
         families=_families(sorted({name for order in orders for name in order})),

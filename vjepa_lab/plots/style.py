@@ -154,15 +154,20 @@ def in_lines(name: str, inches: float, size: float = 8) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def note_lines(lines: Sequence[str], width: float, size: float = 6.2) -> list[str]:
+    """Small notes as `footnote` wraps them to a width in inches."""
+    import matplotlib as mpl
+
+    letter = 0.43 if "STIXGeneral" in mpl.rcParams["font.family"] else 0.54  # mean width in em
+    return [part for line in filter(None, lines) for part in textwrap.wrap(line, int(width * 72 / (letter * size)))]
+
+
 def footnote(figure, lines: Sequence[str], size: float = 6.2) -> None:
     """Small notes under everything else, wrapped to the figure's width."""
     if not any(lines):
         return
     width, height = figure.get_size_inches()
-    import matplotlib as mpl
-
-    letter = 0.43 if "STIXGeneral" in mpl.rcParams["font.family"] else 0.54  # mean width in em
-    wrapped = [part for line in filter(None, lines) for part in textwrap.wrap(line, int(width * 72 / (letter * size)))]
+    wrapped = note_lines(lines, width, size)
     share = (len(wrapped) * size * 1.25 + 4) / 72 / height
     figure.get_layout_engine().set(rect=(0, share, 1, 1 - share))
     figure.text(0.01, 2 / 72 / height, "\n".join(wrapped), size=size, va="bottom", ha="left", color="#555555", linespacing=1.2)
