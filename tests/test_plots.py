@@ -128,20 +128,25 @@ def test_menus_of_the_figure_filter_and_sort_in_the_page(paper):
     filters, *sorts, whiskers = figure.layout.updatemenus
     labels = [button.label for button in filters.buttons]
     full = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
-    assert len(sorts) == len(labels) and [menu.visible for menu in sorts] == [True] + [False] * (len(sorts) - 1)
+    several = [button.label for button in filters.buttons if len(button.args[0]["yaxis.categoryarray"]) > 1]
+    assert 3 < len(several) < len(labels), "an objective that is alone has no menu that sorts it"
+    assert len(sorts) == len(several) and [menu.visible for menu in sorts] == [True] + [False] * (len(sorts) - 1)
     assert labels[0] == "all objectives" and {"with Dynamics", "with Kinematic", "with masks"} <= set(labels)
     deltas = {trace.name: dict(zip(trace.y, trace.x, strict=True)) for trace in figure.data if trace.type == "bar"}
-    for k, (button, menu) in enumerate(zip(filters.buttons, sorts, strict=True), 1):
+    for button in filters.buttons:
         (change,) = button.args
         part = button.label.removeprefix("with ")
-        shown = [label for name, label in drawn.items() if k == 1 or part in variants.parts_of(known[name])]
+        shown = [label for name, label in drawn.items() if button.label == labels[0] or part in variants.parts_of(known[name])]
         assert sorted(change["yaxis.categoryarray"]) == sorted(shown) and change["yaxis.range"] == [len(shown) - 0.5, -0.5]
-        assert [j for j in range(1, len(labels) + 1) if change[f"updatemenus[{j}].visible"]] == [k]
-        assert change[f"updatemenus[{k}].active"] == 0 and change["height"] <= figure.layout.height
+        own = [k for k in range(1, len(sorts) + 1) if change[f"updatemenus[{k}].visible"]]
+        assert own == ([several.index(button.label) + 1] if len(shown) > 1 else [])
+        assert [key for key in change if key.endswith(".active")] == [f"updatemenus[{k}].active" for k in own]
+        assert all(change[f"updatemenus[{k}].active"] == 0 for k in own) and change["height"] <= figure.layout.height
         rows = change["height"] - figure.layout.margin.t - change["margin.b"]
         assert rows / len(shown) == pytest.approx(full / len(drawn)), "bars keep their thickness"
-        assert change["yaxis.categoryarray"] == menu.buttons[0].args[0]["yaxis.categoryarray"]
-        for by in menu.buttons[1:]:
+        buttons = [by for k in own for by in sorts[k - 1].buttons]
+        assert all(change["yaxis.categoryarray"] == by.args[0]["yaxis.categoryarray"] for by in buttons[:1])
+        for by in buttons[1:]:
             order = [deltas[by.label.removeprefix("sorted by ")].get(name, -np.inf) for name in by.args[0]["yaxis.categoryarray"]]
             assert order == sorted(order, reverse=True) and len(order) == len(shown)
     assert filters.buttons[0].args[0]["height"] == figure.layout.height
@@ -160,7 +165,7 @@ def test_menus_of_the_figure_filter_and_sort_in_the_page(paper):
     elsewhere = plots.tradeoffs(paper, regime="mixed", benchmarks=["SSv2", "D-48"], sort="IN-100").layout.updatemenus[1]
     assert elsewhere.buttons[0].label == "sorted by mean"
     alone = plots.tradeoffs(paper, regime="mixed", benchmarks=BENCHMARKS, variants=["ld"])
-    assert [menu.buttons[0].label for menu in alone.layout.updatemenus] == ["sorted by mean", "intervals on / off"]
+    assert [menu.buttons[0].label for menu in alone.layout.updatemenus] == ["intervals on / off"]
 
 
 def own_rows(values: dict[str, dict[int, float]], **about) -> pd.DataFrame:

@@ -239,7 +239,7 @@ def _menus(
     stack: Stack,
     below: int,
 ) -> list[dict]:
-    """A drop-down of the families, and for each of them one that sorts it, of which one is to be seen.
+    """A drop-down of the families, and for each of them that has several rows one that sorts it, of which one is to be seen.
 
     Both set the order of the rows' names, so a choice in the first shows its own second one, which starts with the first ranking. The first
     list hangs over the rows: where they are too few for it there is more room below the figure, whose other room below is `below` pixels.
@@ -258,17 +258,19 @@ def _menus(
         return found
 
     least = ABOVE + ENTRY * len(choices)
+    counts = {label: [len(shown.intersection(order)) for order in orders] for label, shown in choices.items()}
+    sorted_too = [label for label, numbers in counts.items() if max(numbers) > 1 and len(rankings) > 1]
     filters, sorts = [], []
-    for k, (label, shown) in enumerate(choices.items(), 1):
-        several = range(1, len(choices) + 1) if len(rankings) > 1 else ()
-        others = {f"updatemenus[{j}].visible": j == k for j in several} | ({f"updatemenus[{k}].active": 0} if several else {})
-        counts = [len(shown.intersection(order)) for order in orders]
-        height = stack.height(counts) + ABOVE + below
+    for label, shown in choices.items():
+        others = {}
+        for k, name in enumerate(sorted_too, 1):
+            others |= {f"updatemenus[{k}].visible": name == label} | ({f"updatemenus[{k}].active": 0} if name == label else {})
+        height = stack.height(counts[label]) + ABOVE + below
         room = {"height": max(height, least), "margin.b": below + max(least - height, 0)}
-        filters.append(_button(label, rows(shown, orders) | stack.places(counts) | others | room))
-        buttons = [_button(text, rows(shown, ranking)) for text, ranking in rankings.items()]
-        sorts.append(MENU | {"buttons": buttons, "pad": {"b": 62, "l": 170 * bool(families)}, "visible": k == 1})
-    sorts = sorts if len(rankings) > 1 else []
+        filters.append(_button(label, rows(shown, orders) | stack.places(counts[label]) | others | room))
+        if label in sorted_too:
+            buttons = [_button(text, rows(shown, ranking)) for text, ranking in rankings.items()]
+            sorts.append(MENU | {"buttons": buttons, "pad": {"b": 62, "l": 170 * bool(families)}, "visible": not sorts})
     return [MENU | {"buttons": filters, "pad": {"b": 62}}, *sorts] if families else sorts
 
 
