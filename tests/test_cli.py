@@ -1,10 +1,12 @@
 """The command line: options from signatures, one line for what the user got wrong, exit codes."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -293,6 +295,92 @@ def test_a_prepared_copy_that_lacks_files_says_so(tmp_path, capsys, monkeypatch)
     victim.write_bytes(b"no video")
     code, text, _ = said(capsys, *words)
     assert code == 1 and "left out:  1 files that cannot be read; `data check` names them" in text
+
+
+def test_what_a_manifest_calls_unreadable_is_said_to_be_left_out(tmp_path, capsys):
+    """After `data check` has written its manifest a damaged file is not even listed: the copy lacks it all the same."""
+    from vjepa_lab import data
+
+    out = data.export(tmp_path / "set", clips={"train": 3, "test": 3}, size=32, frames=8, progress=False)
+    (out / "manifest.csv").unlink()
+    min(out.rglob("*.mp4")).write_bytes(b"no video")
+    assert said(capsys, "data", "check", "folder", out, "--no-progress")[0] == 1
+    words = ("data", "prepare", "folder", out, tmp_path / "small", "--no-progress", "--side", "32")
+    code, text, _ = said(capsys, *words)
+    assert code == 1 and f"left out:  1 files that {out / 'manifest.csv'} calls unreadable" in text
+    assert (tmp_path / "small" / "manifest.csv").is_file()
+    (out / "manifest.csv").write_text("".join(f"{file.relative_to(out)} {file.parent.name}\n" for file in out.rglob("test_00000.mp4")))
+    assert said(capsys, *words[:4], tmp_path / "bare", *words[5:])[0] == 0  # a list may name whatever it likes
+
+
+def test_nothing_is_prepared_where_no_file_can_be_read(tmp_path, capsys):
+    from vjepa_lab import data
+
+    out = data.export(tmp_path / "set", clips={"train": 1, "test": 1}, size=32, frames=8, progress=False)
+    for file in out.rglob("*.mp4"):
+        file.write_bytes(b"no video")
+    code, _, err = said(capsys, "data", "prepare", "folder", out, tmp_path / "small", "--no-progress")
+    assert code == 1 and f"none of the 2 files of {out} can be read; `data check` says why" in err
+    assert not (tmp_path / "small").exists()
+
+
+def stated(words: str) -> int:
+    """The exit status that the guide gives in the one row that holds these words."""
+    rows = re.findall(r"^\| (.+) \| (\d+) \|$", (ROOT / "docs" / "commands.md").read_text(), flags=re.M)
+    (status,) = (status for row, status in rows if words in row)
+    return int(status)
+
+
+def test_the_guide_tells_every_exit_status(tmp_path, capsys, monkeypatch):
+    from vjepa_lab import data, doctor
+    from vjepa_lab.study import local
+
+    code = lambda *argv: said(capsys, *argv)[0]
+    assert code("variants", "ld") == code("--help") == code("--version") == stated("done, now or before; help")
+    sense = stated("the command line makes no sense")
+    assert code() == code("variantz") == code("variants", "--nmes") == code("pretrain", "ld", "--lr", "fast") == sense
+    (tmp_path / "rows.csv").write_text("variant,benchmark,value\nld,ucf101,50\n")
+    assert code("table", tmp_path / "rows.csv", "--metric", "map") == stated("asks for what is not there")
+    failed = stated("it failed: a file, data set or run that is missing")
+    assert code("probe", tmp_path / "nowhere") == code("variants", "qqq") == code("data", "check", "folder", tmp_path / "nowhere") == failed
+    out = data.export(tmp_path / "set", clips={"train": 4, "test": 4}, size=32, frames=8, progress=False)
+    check, prepare = (
+        ("data", "check", "folder", out, "--no-progress"),
+        ("data", "prepare", "folder", out, tmp_path / "small", "--no-progress"),
+    )
+    assert code(*check) == code(*prepare) == 0
+    min(out.rglob("*.mp4")).write_bytes(b"no video")
+    assert code(*check) == stated("`data check` found problems") and (out / "checked.csv").is_file()
+    assert code(*prepare) == stated("`data prepare` left out damaged files")
+    assert len(data.open(tmp_path / "small", "all", frames=4, size=32)) == 7
+    monkeypatch.setattr(doctor, "examine", lambda _: [doctor.Finding("video", "decord", "fail", "is broken", "mend it")])
+    assert code("doctor") == stated("`doctor` found")
+    assert stated("another process has this cell") == local.TAKEN
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_the_guide_tells_how_an_interruption_ends(tmp_path, capsys, name):
+    """Training is asked to stop once it has logged a step: by then it takes signals itself."""
+    number = getattr(signal, name)
+
+    def ask():
+        while not list(tmp_path.glob("*/metrics.jsonl")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    code, _, err = said(capsys, "pretrain", "baseline", "--preset", "smoke", "--steps", "100000", "--runs", tmp_path, "--no-progress")
+    asking.join(timeout=5)
+    assert code == stated(f"interrupted by {'Ctrl-C (SIGINT)' if name == 'SIGINT' else name}") == 128 + number, err
+    assert next(tmp_path.glob("*/last.pt")).is_file()
+
+
+def test_help_says_what_becomes_of_damaged_files(capsys):
+    assert "Exit status 1 where it found problems" in " ".join(said(capsys, "data", "check", "--help")[1].split())
+    text = " ".join(said(capsys, "data", "prepare", "--help")[1].split())
+    assert "Exit status 1 where a file is damaged" in text and "others are prepared all the same" in text
+    assert "Exit status: 0 done" in said(capsys, "--help")[1]
 
 
 def test_a_disk_that_is_full_ends_a_preparation(tmp_path, capsys):

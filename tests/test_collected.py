@@ -82,8 +82,9 @@ def test_runs_that_collapsed_on_the_way_are_named(whole, tmp_path):
     found = collected.collapse(collected.load(folder))
     assert found.loc[found["collapsed"], "run"].tolist() == ["fwm-plain-micro-s1", "hw-plain-micro-s0"] and len(found) == 20
     said = collected.says_collapse(found)
-    assert said.startswith("2 of 20 trained runs collapsed") and said.endswith("the others end at 0.50 to 0.50.")
-    assert "fwm 1 of 2 (std at the end 0.300), hw 1 of 2 (std at the end 0.500)" in said
+    assert said.startswith("2 of 20 trained runs collapsed") and said.endswith("of the others it ends at 0.50 to 0.50.")
+    assert "(standard deviation of the teacher's tokens below 0.1 or their participation ratio below 1.2)" in said
+    assert "fwm 1 of 2 (standard deviation at the end 0.300), hw 1 of 2 (standard deviation at the end 0.500)" in said
 
 
 def still(folder: Path, runs: dict[str, float]) -> Path:
@@ -101,7 +102,7 @@ def test_ranks_of_encoders_that_stand_still_are_ranks_of_rounding(tmp_path):
     curves.to_parquet(folder / "curves.parquet", index=False)
     study = collected.load(folder)
     said = collected.says_collapse(collected.collapse(study))
-    assert "The features of 6 of 45 have a standard deviation below 0.05 as probed (ac 1 of 5, ltc 5 of 5)" in said
+    assert "The features of 6 of 45 have a standard deviation over clips below 0.05 as probed (ac 1 of 5, ltc 5 of 5)" in said
     assert "rank (RankMe 5 to 10) is in part one of rounding" in said
     known = collected.predictors(study)
     assert known.attrs["left_out"] == ["ac-plain-micro-s0", *(f"ltc-plain-micro-s{s}" for s in range(5))]
@@ -112,6 +113,20 @@ def test_ranks_of_encoders_that_stand_still_are_ranks_of_rounding(tmp_path):
     many = {f"{v}-plain-micro-s{s}": 0.01 for v in ("ltc", "ac", "delta", "hw", "fwm") for s in range(3)}
     with pytest.raises(ValueError, match=r"takes 4 tested rows.*15 of 40 runs are left out.*3 rows with 3 others are too few"):
         collected.foretold(collected.load(still(make(tmp_path / "few"), many)))
+
+
+def test_what_foretells_is_the_students_and_computed_once(tmp_path, monkeypatch):
+    folder = still(make(tmp_path / "s"), {})
+    rows = pd.read_csv(folder / "rows.csv")
+    teachers = rows[rows["metric"].isin(["rankme", "std"]) & rows["encoder"].eq("student")].assign(encoder="teacher", value=1000.0)
+    alone = collected.predictors(collected.load(folder))
+    pd.concat([rows, teachers]).to_csv(folder / "rows.csv", index=False)
+    study = collected.load(folder)
+    pd.testing.assert_frame_equal(collected.predictors(study), alone)
+    calls, whole = [], collected.predictors
+    monkeypatch.setattr(collected, "predictors", lambda study: calls.append(study) or whole(study))
+    collected.foretold(study)
+    assert len(calls) == 1
 
 
 def test_families_are_adjusted_apart(whole):

@@ -2,13 +2,16 @@
 
 import multiprocessing as mp
 import os
+import re
 import signal
 import time
 from dataclasses import replace
 from itertools import chain, islice
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vjepa_lab import data, plots
 from vjepa_lab.data import video
@@ -235,6 +238,37 @@ def test_a_limit_is_the_most_clips_that_are_taken():
         still("synthetic", "test", size, -1)
 
 
+def test_a_part_has_the_first_clips_of_a_world_and_clips_from_all_over_a_listing(tmp_path):
+    size, edits = preset("smoke"), ("time:", "kenburns:")
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            pixels = np.random.default_rng((i, ord(name))).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    tasks = ["synthetic", *(f"synthetic:{task}" for task in ("trs8", "plain", "order", "compositional", "dirs8"))]
+    edited = [edit + task for edit in edits for task in ("synthetic", "synthetic:plain", "synthetic:compositional", "synthetic:dirs8")]
+    worlds = [*tasks, *edited, "time:synthetic:order", "time:kenburns:synthetic"]
+    for spec in [*worlds, str(tmp_path), *(edit + str(tmp_path) for edit in edits)]:
+        for split in ("train", "test"):
+            whole, part = still(spec, split, size), still(spec, split, size, 3)
+            files = str(tmp_path) in spec
+            places = [i * len(whole) // 3 if files else i for i in range(3)]
+            assert type(part) is type(whole) and repr(part).startswith(f"{whole.name} [{split}]: 3 clips") and part.spec == spec
+            assert part.limit == 3 and whole.limit is None and still(part, split, size, 3) is part
+            if files and spec != str(tmp_path):  # the edits are drawn by the place in the part
+                assert [part.where(i) for i in range(3)] == [whole.where(place) for place in places]
+                continue
+            for i, place in enumerate(places):
+                assert torch.equal(part[i].clip, whole[place].clip) and part[i].labels == whole[place].labels
+                assert all(int(part.labels[name][i]) == int(whole.labels[name][place]) for name in whole.classes)
+    twice = still(data.open("synthetic", "test", frames=2, size=16), "test", size, 10).subset([1, 7, 3])
+    assert torch.equal(twice[1].clip, data.open("synthetic", "test", frames=2, size=16)[7].clip) and len(twice.labels["motion"]) == 3
+    mixture = f"synthetic + {tmp_path}"
+    said = f"limit=5: {still(mixture, 'test', size).name} gives all of its clips or none; name one of its parts, or leave limit out"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        still(mixture, "test", size, 5)
+
+
 class Several(Toy):
     """Clips of several classes at once."""
 
@@ -391,3 +425,9 @@ def test_throughput_without_decord(monkeypatch):
     with pytest.warns(UserWarning, match="'decord' is not installed: its rows are left out"):
         table = throughput(frames=2, size=16, seconds=0.01, length=6, progress=False)
     assert len(table) == 7 and not table["reader"].str.contains("decord").any()
+
+
+def test_only_the_name_of_a_world_is_synthetic(tmp_path):
+    assert all(map(data.is_synthetic, ("synthetic", "synthetic:plain", "synthetic:trs8")))
+    for other in ("synthetic_clips", "synthetic-2/train.csv", "0.5*synthetic + 0.5*clips", "synthetic + clips", "clips", None, 3, tmp_path):
+        assert not data.is_synthetic(other)

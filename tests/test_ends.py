@@ -49,6 +49,11 @@ def test_the_command(tmp_path, capsys):
     vl.pretrain("ld", DATA, runs=tmp_path, **HOW)
     assert cli.main(["align", str(tmp_path), "--labels", "motion", "--clips", "24", "--fit", "24"]) == 0
     out = capsys.readouterr().out
-    assert "utility/motion" in out and "norm ratio" in out
+    assert "utility/motion" in out and "norm ratio" in out and "means over seeds (1 runs in all)" in out
+    (run,) = ends.finished([tmp_path])
+    table = pd.read_csv(run.path / alignment.FILE).query("group == 'all' and metric == 'utility/motion'").set_index(["term", "progress"])
+    for term in (alignment.MAIN, alignment.TOGETHER):  # each its own, not their mean
+        (line,) = (line for line in out.splitlines() if f" {term} " in line and " 0.0 " in line)
+        assert f"{table.loc[(term, 0.0), 'value']:.3f}".rstrip("0") in line
     assert cli.main(["align", str(tmp_path / "none")]) == 1
     assert "none: no finished run there" in capsys.readouterr().err

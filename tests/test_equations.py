@@ -97,6 +97,16 @@ def test_a_page_says_what_a_recipe_is():
         assert words in odd._repr_html_(), words
 
 
+def test_a_page_tells_the_costs_and_the_masks_of_the_size_that_is_asked_for():
+    recipe, micro = vl.recipe("fwm-hw-ld"), vl.preset("micro")
+    page, base = equations.page(recipe, micro), equations.page(recipe)
+    assert page == equations.page(recipe, "micro") and "at micro <code>MultiBlock(" in page and "<code>MultiBlock()</code>" in page
+    assert "at base <code>" not in base
+    for name, gflop in {**recipe.cost(micro).passes, "total": recipe.cost(micro).total}.items():
+        assert f"{gflop:.0f}" in page if gflop >= 10 else f"{gflop:.2g}" in page, name
+    assert not re.search(r"[ >]0(\.0)?[ <,)]", re.sub(r"<code>.*?</code>|\\\(.*?\\\)", "", page))
+
+
 def test_a_page_escapes_what_is_not_its_own():
     class Sharp(Term):
         words: str = ""

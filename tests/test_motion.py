@@ -166,6 +166,19 @@ def test_the_verdict_holds_the_print_against_an_untrained_encoder(untrained, wor
     assert "Not decided: what another seed would change" in said
 
 
+def test_the_verdict_names_which_printed_number_can_be_told():
+    task = {"task": "dirs8", "clips": 200, "view": "clip", "probe": "attentive-released", "benchmark": "dirs8 160/40"}
+    printed = pd.DataFrame({"variant": ["kin-l1", "kin-l1-ema"], "value": [72.5, 67.5], "lo": [80.0, 52.0], "hi": [85.0, 80.0]})
+    said = motion.verdict(pd.DataFrame([row("random-init", 60.0, 40, **task)]), printed)
+    assert "from which the printed 72.5 % can be told, 67.5 % cannot" in said
+
+
+def test_what_appearance_gives_away_is_one_probes_number():
+    task = {"task": "dirs8", "clips": 200, "view": "last frame", "benchmark": "dirs8 160/40, last frame"}
+    rows = pd.DataFrame([row("baseline", value, 40, **task, probe=probe) for probe, value in (("released", 10.0), ("linear", 30.0))])
+    assert "appearance alone gives away dirs8 30.0 [" in motion._still(rows, 200)
+
+
 def test_the_verdict_takes_the_kinematic_term_apart_from_the_ema():
     task = {"task": "trs8", "clips": 2000, "view": "clip", "probe": "linear", "benchmark": "trs8 1600/400"}
     values = {"baseline": 50.0, "kin-l1-ema": 60.0, "baseline-no-ema": 40.0, "kin-l1": 35.0}

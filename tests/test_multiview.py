@@ -179,7 +179,7 @@ def test_clips_of_one_training_video_lie_on_one_side_of_the_selection():
     held = probes._files_held_out(y, index, 0.2, 0)
     assert held.sum() == 12 and all(len(set(held[index == i].tolist())) == 1 for i in range(20))
     alone = probes._files_held_out(y[:20], index[:20], 0.2, 0)
-    assert torch.equal(alone, probes._held_out(y[:20], 0.2, 0))
+    assert torch.equal(alone, probes.held_out(y[:20], 0.2, 0))
 
 
 def test_neighbours_of_the_same_video_do_not_vote():

@@ -1,5 +1,6 @@
 """Every notebook runs from its first cell to its last, headless and at a size that shows nothing but that."""
 
+import json
 from pathlib import Path
 
 import nbformat
@@ -41,7 +42,7 @@ def test_quickstart(tmp_path):
     nb = execute("00_quickstart", tmp_path, preset="smoke", steps=4, batch=4, clips=48, out=str(tmp_path / "out"))
     assert pictures(nb) >= 4
     table = results.load(tmp_path / "out")
-    assert set(table["variant"]) >= {"baseline", "fwm-hw-ld", "straight", "random-init"}
+    assert set(table["variant"]) >= {"baseline", "fwm-hw-ld", "unbent", "random-init"}
     assert (tmp_path / "out" / "figures" / "tradeoffs.pdf").is_file()
 
 
@@ -76,10 +77,28 @@ def test_tradeoffs(tmp_path, trained):
 
 
 def test_tradeoffs_against_a_row_that_one_regime_lacks(tmp_path):
-    nb = execute("03_tradeoffs", tmp_path, runs=str(tmp_path / "none"), against="ld", out=str(tmp_path / "figures"))
+    make_runs(tmp_path / "runs" / "mine", ["baseline", "ld"], seeds=1)
+    nb = execute("03_tradeoffs", tmp_path, runs=str(tmp_path / "runs"), against="ld", out=str(tmp_path / "figures"))
+    assert f"{tmp_path.as_posix()}/runs/mine (2 runs): name one of these" in printed(nb)
     assert "ucf101: the paper prints no row 'ld' there" in printed(nb)
     written = {file.name for file in (tmp_path / "figures").iterdir()}
     assert "tradeoffs-mixed.pdf" in written and "tradeoffs-ucf101.pdf" not in written
+
+
+def test_tradeoffs_say_why_own_runs_are_not_drawn(tmp_path):
+    runs = tmp_path / "runs"
+    for name, variant, regime, benchmark in (
+        ("a", "baseline", "apart", "motion"), ("b", "ld", "apart", "shape"), ("c", "baseline", "twice", "motion"),
+        ("d", "ld", "twice", "motion"), ("e", "ld", "twice", "motion"), ("f", "ld", "alone", "motion"), ("g", "baseline", "bare", "motion"),
+    ):  # fmt: skip
+        (runs / name).mkdir(parents=True)
+        (runs / name / "config.json").write_text(json.dumps({"variant": variant, "seed": 0, "regime": regime, "steps": 600}))
+        results.append_rows(runs / name, [{"benchmark": benchmark, "probe": "linear", "value": 20.0, "n": 2000}])
+    said = printed(execute("03_tradeoffs", tmp_path, runs=str(runs), out=str(tmp_path / "figures")))
+    assert "apart: nothing to compare with 'baseline'" in said
+    assert "twice: the runs d, e measured the same" in said
+    assert "alone: no run of 'baseline'" in said and "bare: no run but 'baseline'" in said
+    assert "rank stability" in said, "the notebook goes on"
 
 
 def test_ablation_and_paper_without_runs(tmp_path):
@@ -103,6 +122,19 @@ def test_a_probe_without_a_run_pretrains_one_and_says_what_it_must_beat(tmp_path
     done = notebook.run(FOLDER / "02_probe.ipynb", tmp_path / "02_probe.ipynb", where, cwd=tmp_path, progress=False)
     assert "2 pretraining steps, one seed" in "".join(notebook.summary(done))
     assert len(list((tmp_path / "elsewhere").iterdir())) == 1 and not (tmp_path / "runs").exists()
+
+
+def test_a_probe_asks_for_no_run_that_a_fresh_copy_lacks():
+    assert notebook.parameters(FOLDER / "02_probe.ipynb")["run"].default == ""
+
+
+def test_explorers(tmp_path):
+    make_runs(tmp_path / "runs" / "mine", ["baseline", "ld"], seeds=1)
+    nb = execute("13_explorers", tmp_path, preset="smoke", runs=str(tmp_path / "runs"))
+    shown = [output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", []) if output.output_type == "execute_result"]
+    assert sum("image/png" in data or "text/html" in data for data in shown) == 5, "every view leaves a picture or a page"
+    assert "runs/mine (2 runs): name one of these" in printed(nb)
+    assert vl.load_run(tmp_path / "runs" / "fwm-hw-ld-synthetic_plain-smoke-s0").steps_done
 
 
 def test_your_objective(tmp_path):

@@ -1,6 +1,7 @@
 """Figures: the numbers in a picture are the table's, marks and labels are there, print output embeds its fonts and fits its column."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -301,7 +302,7 @@ def test_what_is_not_shown_is_said(paper, tmp_path):
     assert says in texts(plots.tradeoffs(both, regime="mixed", paper=True))
     assert any(says in note for note in plots.result_table(both, regime="mixed").notes)
     released = texts(plots.tradeoffs(paper, regime="mixed", sources=["released"], baseline_seed=239, paper=True))
-    assert "Not drawn: D-48 of released results, where this baseline was not measured" in released
+    assert "Not drawn: D-48 of released results, where baseline with seed 239 was not measured" in released
 
 
 def test_print_figures_say_how_many_clips_were_tested(paper):
@@ -465,6 +466,16 @@ def test_tables_are_saved_in_three_forms(paper, tmp_path):
         r"\toprule" in tex and r"\caption{100 \% of \& $\lambda_{\mathrm{kin}}$}" in tex and tex.count(r"\begin") == tex.count(r"\end") == 2
     )
     assert all(line.count("&") == 3 for line in tex.splitlines() if "JEPA" in line)
+
+
+def test_tables_are_written_as_utf8_whatever_the_machine_prefers(tmp_path):
+    code = (
+        "import pandas as pd; from vjepa_lab.plots import text_table; "
+        f"text_table(pd.DataFrame([['a', 'lambda -> tau']], columns=['x', 'y'])).save({str(tmp_path / 't')!r})"
+    )
+    latin = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=latin)
+    assert "λ → τ" in (tmp_path / "t.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("number", [1, 2, 7, 8])

@@ -197,9 +197,9 @@ def test_a_diverging_learning_rate_is_not_chosen():
 
 def test_selection_uses_a_stratified_part_of_train():
     y = torch.tensor([0] * 50 + [1] * 20 + [2] * 3)
-    held = probes._held_out(y, 0.2, seed=0)
+    held = probes.held_out(y, 0.2, seed=0)
     assert [int(held[y == k].sum()) for k in range(3)] == [10, 4, 0]
-    assert not torch.equal(held, probes._held_out(y, 0.2, seed=1))
+    assert not torch.equal(held, probes.held_out(y, 0.2, seed=1))
     train, test = planted("mean", 200, "train"), planted("mean", 50, "test")
     result = linear(train, test, epochs=5, **QUICK)
     assert len(result.search) == 12 and result.selected["val_n"] in (39, 40)
@@ -466,6 +466,43 @@ def test_features_that_bf16_would_round_away_are_read_in_fp32(source, tmp_path):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = wide(data.normalize(clips)).float()
     assert whole.bf16 and torch.equal(whole.pooled, expected.mean(1))
+
+
+def test_tokens_that_float16_would_round_away_are_told_and_can_be_kept(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "fast_bf16", lambda device: False)
+    quick, narrow = {"device": "cpu", **QUICK}, built(0.001)
+    with pytest.warns(UserWarning, match=r"student: its tokens differ over the clips of synthetic \[test\] by 0.0\d+ .*exact=True") as told:
+        half = extract(narrow, source, tokens=True, encoder_name="student", cache=tmp_path, **quick)
+    assert len(told) == 1 and half.tokens.dtype == torch.float16
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = extract(narrow, source, tokens=torch.float32, cache=tmp_path, **quick)
+        extract(narrow, source, tokens=True, settled=True, **quick)
+        extract(built(2.0), source, tokens=True, **quick)
+        shape = {"frames": 4, "size": 32, "stride": 1, "probe": "stepwise", "epochs": 1, "lrs": (1e-3,), "wds": (0.0,), **quick}
+        vl.probe(narrow, (source, source), "hue", exact=True, **shape)
+    clips = torch.stack([source[i].clip for i in range(len(source))])
+    with torch.no_grad():
+        tokens = narrow(data.normalize(clips))
+    assert torch.equal(whole.tokens, tokens) and torch.equal(half.tokens, tokens.half()) and torch.equal(half.pooled, whole.pooled)
+    with pytest.warns(UserWarning, match="float16") as told:
+        vl.probe(narrow, (source, source), "hue", **shape)
+    assert len([each for each in told if "float16" in str(each.message)]) == 1
+
+
+def test_several_classes_at_once_are_refused_by_name():
+    y = torch.ones(6, 2, dtype=torch.long)
+    part = Features(torch.randn(6, 3), {"class": y}, {"class": ["a", "b"]}, torch.arange(6), name="several")
+    with pytest.raises(ValueError, match="'class' of several is several classes at once"):
+        linear(part, part, **QUICK)
+
+
+def test_a_limit_holds_for_sources_and_is_said_only_where_it_left_some_out():
+    how = {"labels": "shape", "probe": "knn", "frames": 4, "size": 32, "stride": 1, "device": "cpu", "ks": (1,), **QUICK}
+    pair = [data.open("synthetic", split, frames=4, size=32, n=n) for split, n in (("train", 40), ("test", 30))]
+    for limit, name, n in ((None, "synthetic/shape", 30), (40, "synthetic/shape", 30), (20, "synthetic/shape, 20 clips", 20)):
+        row = vl.probe(Patches(), pair, limit=limit, **how)[0].rows[0]
+        assert (row["benchmark"], row["n"]) == (name, n)
 
 
 def test_a_cache_tells_segments_of_one_film_apart(tmp_path):

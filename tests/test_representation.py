@@ -319,6 +319,8 @@ def test_clips_that_stand_still_hold_no_dynamics(runs):
 
 def test_the_feature_pictures_have_the_clips_shape(runs):
     clip = data.open("synthetic", frames=8, size=32, n=2)[1].clip
+    two = representation.pca_colours(torch.tensor([[1.0, 0, 0, 0], [-1, 0, 0, 0]]).repeat(2, 1))
+    assert (two[::2, 0] - two[1::2, 0]).abs().min() > 0.99  # two kinds of token, of neither more: two colours, not one
     pictures = representation.feature_pca({"a": runs[0].encoder("student"), "b": runs[0].encoder("initial")}, clip)
     assert all(picture.shape == clip.shape and picture.dtype == torch.uint8 for picture in pictures.values())
     assert all(len(picture.flatten(1).unique(dim=1).T) > 8 for picture in pictures.values())

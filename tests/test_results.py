@@ -193,6 +193,8 @@ def test_two_runs_of_one_seed_are_not_averaged(tmp_path):
         own_run(tmp_path / name)
     with pytest.raises(ValueError, match="a, copy-of-a measured the same: ld, seed 0"):
         results.select(results.load(tmp_path))
+    with pytest.raises(ValueError, match=r"load only one of them, or tell them apart .* with variant= or regime="):
+        results.select(results.load(tmp_path))
     assert len(results.select(results.load(tmp_path / "a"))) == 1
 
 
@@ -262,6 +264,20 @@ def test_missing_paths_and_columns_are_named(tmp_path):
         results.load()
     with pytest.raises(ValueError, match="missing here: variant"):
         results.append_rows(tmp_path / "rows.csv", [{"benchmark": "motion", "value": 1.0}])
+
+
+def test_runs_that_lie_deeper_are_named(tmp_path):
+    runs = tmp_path / "runs"
+    assert results.elsewhere(runs) == "" and results.elsewhere(own_run(runs / "a")) == results.elsewhere(runs) == ""
+    for name in ("quickstart/b", "quickstart/c", "studies/deep/d"):
+        own_run(runs / name)
+    (runs / "studies" / "not-probed").mkdir()
+    (runs / "studies" / "not-probed" / "config.json").write_text("{}")
+    (runs / "studies" / "tables").mkdir()
+    (runs / "studies" / "tables" / "rows.csv").write_text("variant,benchmark,value\nld,motion,40\n")
+    where = runs.as_posix()
+    assert f" {where}/quickstart (2 runs), {where}/studies/deep (1 run): name one of these" in results.elsewhere(runs)
+    assert len(results.load(runs)["run"].unique()) == 1 and len(results.load(runs / "quickstart")["run"].unique()) == 2
 
 
 def test_an_empty_folder_gives_an_empty_table(tmp_path):

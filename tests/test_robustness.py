@@ -461,6 +461,14 @@ def test_unknown_clusters_are_found_and_pure_noise_is_not():
         assert found.lo < 50 < found.hi and len(row["each"]) == 120
 
 
+def test_a_class_that_no_reader_saw_is_not_among_the_known():
+    (x, y), (z, w) = clusters(240, 6), clusters(120, 6, seed=1)
+    subject, seen, asked = Planted(Halves()), features(x[y < 4], y[y < 4]), w < 4
+    rows, alone = (openset.open_rows(subject, seen, test, "class") for test in (features(z, w), features(z[asked], w[asked])))
+    for row, other in zip(rows, alone, strict=True):
+        np.testing.assert_array_equal(row["each"], other["each"])
+
+
 def test_every_class_is_held_out_once():
     parts = openset.folds(8, 3)
     assert sorted(chain(*parts)) == list(range(8)) and parts == openset.folds(8, 3) != openset.folds(8, 3, seed=1)

@@ -28,10 +28,10 @@ from vjepa_lab import study as study_values
 from vjepa_lab.analysis import collected
 from vjepa_lab.evidence import results
 from vjepa_lab.options import UserError
-from vjepa_lab.study import Benchmark, Extra, Regime, Study, cluster, load, local, main
+from vjepa_lab.study import Benchmark, Extra, Regime, Study, cluster, export, load, local, main
 from vjepa_lab.study import cell as cells
 from vjepa_lab.study import forecast as forecasting
-from vjepa_lab.study.export import collect, rerun, rows
+from vjepa_lab.study.export import RUNS, STUDY, collect, rerun, rows
 from vjepa_lab.study.forecast import forecast
 from vjepa_lab.training import locks
 
@@ -135,6 +135,10 @@ def test_a_study_prints_as_the_code_that_rebuilds_it():
     )  # fmt: skip
     assert eval(repr(study), names) == study
     assert max(map(len, repr(study).splitlines())) <= 140
+    assert study_values.grid.read(f"{study!r}\n") == study
+    for text in ("print(1)", "Study('s', wings=2)", "Study(", "(1, 2)"):
+        with pytest.raises(ValueError):
+            study_values.grid.read(text)
 
 
 def test_cells_are_each_distinct_recipe_once_in_the_order_of_their_worth():
@@ -179,6 +183,12 @@ def test_an_expression_is_a_variant():
         ({"extras": (Extra("x"), Extra("sub/x.ipynb"))}, "several notebooks would be kept under the name x;"),
         ({"extras": (Extra("02_probe-motion"),)}, "several notebooks would be kept under the name 02_probe-motion;"),
         ({"regimes": (Regime("plain", "synthetic:plain", {"stepz": 3}),)}, "did you mean steps"),
+        ({"overrides": {"masks": variants.recipe("ld").masks}}, r"overrides: masks=MultiBlock\(.*; expected a plain number or None"),
+        ({"extras": (Extra("x", {"to": Path("a")}),)}, r"extra 'x': params: to=.*Path\('a'\); expected numbers, text, or lists"),
+        (
+            {"benchmarks": (*MOTION, Benchmark("short", labels=("shape", "motion"), options={"epochs": 5}))},
+            r"benchmarks 'motion' and 'short' would write the same rows \(motion, linear\), the second over the first",
+        ),
     ],
 )
 def test_a_study_that_cannot_run_is_refused(change, message):
@@ -277,6 +287,8 @@ def test_a_forecast_counts_the_work_and_learns_the_rate(tmp_path):
     assert untrained == 0 < base < ld and before.petaflop == pytest.approx(5e-6 * (base + ld))
     assert forecast(study, tmp_path, rate_gflops=100, jobs=2).hours == pytest.approx(5 * (base + ld) / 100 / 3600 / 2)
     assert "resolves_pp" in str(before)
+    last = forecast(study, tmp_path, rate_gflops=100, jobs=64, only="ld-*-s0")
+    assert last.hours == pytest.approx(ld / 100 / 3600), "one run is no sooner done on many cores"
 
 
 def test_what_is_chosen_is_what_is_planned(tmp_path):
@@ -407,9 +419,10 @@ def as_trained(bench: Bench) -> None:
         if (folder := bench.runs / cell.name).is_dir():
             constant = {"source": "constant", "variant": "majority-test", "benchmark": "w/motion", "probe": "constant", "metric": "top1"}
             results.append_rows(folder, [constant | {"value": 20.0, "n": 1000}])
-            (folder / "recipe.txt").write_text(f"{cell.recipe!r}\n")
-            preset = {"name": "micro", "steps": 600}
+            (folder / "recipe.txt").write_text(f"{cell.trained!r}\n")
+            preset = cell.size.plain()
             config = {"variant": cell.variant, "edition": cell.edition, "seed": cell.seed, "spec": cell.regime.data, "preset": preset}
+            config |= {"regime": cell.regime.name}
             (folder / "config.json").write_text(json.dumps(config))
             (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "loss": cell.seed}) + "\n")
 
@@ -461,6 +474,166 @@ def test_a_folder_with_another_study_is_not_added_to(tmp_path):
     with pytest.raises(ValueError, match=r"runs.csv: \S+-s0 has steps 90, in the study it is 600"):
         collect(bench.study, bench.runs, kept)
     assert (kept / "rows.csv").read_bytes() == before
+
+
+def as_run(bench: Bench) -> None:
+    """What `study run` leaves of the stand-ins, without a kernel."""
+    for cell in bench.study.cells:
+        (folder := bench.runs / cell.name).mkdir(parents=True)
+        for step in cell.steps(folder):
+            (out := cells.result(folder, step)).write_text("{}")
+            notebook._status_file(out).write_text(json.dumps({"state": "done", "params": step.params, "seconds": 1}))
+        shutil.copy(bench.folder / "w.pt", folder / "last.pt")
+        (folder / "report.json").write_text("{}")
+        (folder / "rows.csv").write_text("variant,benchmark,probe,metric,value,n,encoder\nstand-in,w/motion,linear,top1,5,1000,student\n")
+        cells._finish(cell, folder)
+
+
+def test_what_was_collected_under_other_settings_is_not_taken_for_the_studys(tmp_path):
+    bench, kept = Bench(tmp_path, "baseline", 1, wait=0), tmp_path / "kept"
+    as_run(bench)
+    as_trained(bench)
+    collect(bench.study, bench.runs, kept)
+    assert json.loads(pd.read_csv(kept / RUNS).loc[0, "size"])["lr"] == 5e-4
+    others = {
+        "lr 0.0005, in the study it is 0.001": {"overrides": {"lr": 1e-3}},
+        "ema 0.998, in the study it is 0.9": {"regimes": (Regime("plain", "synthetic:plain", {"ema": 0.9}),)},
+        "benchmarks motion, in the study it is motion, shape": {"benchmarks": (*MOTION, Benchmark("shape", labels=("shape",)))},
+        "motion: limit 0, in the study it is 50": {"benchmarks": (replace(MOTION[0], limit=50),)},
+    }
+
+    def check():
+        assert export.collected(bench.study, kept) == list(bench.study.cells)
+        for said, change in others.items():
+            with pytest.raises(ValueError, match=f"runs.csv: baseline-plain-micro-s0 has {said}; name another folder, or undo the change"):
+                export.collected(replace(bench.study, **change), kept)
+
+    check()
+    pd.read_csv(kept / RUNS).drop(columns=["size", "benchmarks"]).to_csv(kept / RUNS, index=False)
+    check()  # an earlier version's: the study beside it says the same
+    (kept / STUDY).write_text("Study('of another version', wings=2)")
+    assert export.collected(replace(bench.study, overrides={"lr": 1e-3}), kept), "nothing is known to differ"
+    other = pd.read_csv(kept / RUNS)
+    other["recipe"] = other["recipe"].str.replace("JEPA()", "JEPA() + Delta()", regex=False)
+    other.to_csv(kept / RUNS, index=False)
+    with pytest.raises(ValueError, match=r"has recipe Recipe\(JEPA\(\) \+ Delta\(\), .*, in the study it is Recipe\(JEPA\(\), "):
+        export.collected(bench.study, kept)
+
+
+def test_the_reference_study_is_recognised():
+    root = Path(__file__).parents[1]
+    assert len(export.collected(load(root / "studies/reference.py"), root / "data/reference")) >= 53
+
+
+def test_of_two_that_collect_at_once_none_is_lost(tmp_path, monkeypatch):
+    bench, kept = Bench(tmp_path, "baseline ld", 1, wait=0), tmp_path / "kept"
+    as_run(bench)
+    as_trained(bench)
+    slow = export._replace
+
+    def late(table, path):
+        time.sleep(0.2)
+        slow(table, path)
+
+    monkeypatch.setattr(export, "_replace", late)
+    both = [threading.Thread(target=collect, args=(bench.study, bench.runs, kept, only)) for only in ("baseline", "ld")]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert set(pd.read_csv(kept / RUNS)["run"]) == {cell.name for cell in bench.study.cells} == set(pd.read_csv(kept / "rows.csv")["run"])
+    assert not list(kept.glob("*lock*"))
+
+
+def test_a_table_takes_no_mean_over_probes_or_encoders(tmp_path):
+    bench = Bench(tmp_path, "baseline", 1, wait=0)
+    as_run(bench)
+    as_trained(bench)
+    (cell,) = bench.study.cells
+    more = [("attentive", "student", 10.0), ("attentive", "teacher", 30.0)]
+    about = {"benchmark": "w/motion", "metric": "top1", "n": 1000, "variant": "stand-in"}
+    results.append_rows(bench.runs / cell.name, [about | {"probe": p, "encoder": e, "value": v} for p, e, v in more])
+    said = bench.call("table")[1]
+    for name in ("w/motion, linear ", "w/motion, attentive, student", "w/motion, attentive, teacher"):
+        assert name in said, said
+    assert "10.0" in said and "30.0" in said
+
+
+def test_a_failure_that_was_cut_short_hides_no_other(tmp_path):
+    (tmp_path / cells.FAILURES).write_text('{"time": 1, "step": "01_pr')
+    cells.failed(tmp_path, "02_probe", "of the next attempt")
+    assert [each["error"] for each in cells.failures(tmp_path)] == ["of the next attempt"]
+
+
+def test_a_wrong_parameter_is_missed_before_training(tmp_path):
+    bench = Bench(tmp_path, "ld", 1, extras=(Extra("02_probe-again", {"limt": 3}),))
+    shutil.copy(tmp_path / "notebooks/02_probe.ipynb", tmp_path / "notebooks/02_probe-again.ipynb")
+    with pytest.raises(ValueError, match=r"02_probe-again.ipynb: unknown parameter 'limt': did you mean limit"):
+        cells.run(bench.study.cells[0], bench.runs, tmp_path / "notebooks", progress=False)
+    assert not (bench.runs / "ledger.txt").exists()
+
+
+def test_a_changed_study_leaves_a_finished_run_as_it_is(tmp_path):
+    """Its weights are gone: were its notebook replaced, changing the study back would train it again."""
+    bench = Bench(tmp_path, "ld", 1, wait=0, keep="rows")
+    as_run(bench)
+    as_trained(bench)
+    other, folder = replace(bench.study, overrides={"lr": 1e-3}).cells[0], bench.runs / bench.study.cells[0].name
+    with pytest.raises(ValueError, match=r"holds another run \(preset.lr: 0.0005 there, 0.001 asked\); name another folder with --runs"):
+        cells.run(other, bench.runs, tmp_path / "notebooks", progress=False)
+    assert (folder / "report.json").exists() and set(bench.states().values()) == {"done"}
+
+
+def test_a_kill_after_the_last_notebook_is_made_up_for(tmp_path):
+    bench = Bench(tmp_path, "ld", 1, wait=0, keep="model")
+    as_run(bench)
+    (cell,) = bench.study.cells
+    folder = bench.runs / cell.name
+    digest = cells.about(folder)["weights_sha256"]
+    (folder / cells.CELL).unlink()
+    shutil.copy(tmp_path / "w.pt", folder / "last.pt")
+    opened = lambda: local._Run(bench.study, bench.file, bench.runs, None, bench.study.cells, None, 1, None).open
+    assert set(bench.states().values()) == {"done"} and opened() == [cell]
+    cells.run(cell, bench.runs, tmp_path / "notebooks", progress=False)
+    assert opened() == [] and "optimizer" not in torch.load(folder / "last.pt")
+    assert cells.about(folder)["weights_sha256"] == digest and set(cells.about(folder)["seconds"]) == {"01_pretrain", "02_probe-motion"}
+
+
+def test_weights_that_another_process_reads_are_not_dropped(tmp_path, capfd):
+    bench = Bench(tmp_path, "ld", 1, wait=0)
+    as_run(bench)
+    folder = bench.runs / bench.study.cells[0].name
+    forged(folder, name=cells.LOCK, host="node7", pid=1)
+    said = bench.call("prune", "--keep", "rows")[1]
+    assert "0.00 GB freed in 0 of 1" in said and (folder / "last.pt").exists()
+    assert "ld-plain-micro-s0 keeps its weights: " in (told := capfd.readouterr().err) and "process 1 on node7" in told
+
+
+def test_a_stop_between_two_cells_starts_no_other(tmp_path, monkeypatch):
+    study = Study("s", ("ld", "baseline", "hw"), PLAIN, MOTION, seeds=(0,))
+    runner, started = local._Run(study, tmp_path / "s.py", tmp_path, None, study.cells, None, 1, None), []
+    runner.bar = tqdm(disable=True)
+
+    def start(cell, room):
+        started.append(cell)
+        runner.tally.stopped = signal.SIGINT
+
+    monkeypatch.setattr(runner, "_start", start)
+    runner._fill([local.Slot({}), local.Slot({})])
+    assert started == [study.cells[0]] and runner.open == list(study.cells[1:])
+
+
+def test_a_stop_while_a_cell_starts_reaches_it(tmp_path, monkeypatch):
+    study = Study("s", ("ld",), PLAIN, MOTION, seeds=(0,))
+    runner, told = local._Run(study, tmp_path / "s.py", tmp_path, None, study.cells, None, 1, None), []
+
+    def begun(*_, **__):
+        runner.tally.stopped = signal.SIGTERM  # the signal comes before the process is among those that are told
+        return SimpleNamespace(send_signal=told.append)
+
+    monkeypatch.setattr(local.subprocess, "Popen", begun)
+    runner._start(study.cells[0], local.Slot({}))
+    assert told == [signal.SIGTERM]
 
 
 def test_constants_are_collected_with_the_first_run_that_is_finished(tmp_path):
@@ -596,11 +769,13 @@ def test_a_rerun_compares_what_it_ran_itself(tmp_path, monkeypatch):
     for name in ("STAND_IN_S", "STAND_IN_WEIGHTS"):
         monkeypatch.setenv(name, bench.env[name])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    executed = []
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")  # torch obeys it before the other
+    executed, threads = [], []
 
     def execute(source, out, params, **_):
         """What the stand-ins write, without a kernel."""
         executed.append(out)
+        threads.append((os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]))
         folder = out.parent
         about = {"preset": {"steps": 600}, "sessions": [{"threads": 1}]}
         (folder / "config.json").write_text(json.dumps(about))
@@ -614,7 +789,12 @@ def test_a_rerun_compares_what_it_ran_itself(tmp_path, monkeypatch):
     cells.run(cell, bench.runs, books)
     for number, folder in ((2, "runs-rerun"), (4, "runs-rerun-2")):
         again = rerun(cell, bench.runs, notebooks=books)
-        assert again.equal and len(executed) == 2 + number and executed[-1].parent == tmp_path / folder / cell.name
+        assert (
+            again.equal
+            and threads[-1] == ("1", "1")
+            and len(executed) == 2 + number
+            and executed[-1].parent == tmp_path / folder / cell.name
+        )
         assert f"run again in {tmp_path / folder / cell.name}" in str(again)
     for into in (bench.runs, tmp_path / "runs-rerun"):
         with pytest.raises(ValueError, match="finished already, so nothing would run again; name another folder with --into"):

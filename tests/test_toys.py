@@ -86,6 +86,11 @@ def test_the_verdict_follows_its_rows():
     assert "pulling against it" in told() and "pulling against it" not in told(cosine=0.1)
 
 
+def test_a_training_that_diverged_has_learnt_nothing():
+    for setting in toys.SETTINGS:
+        assert not toys._ends(setting, float("nan"), float("nan"))["learnt"]
+
+
 def test_learnt_is_what_a_setting_trains():
     joint, reward, dynamics = toys.SETTINGS[:3]
     assert (

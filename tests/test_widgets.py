@@ -1,7 +1,10 @@
 """Explorers: the picture follows the controls, is the plain function's, and stays where there are no widgets."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +14,9 @@ import torch
 
 import vjepa_lab as vl
 from vjepa_lab import data, plots
-from vjepa_lab.masks import Motion, MultiBlock
-from vjepa_lab.plots.sheet import sheet, tiles
+from vjepa_lab.masks import Blocks, Motion, MultiBlock
+from vjepa_lab.plots import style
+from vjepa_lab.plots.sheet import LEAST, sheet, tiles
 from vjepa_lab.training import locks
 from vjepa_lab.widgets import masks, monitor, recipes
 
@@ -36,6 +40,50 @@ def test_sheets_hold_every_picture_and_fit_the_width():
             draw({})
 
 
+@pytest.mark.parametrize("label", ["W" * 110, "Hard(SomeTermWithAVeryLongName[order=2,dyn,visible])\n0.001 to 0.3" * 3])
+def test_labels_of_any_length_leave_the_pictures_their_room(label):
+    white, marked = np.full((2, 8, 8, 3), 255, np.uint8), np.zeros((8, 8, 8, 3), np.uint8)
+    marked[..., 0] = 255
+    red = lambda made: (pixels(made) == (255, 0, 0)).all(-1)
+    long = sheet({"clip": marked, label: marked})
+    wide, high = red(long).any(0).sum(), red(long).any(1).sum()
+    assert long.image.width <= 960 and wide >= 0.7 * 960 and high >= 2 * (wide // 8)
+    between = red(sheet({label: white, f"{label} ": marked})).any(1).argmax()
+    assert between >= 14 * 4  # the label of the first row ends before the second row begins
+    assert (pixels(sheet({label: white}))[0] == 255).all() and (pixels(sheet({label: white}))[-1] == 255).all()
+    two = pixels(tiles({label: white[0], "clip": white[0]}, side=176, gap=8))
+    assert (two[:, 178:184] == 255).all() and (two < 255).any()  # nothing reaches the next tile
+    many = sheet({label: np.zeros((100, 8, 8, 3), np.uint8)})
+    assert many.image.height >= LEAST and many.image.width >= 100 * LEAST
+
+
+def test_labels_are_parted_where_a_reader_would():
+    fits = lambda text: len(text) <= 12
+    for name, said in {
+        "motion: 100 %, guess 12 %": "motion:\n100 %, guess\n12 %", "synthetic:plain/motion": "synthetic:\nplain/motion",
+        "W" * 30: "W" * 12 + "\n" + "W" * 12 + "\n" + "W" * 6, "a\nb": "a\nb", "": "", "kin_accel-micro-s0": "kin_accel-\nmicro-s0",
+    }.items():  # fmt: skip
+        assert style.parted(name, fits) == said
+
+
+def test_the_least_picture_is_seen_whatever_the_width():
+    made = sheet({"a": np.zeros((100, 8, 8, 3), np.uint8)}, width=400)
+    assert made.image.size[1] >= LEAST
+
+
+def test_names_of_runs_stay_in_the_figure_of_their_curves():
+    steps = pd.DataFrame({"step": [0, 1], "loss": [1.0, 0.5], "std": [1.0, 1.0], "Hard(SomeTermWithALongName[order=2,dyn])": [1.0, 1.0]})
+    for name in ("W" * 150, "a-run-of-some-folder/" * 9, "short"):
+        figure = plots.curves({name: steps, f"{name}2": steps}, more=list(steps)[3:], title=name)
+        figure.canvas.draw()
+        boxes = [figure.legends[0].get_window_extent(), figure._suptitle.get_window_extent()]
+        titles = [ax.title if ax.title.get_text() else ax._left_title for ax in figure.axes if ax.lines]
+        boxes += [title.get_window_extent() for title in titles]
+        assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.width for box in boxes)
+        assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+        assert all(ax.get_window_extent().height > 100 for ax in figure.axes if ax.lines)
+
+
 def test_captions_are_text_and_no_html():
     shown = plots.Player(np.zeros((3, 2, 8, 8), np.uint8), caption='<b>"x"</b>')._repr_html_()
     assert "<b>" not in shown and shown.count("&lt;b&gt;&quot;x&quot;&lt;/b&gt;") == 2
@@ -51,7 +99,7 @@ def test_curves_refuse_a_column_that_no_run_logged():
 
 
 def test_the_mask_explorer_follows_its_controls():
-    explorer = masks.mask_explorer(size="smoke", clips=3)
+    explorer = masks.mask_explorer(size="micro", clips=3)
     before = pixels(explorer.figure())
     assert np.array_equal(before, pixels(explorer.figure()))
     explorer.controls["clip"].value = 2
@@ -60,6 +108,31 @@ def test_the_mask_explorer_follows_its_controls():
     assert not np.array_equal(before, other) and other.shape != pixels(explorer.figure()).shape  # two kinds instead of the preset's
     bundle = explorer._repr_mimebundle_()
     assert bundle["image/png"][:4] == b"\x89PNG" and "application/vnd.jupyter.widget-view+json" in bundle
+
+
+@pytest.mark.parametrize(("size", "masking"), [("smoke", "V-JEPA multiblock"), ("micro", "preset micro")])
+def test_the_mask_explorer_opens_on_the_masks_that_a_baseline_trains_with(size, masking):
+    explorer, shape = masks.mask_explorer(size=size, clips=1), vl.preset(size)
+    assert explorer.controls["masking"].value == masking
+    assert masks.strategies(shape)[masking] == shape.masks_of(vl.recipe("baseline").masks)
+
+
+def test_mask_kinds_have_one_name_wherever_they_are_drawn(monkeypatch):
+    clip, seen = data.open("synthetic:plain", "train", frames=8, size=32, n=1)[0].clip, []
+    for module in (masks, plots.clips):
+        monkeypatch.setattr(module, "sheet" if module is masks else "strips", lambda rows, **_: seen.append(rows))
+    one = MultiBlock((Blocks(1, 0.15),))
+    for kinds, said in (
+        (one, {"seen"}),
+        (MultiBlock(), {"short", "long"}),
+        (replace(one, kinds=one.kinds * 3), {f"kind {k}" for k in (1, 2, 3)}),
+    ):
+        masks.mask_view(clip, kinds, "smoke", draws=1)
+        plots.masked(clip, kinds.draw(1, (4, 4, 4), seed=0, step=0), (4, 4, 4))
+        for rows in seen[-2:]:
+            assert {re.split("[:\n ](?![0-9]\n|[0-9]:)", label)[0] for label in rows if "seen" in label} == said
+    plots.masked(clip, one.draw(1, (4, 4, 4), seed=0, step=0), (4, 4, 4), names=["mask"])
+    assert list(seen[-1]) == ["clip", "mask: seen", "mask: predict"]
 
 
 def test_hidden_shares_are_those_of_the_masks():
@@ -93,7 +166,10 @@ def test_the_recipe_builder_writes_what_it_shows():
     assert built == vl.recipe(repr(built)) and "0.25*Straight(on='dyn')" in repr(built) and "Hard(Dynamics())" in repr(built)
     assert built.objective.terms[: len(vl.recipe("fwm").objective.terms)] == vl.recipe("fwm").objective.terms
     explorer.controls["maps"].value = True
-    assert "times the baseline" in explorer.figure()._repr_html_() and explorer.figure().picture.image.height > 100
+    page = explorer.figure()._repr_html_()
+    assert re.findall(r"GFLOP per clip and step at (\w+)", page) == ["smoke"] and "x the baseline" in page
+    assert page.count("baseline") == 1 and '<img alt="error map of each term" src="data:image/png;base64,' in page
+    assert explorer.figure().picture.image.height > 100
 
 
 @pytest.mark.parametrize("masking", ["preset micro", "amg"])

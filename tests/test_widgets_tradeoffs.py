@@ -175,3 +175,54 @@ def test_another_baseline_is_another_difference(known):
 def test_what_rows_are_made_of():
     assert set(variants.parts_of("fwm-hw-ld")) == {"Hard", "Kinematic", "Orthogonal", "Dynamics"}
     assert variants.parts_of("future") == ("masks",) and variants.parts_of("somebodys") == ("own",)
+
+
+def test_a_released_baseline_is_compared_with_the_released_results(known):
+    explorer = tradeoffs.tradeoff_explorer("data/paper")
+    assert explorer.values["sources"] == ("paper",)
+    explorer.controls["baseline"].value = "baseline, released seed 239"
+    assert explorer.values["sources"] == ("released",), "the control shows what is compared"
+    shift = {}
+    for seed in (42, 239):
+        explorer.controls["baseline"].value = f"baseline, released seed {seed}"
+        shift[seed] = [tuple(trace.x) for trace in explorer.figure().data if trace.type == "bar"]
+    assert shift[42] != shift[239]
+    explorer.controls["sources"].value = ("paper",)
+    assert "Printed numbers have no seed" in explorer.figure().to_json()
+    explorer.controls["baseline"].value = "baseline"
+    assert "Printed numbers have no seed" not in explorer.figure().to_json()
+
+
+def test_editions_of_own_runs_are_chosen_and_kept(tmp_path):
+    rows = pd.concat([measured("baseline", "ld"), measured("baseline", "ld", "hw", edition="released").assign(run=["a", "b", "c"])])
+    explorer = tradeoffs.tradeoff_explorer(rows=rows, out=tmp_path)
+    assert explorer.controls["editions"].options == ("released", "sound") and len(explorer.figure().layout.xaxis2.title.text)
+    explorer.controls["editions"].value = ("released",)
+    figure = explorer.figure()
+    assert {name for trace in figure.data if trace.type == "bar" for name in trace.y} == {"hw", "ld"}
+    assert "xaxis2" not in figure.layout
+    assert "editions=[&#x27;released&#x27;]" in keep(explorer)
+    (table,) = (pd.read_csv(path) for path in tmp_path.glob("*editions*.csv") if "rows" not in path.name)
+    assert set(table["edition"]) == {"released"} and set(table["variant"]) == {"ld", "hw"}
+    assert "editions" not in tradeoffs.tradeoff_explorer(rows=measured("baseline", "ld")).controls
+
+
+def test_a_bar_tells_whose_number_it_is(known):
+    hover = [text for trace in tradeoffs.tradeoff_explorer("data/paper").figure().data if trace.type == "bar" for text in trace.customdata]
+    assert hover and all("Paper, printed, pretrained on mixed<br>" in text for text in hover)
+    own = tradeoffs.tradeoff_explorer(rows=measured("baseline", "ld", edition="released")).figure()
+    (text,) = [text for trace in own.data if trace.type == "bar" for text in trace.customdata]
+    assert "Our runs, edition released, pretrained on r<br>" in text and "1 seed, n = 2,000" in text
+
+
+def test_a_long_name_stands_in_lines_and_is_still_its_objective():
+    long = "my-objective-" + "with-many-words-" * 7 + "end"
+    explorer = tradeoffs.tradeoff_explorer(rows=measured("baseline", "ld", long).assign(value=[50.0, 52.0, 53.0]))
+    figure = explorer.figure()
+    assert figure.layout.margin.l <= 320
+    (label,) = [name for name in figure.layout.yaxis.categoryarray if name.startswith("my-")]
+    assert "<br>" in label and label.replace("<br>", "") == long
+    (note,) = [note for note in figure.layout.annotations if note.clicktoshow and note.yclick == label]
+    assert "not a row of the paper" in note.text.replace("<br>", " ")
+    buttons = [button.args[0] for button in figure.layout.updatemenus[0].buttons]
+    assert any(label in change.get("yaxis.categoryarray", ()) for change in buttons)

@@ -195,7 +195,10 @@ def align(parser):
     def call(**options):
         table = align(**options)
         shown = table[table["term"].isin(["auxiliaries", "main"]) & table["group"].eq("all")]
-        print(shown.pivot_table(values="value", index=["variant", "progress"], columns="metric", sort=False).round(3).to_string(na_rep=""))
+        shown = shown.assign(edition=shown["edition"].fillna("")).sort_values(["variant", "edition", "term", "progress"], kind="stable")
+        by = ["variant", "edition", "term", "progress"]  # auxiliaries and main both have utilities
+        print(shown.pivot_table(values="value", index=by, columns="metric", sort=False).round(3).to_string(na_rep=""))
+        print(f"means over seeds ({table['run'].nunique()} runs in all); each run's own, with intervals, in alignment.csv of its folder")
 
     return call
 
@@ -204,7 +207,8 @@ def table(parser):
     """show the results of runs, beside the paper's, in one table"""
     parser.add_argument("paths", nargs="*", type=Path, help="run folders, folders of them, csv files; default runs and data/paper")
     parser.add_argument("--regime", help="only rows of this pretraining regime")
-    parser.add_argument("--metric", default="top1")
+    says = "default top1; rankme, std: of pooled features over clips (std in a run's log is of the teacher's tokens, another number)"
+    parser.add_argument("--metric", default="top1", help=says)
     parser.add_argument("--csv", type=Path, help="write every measurement to this file instead")
 
     def call(paths, regime, metric, csv):
@@ -244,6 +248,7 @@ def data_check(parser):
     offer(parser, check)
     where = "where the table goes, .csv or .parquet; default manifest.csv in ROOT, checked.csv where one is there"
     parser.add_argument("--manifest", type=Path, help=where)
+    parser.epilog = "Exit status 1 where it found problems; the table is written all the same."
 
     def call(manifest=None, **options):
         report = check(**options)
@@ -256,12 +261,17 @@ def data_check(parser):
 
 def data_prepare(parser):
     """transcode a data set to small H.264 files in which seeking is cheap and exact"""
-    from .data.check import check
+    from .data.check import called_unreadable, check
     from .data.prepare import FAULTS, prepare
 
     parser.add_argument("name", metavar="NAME", help="the data set, or folder")
     parser.add_argument("root", metavar="ROOT", type=Path)
     offer(parser, prepare, leave_out=("report",))
+    parser.epilog = (
+        "Exit status 1 where a file is damaged or cannot be transcoded. The others are prepared all the same, and the manifest of the copy "
+        "lists them, so that it can be used; what is left out is counted, and what failed while transcoding is named in faults.csv. Once "
+        "the files are mended, the same command makes only what is missing."
+    )
 
     def call(name, root, **options):
         import pandas as pd
@@ -272,9 +282,11 @@ def data_prepare(parser):
         table = report.table
         if damaged := table.loc[table["fault"].notna(), "path"].nunique() if "fault" in table else 0:
             print(f"left out:  {damaged} files that cannot be read; `data check` names them")
+        if known := len(called_unreadable(report)):
+            print(f"left out:  {known} files that {report.root / 'manifest.csv'} calls unreadable; remove it to have them read again")
         if failed := len(pd.read_csv(folder / FAULTS)) if (folder / FAULTS).exists() else 0:
             print(f"left out:  {failed} files that could not be transcoded, named in {folder / FAULTS}")
-        return 1 if damaged or failed else 0
+        return 1 if damaged or known or failed else 0
 
     return call
 
@@ -331,10 +343,14 @@ def about(name: str) -> str:
 # ------------------------------------------------------------------------------------------------------------------------------ the whole
 
 
+STATUSES = "Exit status: 0 done, 1 failed or problems found, 2 arguments that make no sense, 128 + signal interrupted (docs/commands.md)."
+
+
 def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = "\n".join(f"  {name:{width}}  {about(name)}" for name in COMMANDS)
-    return f"usage: vjepa-lab COMMAND ...    (or python -m vjepa_lab COMMAND ...)\n\n{lines}\n\nvjepa-lab COMMAND --help says more."
+    head, tail = "usage: vjepa-lab COMMAND ...    (or python -m vjepa_lab COMMAND ...)", "vjepa-lab COMMAND --help says more."
+    return f"{head}\n\n{lines}\n\n{tail}\n{STATUSES}"
 
 
 def parse(argv: list[str]) -> tuple[Callable[[], int | None], bool]:
@@ -358,7 +374,8 @@ def parse(argv: list[str]) -> tuple[Callable[[], int | None], bool]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command. Returns 0, 1 for a failure, 2 for arguments that make no sense, 128 + signal for an interruption."""
+    """Run a command. Returns its exit status: 0, 1 for a failure or problems found, 2 for arguments that make no sense, 128 + signal for an
+    interruption; docs/commands.md tells them by command."""
     argv = sys.argv[1:] if argv is None else list(argv)
     first = next((word for word in argv if word != "--traceback"), "")
     if first in ("", "-h", "--help"):

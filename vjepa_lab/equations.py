@@ -243,13 +243,22 @@ def head_of(term: Term, dim: int) -> str:
     return "" if head is None else f"{sum(p.numel() for p in head.parameters()):,}"
 
 
-def page(recipe: Recipe, preset: str = "base") -> str:
-    """A recipe as HTML: its equation, a table of its terms, and what surrounds them. Costs are those at `preset`."""
+def _amount(x: float, digits: int) -> str:
+    """A positive number with so many decimals, or with two significant digits where these are more."""
+    return f"{x:.{digits}f}" if x >= 10 ** (1 - digits) else f"{x:.2g}"
+
+
+def page(recipe: Recipe, preset="base") -> str:
+    """A recipe as HTML: its equation, a table of its terms, and what surrounds them. Costs and masks are those at `preset`, a name or a
+    Preset.
+    """
     from vjepa_lab import cost, variants
     from vjepa_lab.presets import preset as sized
 
-    named, spent = variants.name_of(recipe), recipe.cost(preset)
-    extra, dim = cost.of_terms(recipe, preset), sized(preset).dim * recipe.levels
+    size = sized(preset)
+    named, spent = variants.name_of(recipe), recipe.cost(size)
+    extra, dim = cost.of_terms(recipe, size), size.dim * recipe.levels
+    drawn = size.masks_of(recipe.masks)
     rows = []
     for (w, term), name, gflop in zip(recipe.objective, recipe.objective.names, extra, strict=True):
         *_, inner = nested(term)
@@ -257,12 +266,13 @@ def page(recipe: Recipe, preset: str = "base") -> str:
             inner.view,
             "" if inner.view == "hidden" else inner.norm,
             head_of(term, dim),
-            f"{gflop:.1f}" if gflop else "",
+            _amount(gflop, 1) if gflop else "",
         ]
         rows.append([escape(repr(w)), f"<code>{escape(repr(term))}</code>", rf"\({escape(tex(term))}\)", *here, escape(name)])
     teacher = {"ema": "EMA teacher", "online": "online teacher (no EMA)", "frozen": "frozen teacher"}[recipe.teacher]
     around = [
-        f"masks <code>{escape(repr(recipe.masks))}</code>",
+        f"masks <code>{escape(repr(recipe.masks))}</code>"
+        + (f", at {escape(size.name)} <code>{escape(repr(drawn))}</code>" if drawn != recipe.masks else ""),
         teacher + ("" if recipe.stop_grad else ", targets with gradient"),
         f"the {recipe.probe} encoder is evaluated",
         *([f"{recipe.levels} levels"] if recipe.levels > 1 else []),
@@ -270,8 +280,8 @@ def page(recipe: Recipe, preset: str = "base") -> str:
         *(["constant learning rate"] if recipe.lr == "constant" else []),
         *(["repeated images count as clips"] if recipe.images == "in" else []),
         *([f"positions on a grid of {recipe.rope_grid}"] if recipe.rope_grid else []),
-        f"{spent.total:.0f} GFLOP per clip and step at {escape(spent.preset)}, {spent.ratio:.2f} x the baseline "
-        f"({', '.join(f'{escape(name)} {value:.0f}' for name, value in spent.passes.items())})",
+        f"{_amount(spent.total, 0)} GFLOP per clip and step at {escape(spent.preset)}, {spent.ratio:.2f} x the baseline "
+        f"({', '.join(f'{escape(name)} {_amount(value, 0)}' for name, value in spent.passes.items())})",
     ]
     title = f"<b>{escape(named[0])}</b>, edition {escape(named[1])}" if named else "<b>a recipe of its own</b>"
     columns = ("weight", "term", "equation", "view", "norm", "head (parameters)", "own GFLOP", "name in logs")

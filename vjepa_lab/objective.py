@@ -3,13 +3,13 @@
 A term maps a `View` of the latents to an error map of any shape; an objective is a weighted sum of terms; `Loss` holds the trainable
 heads and turns latents into numbers. A new objective is a small class and one expression:
 
-    class Straight(Term):
+    class Unbent(Term):
         "Latent paths should bend as little as possible."
         def error(self, view, head):                                    # [b t-2 h w]
             v = diff(view.z)
             return 1 - F.cosine_similarity(v[:, 1:], v[:, :-1], dim=-1)
 
-    recipe = Recipe(JEPA() + 0.1 * Straight())
+    recipe = Recipe(JEPA() + 0.1 * Unbent())
 """
 
 import math

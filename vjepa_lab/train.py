@@ -236,7 +236,7 @@ def training_source(data, size: Preset, seed: int = 0, progress: bool = True) ->
     The synthetic world is one data set, the same for every seed, and is kept in memory; files are cropped and flipped anew for each.
     """
     shape = {"frames": size.frames, "size": size.size, "stride": size.stride}
-    if not isinstance(data, str | Path) or not str(data).startswith("synthetic") or " + " in str(data):  # a mixture may hold files, too
+    if not video.is_synthetic(data):
         return video.open(data, "train", seed=seed, **shape)
     source = video.Memory(video.open(data, "train", seed=0, **shape), progress=progress)
     source.spec = str(data)

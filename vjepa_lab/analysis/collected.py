@@ -22,11 +22,11 @@ from vjepa_lab.training.health import CollapseAlarm
 
 UNTRAINED = stats.UNTRAINED
 LEAST_STD = 0.05
-"""Standard deviation of a run's features below which their rank and spread count for nothing: they are computed in bfloat16, whose rounding
-has a standard deviation of about 0.001. At 0.0005 it doubles RankMe (46 exact, 89 rounded), at 0.015 too (7, 14), at 0.07 and 0.16 it adds
+"""Standard deviation of a run's features over clips below which their rank and spread count for nothing: they are computed in bfloat16,
+whose rounding has one of about 0.001. At 0.0005 it doubles RankMe (46 exact, 89 rounded), at 0.015 too (7, 14), at 0.07 and 0.16 it adds
 0.2 and 0.5 (to 30 and 12). No run of the reference study lies between 0.036 and 0.07."""
 LEAST = 3
-"Seed pairs with the baseline that a row needs to be tested: an interval of two is twelve standard errors wide."
+"Seed pairs with the baseline that a row needs to be tested: an interval of two reaches thirteen standard errors to either side."
 ROW = ["edition", "variant"]
 
 
@@ -256,9 +256,9 @@ def trained(found: pd.DataFrame, against: str = "baseline") -> str:
 def collapse(study: Collected) -> pd.DataFrame:
     """Which trained runs collapsed on the way: a row per run with logged steps.
 
-    Columns run, edition, variant, seed; std, rank: the teacher's spread and effective rank at the last logged step (`health.spread`);
-    collapsed: one of them fell below what `health.CollapseAlarm` warns of, at any logged step; features, rankme: spread and effective rank
-    of the features as probed (`features`).
+    Columns run, edition, variant, seed; std, rank: of the teacher's tokens at the last logged step, their standard deviation over clips and
+    places and their participation ratio (`health.spread`); collapsed: one of them fell below what `health.CollapseAlarm` warns of, at any
+    logged step; features, rankme: of the pooled features as probed, their standard deviation over clips and their RankMe (`features`).
     """
     columns = ["run", *ROW, "seed", "std", "rank", "collapsed", "features", "rankme"]
     if not {"std", "rank"} <= set(study.curves):
@@ -271,7 +271,10 @@ def collapse(study: Collected) -> pd.DataFrame:
 
 
 def features(study: Collected) -> pd.DataFrame:
-    """How a run's features spread, as probed (the student's where several encoders were), means over worlds: columns run, std, rankme."""
+    """How a run's pooled features spread over clips, as probed (the student's where several encoders were), means over worlds.
+
+    Columns run; std: mean over channels of their standard deviation over clips; rankme (both `evaluation.features.spread`). The column std
+    of training logs is another: of the teacher's tokens, over clips and places."""
     own = study.rows[study.rows["source"].eq("run") & study.rows["metric"].isin(["std", "rankme"]) & study.rows["encoder"].ne(UNTRAINED)]
     student = own["encoder"].eq("student")
     own = own[student | ~own["run"].isin(own.loc[student, "run"])]
@@ -289,13 +292,13 @@ def says_collapse(found: pd.DataFrame) -> str:
     for _, part in found.groupby(ROW, sort=False):
         if part["collapsed"].any():
             count = f"{part['collapsed'].sum()} of {len(part)}"
-            parts.append(f"{_row(part.iloc[0])} {count} (std at the end {ends(part.loc[part['collapsed'], 'std'])})")
+            parts.append(f"{_row(part.iloc[0])} {count} (standard deviation at the end {ends(part.loc[part['collapsed'], 'std'])})")
     head = (
-        f"{found['collapsed'].sum()} of {len(found)} trained runs collapsed on the way (teacher's std below {CollapseAlarm.least_std:g} or "
+        f"{found['collapsed'].sum()} of {len(found)} trained runs collapsed on the way (standard deviation of the teacher's tokens below "
     )
-    head += f"effective rank below {CollapseAlarm.least_rank:g})"
+    head += f"{CollapseAlarm.least_std:g} or their participation ratio below {CollapseAlarm.least_rank:g})"
     others = found.loc[~found["collapsed"], "std"]
-    tail = f"; the others end at {others.min():.2f} to {others.max():.2f}." if len(others) else "."
+    tail = f"; of the others it ends at {others.min():.2f} to {others.max():.2f}." if len(others) else "."
     return head + (f": {', '.join(parts)}" if parts else "") + tail + _says_still(found)
 
 
@@ -306,8 +309,8 @@ def _says_still(found: pd.DataFrame) -> str:
         return ""
     rank = f" (RankMe {still['rankme'].min():.0f} to {still['rankme'].max():.0f})" * bool(still["rankme"].notna().any())
     return (
-        f" The features of {len(still)} of {found['features'].notna().sum()} have a standard deviation below {LEAST_STD:g} as probed"
-        f" ({_of_rows(found, found['features'] < LEAST_STD)}), where rounding to bfloat16 is no longer small: their effective rank{rank} is"
+        f" The features of {len(still)} of {found['features'].notna().sum()} have a standard deviation over clips below {LEAST_STD:g} as"
+        f" probed ({_of_rows(found, found['features'] < LEAST_STD)}), where rounding to bfloat16 is no longer small: their rank{rank} is"
         " in part one of rounding, no sign of rich features."
     )
 
@@ -367,23 +370,23 @@ def tally(table: pd.DataFrame) -> str:
 FEW = 4
 "Rows that a correlation over rows needs."
 PREDICTORS = {"rankme": "rank of the features", "std": "spread of the features", "rank": "teacher's rank in training"}
+"Metric -> its name in tables and figures. Features: pooled, as probed, over clips. Teacher: its tokens in training, over clips and places."
 
 
 def predictors(study: Collected) -> pd.DataFrame:
-    """What was logged of each run's representation, edition sound, without the untrained encoder: columns run, variant, seed, metric,
-    value. The features' RankMe and standard deviation as probed, and the teacher's effective rank averaged over the training.
+    """What is known of each run's representation, edition sound, without the untrained encoder: columns run, variant, seed, metric,
+    value. RankMe and standard deviation over clips of the pooled features as probed (`features`), and the participation ratio of the
+    teacher's tokens averaged over the logged steps of training.
 
     Runs with features of a standard deviation below `LEAST_STD` are left out: their rank is in part one of rounding. `attrs["left_out"]`
     names them."""
     own = study.rows[study.rows["source"].eq("run") & study.rows["edition"].eq("sound") & study.rows["variant"].ne(UNTRAINED)]
-    probed = own[own["metric"].isin(["rankme", "std"]) & own["encoder"].ne(UNTRAINED)]
-    tables = [probed.groupby(["run", "variant", "seed", "metric"], sort=False)["value"].mean().reset_index()]
+    about, spread = own.drop_duplicates("run")[["run", "variant", "seed"]], features(study)
+    tables = [spread.melt("run", ["rankme", "std"], "metric").dropna(subset=["value"])]
     if "rank" in study.curves:
         while_training = study.curves.groupby("run", observed=True)["rank"].mean().rename("value").reset_index()
-        about = own.drop_duplicates("run")[["run", "variant", "seed"]]
-        tables.append(while_training.astype({"run": str}).merge(about, on="run").assign(metric="rank"))
-    table = pd.concat(tables, ignore_index=True)
-    spread = features(study)
+        tables.append(while_training.astype({"run": str}).assign(metric="rank"))
+    table = about.merge(pd.concat(tables, ignore_index=True), on="run")
     still = table["run"].isin(spread.loc[spread["std"] < LEAST_STD, "run"])
     out = table[~still].assign(metric=table["metric"].map(PREDICTORS)).reset_index(drop=True)
     out.attrs["left_out"] = sorted(table.loc[still, "run"].unique())
@@ -401,10 +404,10 @@ def foretold(study: Collected, against: str = "baseline", least: int = LEAST) ->
     rows = comparable(study, "sound", against, least)
     rows = rows[rows["source"].eq("run") & rows["variant"].ne(UNTRAINED)]
     known, runs = predictors(study), rows.loc[rows["variant"].ne(against)].drop_duplicates("run")[["run", *ROW]]
-    seeds = known.groupby("variant")["seed"].nunique()
+    still, seeds = runs["run"].isin(known.attrs["left_out"]), known.groupby("variant")["seed"].nunique()
     known = known[known["variant"].isin(seeds.index[seeds >= least])]
     left = int(runs.loc[runs["run"].isin(known["run"]), "variant"].nunique())
-    said, tables = _says_left_out(runs, runs["run"].isin(predictors(study).attrs["left_out"]), left, least), []
+    said, tables = _says_left_out(runs, still, left, least), []
     if left >= FEW:
         tables.append(alignment.predictions(known, rows, against, names=tuple(PREDICTORS.values())))
     if len(study.alignment):
@@ -424,8 +427,8 @@ def _says_left_out(runs: pd.DataFrame, still: pd.Series, left: int, least: int) 
         return ""
     few = f"; {left} rows with {least} others are too few to correlate rank and spread with anything" * (left < FEW)
     return (
-        f" Rank and spread of {still.sum()} of {len(runs)} runs are left out, the standard deviation of their features being below"
-        f" {LEAST_STD:g} ({_of_rows(runs, still)}){few}."
+        f" Rank and spread of {still.sum()} of {len(runs)} runs are left out, the standard deviation of their features over clips being"
+        f" below {LEAST_STD:g} ({_of_rows(runs, still)}){few}."
     )
 
 

@@ -155,7 +155,9 @@ class Motion:
 
     @property
     def std(self) -> float:
-        """Mean standard deviation of the channels over clips and tokens: it falls towards 0 when the representation collapses."""
+        """Mean standard deviation of the channels of tokens over clips, times and places: towards 0 when the representation collapses.
+
+        That of mean-pooled features over clips (`evaluation.features.spread`) is another, smaller number."""
         return float(self._variance().sqrt().mean())
 
     def _variance(self) -> Tensor:

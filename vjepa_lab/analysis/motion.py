@@ -191,9 +191,11 @@ def _against_print(rows: pd.DataFrame, printed: pd.DataFrame | None) -> str:
     kinematic = printed[printed["variant"].str.startswith("kin")] if printed is not None else []
     if not len(kinematic):
         return said
-    apart = [row["value"] for _, row in kinematic.iterrows() if row["lo"] > first["hi"]]
-    values = " and ".join(f"{value:g}" for value in kinematic["value"])
-    return said + f", from which the printed {values} % can{'' if apart else 'not'} be told"
+    apart = kinematic["lo"] > first["hi"]
+    listed = lambda which: " and ".join(f"{value:g}" for value in kinematic.loc[which, "value"])
+    if apart.all() or not apart.any():
+        return said + f", from which the printed {listed(apart.notna())} % can{'' if apart.all() else 'not'} be told"
+    return said + f", from which the printed {listed(apart)} % can be told, {listed(~apart)} % cannot"
 
 
 def _kinematic(rows: pd.DataFrame) -> list[str]:
@@ -215,5 +217,5 @@ def _still(rows: pd.DataFrame, clips: int) -> str:
     still = rows[(rows["view"].ne("clip") | rows["variant"].eq("mean-frame")) & rows["clips"].eq(clips)]
     if still.empty:
         return ""
-    best = over_seeds(still, ["variant", "view", "task"]).sort_values("value").groupby("task", sort=False).tail(1)
+    best = over_seeds(still, ["variant", "view", "task", "probe"]).sort_values("value").groupby("task", sort=False).tail(1)
     return "appearance alone gives away " + ", ".join(f"{r['task']} {shown(r)} %" for _, r in best.iterrows()) + f" (chance {CHANCE} %)"

@@ -114,10 +114,11 @@ def held_out(
 
 
 def open_rows(subject: Subject, train: Features, test: Features, label: str, parts: int = 3, seed: int = 0) -> list[dict]:
-    """The rows of one encoder and label, a row per score."""
+    """The rows of one encoder and label, a row per score; test clips of a class without training clips are left out: nobody knows them."""
     train, test = train.labelled(label), test.labelled(label)
-    y, each = test.labels[label], {name: [] for name in SCORES}
     there = sorted(set(train.labels[label].tolist()))
+    test = test.subset(torch.isin(test.labels[label], torch.tensor(there)))
+    y, each = test.labels[label], {name: [] for name in SCORES}
     for part in folds(len(there), parts, seed):
         unknown = [there[place] for place in part]
         outside = torch.isin(y, torch.tensor(unknown)).numpy()

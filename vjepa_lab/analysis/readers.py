@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from torch import Tensor, bincount
+from torch import Tensor, bincount, from_numpy
 
-from vjepa_lab.evaluation.features import Features, rank_in_class
+from vjepa_lab.evaluation.features import Features, held_out, inverse
 from vjepa_lab.evidence import results
 from vjepa_lab.evidence.stats import UNTRAINED, Interval, adjusted_apart, paired_interval, t_interval, wilson
 
@@ -58,9 +58,8 @@ class Reader:
         if len(y.unique()) < 2:
             raise ValueError(f"{train.name} [{train.split}]: all {len(y)} clips have one {label}; a reader needs two classes to tell apart")
         x = train.pooled[:, channels(part, train.pooled.shape[1])].double().numpy()
-        mean, spread = x.mean(0), x.std(0)
-        scale = np.where(spread > 1e-6 * max(spread.max(), 1e-12), 1 / np.maximum(spread, 1e-12), 0.0)
-        x, held = (x - mean) * scale, (rank_in_class(y, seed) < (val * bincount(y)).floor()[y]).numpy()
+        mean, scale = x.mean(0), inverse(from_numpy(x.std(0))).numpy()
+        x, held = (x - mean) * scale, held_out(y, val, seed).numpy()
         y = y.numpy()
         strength = 1e-2
         if held.any():

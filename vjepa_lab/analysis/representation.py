@@ -80,6 +80,8 @@ def views_of(
 # ------------------------------------------------------------------------------------------------------------------------ over runs
 
 MEASURES = ("rankme", "rankme-uncentred", "lidar", "alpha-req", "participation-ratio", "temporal-variance", "straightness", "speed", "std")
+"""The first five are of mean-pooled features over clips, the others of tokens: "std" is their channels' mean standard deviation over clips,
+times and places (`geometry.Motion.std`); that of pooled features over clips is another (`evaluation.features.spread`)."""
 
 
 def measures(
@@ -206,7 +208,7 @@ def pca_colours(tokens: Tensor) -> Tensor:
     z = exact(tokens)
     u, s, _ = torch.linalg.svd(z - z.mean(0), full_matrices=False)
     parts = u[:, :3] * s[:3]
-    parts = parts * parts.pow(3).mean(0).sign()
+    parts = parts * torch.where(parts.pow(3).mean(0) < 0, -1.0, 1.0)  # a component without a tail keeps its colour
     low, high = parts.quantile(0.02, 0), parts.quantile(0.98, 0)
     return ((parts - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
 
@@ -233,9 +235,14 @@ def verdict(rows: pd.DataFrame, against: str = "baseline") -> str:
     else:
         found = table[table["significant"]]
         said = f"Of {len(table)} differences from {against} in {table['metric'].nunique()} measures, {len(found)} stand after correction"
-        said += (": " + "; ".join(f"{r.variant} {r.metric} {r.value:.3g} against {r.base:.3g}" for r in found.itertuples())) * bool(
+        said += (": " + "; ".join(f"{r.variant} {_named(r.metric)} {r.value:.3g} against {r.base:.3g}" for r in found.itertuples())) * bool(
             len(found)
         )
     return (
         f"{smoke}{said}. {closest}{seed}. The measures describe; whether a higher rank or a straighter path is better they do not decide."
     )
+
+
+def _named(metric: str) -> str:
+    """A measure in a sentence: a standard deviation says of what it is."""
+    return "std of tokens" if metric == "std" else metric

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vjepa_lab.data import Source
+from vjepa_lab.data import Source, is_synthetic
 from vjepa_lab.evaluation.features import Features, extract
 from vjepa_lab.evidence import results
 from vjepa_lab.model import Encoder
@@ -42,7 +42,7 @@ def runs_of(
             )
         return there
     size = overridden(preset, {name: value for name, value in how.items() if name in Preset.__dataclass_fields__})
-    source = training_source(data, size) if str(data).startswith("synthetic") else data  # drawn once for all runs
+    source = training_source(data, size) if is_synthetic(data) else data  # drawn once for all runs
     return [pretrain(variant, source, preset, seed, runs=runs, **how) for variant in variants for seed in seeds]
 
 

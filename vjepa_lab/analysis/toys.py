@@ -187,7 +187,8 @@ def count(
 def _ends(setting: Setting, dynamics: float, target: float) -> dict[str, float | bool]:
     """Both losses at the end, nan for one that was not trained, and whether what was trained was learnt."""
     losses = {"dynamics": dynamics if setting.dynamics else np.nan, "target": target if setting.target else np.nan}
-    return losses | {"learnt": not any(loss >= LEARNT for loss in losses.values())}
+    trained = [dynamics] * setting.dynamics + [target] * bool(setting.target)
+    return losses | {"learnt": all(loss < LEARNT for loss in trained)}  # a loss that diverged to nan is not below
 
 
 CURVE = 50  # points of the gradient cosine over training

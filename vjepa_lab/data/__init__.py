@@ -5,7 +5,7 @@ from .layouts import export
 from .loader import loader
 from .memory import Memory
 from .mixture import Mixture
-from .sources import open
+from .sources import is_synthetic, open
 
 __all__ = [
     "Batch",
@@ -20,6 +20,7 @@ __all__ = [
     "Uncut",
     "denormalize",
     "export",
+    "is_synthetic",
     "loader",
     "normalize",
     "open",

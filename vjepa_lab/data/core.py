@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
@@ -237,6 +238,7 @@ class Source(Dataset):
     `source[index]` or `source[(index, epoch)]` -> `Sample`. `classes` maps each label's name to its class names;
     `fixed` says that the epoch makes no difference, so clips can be kept; `spec` is what `open` was given, so that a run can be probed and
     resumed from its folder. Subclasses write `read` and `__len__`.
+    `ids`: the numbers of clips that are drawn by number, and so are in no order.  `limit`: the most that a part was to have (`limited`).
     """
 
     name: str = ""
@@ -245,6 +247,8 @@ class Source(Dataset):
     classes: dict[str, list[str]]
     fixed: bool = False
     bad: float = 0.05
+    ids: Sequence[int] | None = None
+    limit: int | None = None
     watch = None  # in a worker process: shared memory that holds the number of the clip being read
 
     def __len__(self) -> int:
@@ -263,6 +267,37 @@ class Source(Dataset):
     def labels(self) -> dict[str, Tensor]:
         """Every label of every clip, `[n]` each, without reading a clip."""
         raise NotImplementedError
+
+    def subset(self, places: Sequence[int]) -> Source:
+        """The same source with only the files, or clips of no file, at these places."""
+        if self.ids is None:
+            raise NotImplementedError
+        part = copy(self)
+        part.ids = [self.ids[place] for place in places]
+        for name in ("labels", "avoid", "_faults"):  # those of other indices
+            part.__dict__.pop(name, None)
+        return part
+
+    def few(self, most: int) -> list[int]:
+        """The places of at most `most` clips that stand for all: spread evenly, as listings are sorted by class; of `ids` the first."""
+        most = min(most, self.files)
+        return [i * self.files // most if self.ids is None else i for i in range(most)]
+
+    def limited(self, limit: int) -> Source:
+        """A part of at most `limit` files, or clips of no file (`few`); the source itself where it has no more.
+
+        Raises DataError where there are more, but a part of them cannot be had, as of a mixture.
+        """
+        if self.files <= limit:
+            return self
+        try:
+            part = self.subset(self.few(limit))
+        except NotImplementedError:
+            raise DataError(
+                f"limit={limit}: {self.name} gives all of its clips or none; name one of its parts, or leave limit out"
+            ) from None
+        part.limit = limit
+        return part
 
     def where(self, index: int) -> str:
         """What a report calls clip `index`: its path, if it has one."""
@@ -348,7 +383,7 @@ class Derived(Source):
 
     def __init__(self, source: Source):
         self.source, self.name, self.split, self.classes = source, source.name, source.split, source.classes
-        self.fixed, self.bad = source.fixed, source.bad
+        self.fixed, self.bad, self.limit = source.fixed, source.bad, source.limit
 
     def __len__(self) -> int:
         return len(self.source)
@@ -360,6 +395,9 @@ class Derived(Source):
     @property
     def labels(self) -> dict[str, Tensor]:
         return self.source.labels
+
+    def few(self, most: int) -> list[int]:
+        return self.source.few(most)
 
     def where(self, index: int) -> str:
         return self.source.where(index)

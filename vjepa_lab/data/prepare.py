@@ -34,8 +34,8 @@ def prepare(
 
     Videos: short side at most `side`, H.264, a key frame every `key_every` frames, CRF `quality`. Images are copied. What is there
     already is kept, so an interrupted run goes on where it stopped; files of other settings are refused (prepared.json says which they
-    were). Files that fail are left out and named in faults.csv, which is there only then. Raises DataError for a multi-label set, OSError
-    when the disk is full or fails: the same call goes on.
+    were). Files that fail are left out and named in faults.csv, which is there only then. Raises DataError for a multi-label set and where
+    no file can be read, OSError when the disk is full or fails: the same call goes on.
     """
     folder = Path(folder)
     if report.multi:
@@ -48,9 +48,10 @@ def prepare(
     if side < 16 or key_every < 1 or not 0 <= quality <= 51 or workers < 1:
         given = f"side={side}, key_every={key_every}, quality={quality}, workers={workers}"
         raise DataError(f"side is at least 16 pixels, key_every and workers at least 1, quality 0 (best) to 51; got {given}")
-    _same_settings(folder, {"side": side, "key_every": key_every, "quality": quality})
     table = report.table[report.table["fault"].isna()] if "fault" in report.table else report.table
-
+    if table.empty:
+        raise DataError(f"none of the {report.table['path'].nunique()} files of {report.root} can be read; `data check` says why")
+    _same_settings(folder, {"side": side, "key_every": key_every, "quality": quality})
     names = _names(report.root, table["path"])
 
     def one(name: str, path: str) -> dict:

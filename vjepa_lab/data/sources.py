@@ -10,6 +10,11 @@ from .core import DataError, Source, check_options
 from .listing import list_folder, list_manifest
 
 
+def is_synthetic(spec) -> bool:
+    """Whether a name is that of a synthetic world, "synthetic" or "synthetic:...", so that `open` reads no files; not so of a mixture."""
+    return isinstance(spec, str | Path) and str(spec).partition(":")[0] == "synthetic" and " + " not in str(spec)
+
+
 def open(
     spec,
     split: str = "train",
@@ -48,7 +53,7 @@ def open(
         source = _mixture(str(spec), split, **options, **files)
     elif name in ("time", "kenburns") and rest:
         source = _edited(name, rest, split, **options, **files)
-    elif name == "synthetic":
+    elif is_synthetic(spec):
         from .synthetic import world
 
         if options.get("augment") is False:  # its clips never are, and a mixture says so to all its parts

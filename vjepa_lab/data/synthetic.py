@@ -69,9 +69,9 @@ class FactorMotion(Source):
     ):
         self.split, self.name = known("split", split, CLIPS), "synthetic"
         self.law, self.frames, self.size, self.seed = known("law", law, LAWS), frames, size, seed
-        self.n = CLIPS[split] if n is None else n
-        if frames < 1 or size < 8 or self.n < 1:
-            raise DataError(f"synthetic clips need frames >= 1, size >= 8 and n >= 1; got frames={frames}, size={size}, n={self.n}")
+        self.ids = range(CLIPS[split] if n is None else n)
+        if frames < 1 or size < 8 or not self.ids:
+            raise DataError(f"synthetic clips need frames >= 1, size >= 8 and n >= 1; got frames={frames}, size={size}, n={n}")
         if events not in (1, 2) or clutter < 0 or noise < 0 or not 0 < contrast <= 1:
             dials = f"events={events}, clutter={clutter}, contrast={contrast}, noise={noise}"
             raise DataError(f"a synthetic clip has 1 or 2 events, clutter >= 0, noise >= 0 and contrast in (0, 1]; got {dials}")
@@ -88,11 +88,11 @@ class FactorMotion(Source):
         self.classes = {"class": FACTORS[self._main], **{name: FACTORS[name] for name in names}}
 
     def __len__(self) -> int:
-        return self.n
+        return len(self.ids)
 
     def scene(self, index: int) -> Scene:
         """Draw the factors of clip `index`."""
-        rng = np.random.default_rng((self.seed, list(CLIPS).index(self.split), LAWS.index(self.law), index))
+        rng = np.random.default_rng((self.seed, list(CLIPS).index(self.split), LAWS.index(self.law), self.ids[index]))
         u = rng.random(20)
         labels = {name: int(x * len(FACTORS[name])) for name, x in zip(APPEARANCE + DYNAMICS, u, strict=False)}
         labels["shape"] = self._shape(labels["shape"], labels["motion"], u[6], u[7])
@@ -152,7 +152,7 @@ class FactorMotion(Source):
 
     @cached_property
     def labels(self) -> dict[str, Tensor]:
-        rows = [self._labels(self.scene(index)) for index in range(self.n)]
+        rows = [self._labels(self.scene(index)) for index in range(len(self))]
         return {name: torch.tensor([row[name] for row in rows]) for name in self.classes}
 
 

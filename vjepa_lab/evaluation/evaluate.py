@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from vjepa_lab import data as video
 from vjepa_lab.arguments import suggest
-from vjepa_lab.data.dirs8 import Dirs8
 from vjepa_lab.data.files import apart
-from vjepa_lab.data.synthetic import FactorMotion
 from vjepa_lab.evaluation import probes
 from vjepa_lab.evaluation.features import device_for, spread
 from vjepa_lab.evaluation.layers import Layers
@@ -43,6 +41,7 @@ def probe(
     size: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
+    exact: bool = False,
     seed: int = 0,
     cache: str | Path | None = None,
     workers: int = 0,
@@ -72,6 +71,7 @@ def probe(
     stride   frames of the video for one of the clip; by default the run's, of released weights 4
     splits   (train, test); where the test split is another than "test", the rows name it with the benchmark
     limit    at most so many clips of each split; None or 0: all. Where it leaves some out, the rows name it with the benchmark
+    exact    the attentive and stepwise probes read tokens in float32, twice the memory of the usual float16 (see `features.FINE`)
     out      where the rows go; by default the run's folder, of released weights `runs`/<name>, of an encoder of your own nowhere
     options  go to the probe: epochs, lrs, form, ...
 
@@ -86,14 +86,16 @@ def probe(
     labels = (labels,) if isinstance(labels, str) else tuple(labels)
     if data is None and subject.data is None:
         raise ValueError("data=None: name the data set, this encoder was pretrained on none that is known")
-    sources = data if isinstance(data, tuple | list) else [still(data or subject.data, split, subject, limit) for split in splits]
+    pair = data if isinstance(data, tuple | list) else (data or subject.data,) * 2
+    sources = [still(part, split, subject, limit) for part, split in zip(pair, splits, strict=True)]
     apart(*sources)
     labelled(sources, labels)
-    kept = {"tokens": probe in ("attentive", "stepwise"), "cache": cache, "workers": workers, "device": device}
+    tokens = probe in ("attentive", "stepwise") and (torch.float32 if exact else True)
+    kept = {"tokens": tokens, "cache": cache, "workers": workers, "device": device}
     kept |= {"encoder_name": subject.name, "progress": progress, "merge": merge}
     train = extract_views(subject.encoder, sources[0], segments if merge == "tokens" else 1, 1, bf16=subject.bf16, **kept)
     test = extract_views(subject.encoder, sources[1], segments, views, bf16=train.bf16, settled=True, **kept)
-    limited = limit if limit and any(len(source) == limit for source in sources) else None
+    limited = next((source.limit for source in sources if source.limit), None)
     train, test = (replace(part, blocks=tuple(layers or ()), limit=limited) for part in (train, test))
 
     fit = getattr(probes, probe)
@@ -199,24 +201,13 @@ def subject_of(run, encoder: str | None = None, out: str | Path | None = None, d
 
 
 def still(spec, split: str, shape, limit: int | None = None) -> video.Source:
-    """One split of a data set for probing: no augmentation, at most `limit` clips (None or 0: all), spread evenly over it; of a synthetic
-    world, whose clips are in no order, the first ones.
+    """One split of a data set for probing: no augmentation, at most `limit` clips (None or 0: all), chosen as `Source.limited` does.
 
-    shape: a preset, or what has frames, size, stride.
+    spec: as `data.open` takes it; of a Source, a part.  shape: a preset, or what has frames, size, stride.
     Raises ValueError for a limit below 0, and for one on a mixture, which gives all of its clips or none.
     """
     if limit is not None and limit < 0:
         raise ValueError(f"limit={limit}: expected at most so many clips of each split, 1 or more, or 0 for all")
     shape = {"frames": shape.frames, "size": shape.size, "stride": shape.stride}
     source = video.open(spec, split, augment=False, **shape)
-    if not limit or len(source) <= limit:
-        return source
-    if isinstance(getattr(source, "source", source), FactorMotion):  # itself, or under edits
-        return video.open(spec, split, **shape, n=limit)
-    if isinstance(source, Dirs8):  # its n counts both sides of the split, which another n would move
-        part = copy(source)
-        part.ids = source.ids[:limit]
-        return part
-    if not hasattr(source, "subset"):
-        raise ValueError(f"limit={limit}: {source.name} gives all of its clips or none; name one of its parts, or leave limit out")
-    return source.subset([i * len(source) // limit for i in range(limit)])  # listings are sorted by class: the first ones are of few
+    return source.limited(limit) if limit else source

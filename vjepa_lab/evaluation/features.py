@@ -4,6 +4,7 @@ Axes: n clips, t h w token grid, d channels.
 """
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -29,12 +30,16 @@ COARSE = 0.05
 rounded to 8 bits, by 0.001 to 0.0016 at values near 1. Encoders trained on the factor world, deviation (rounding): baseline .158 (.0015),
 RankMe 12.2, read in bf16 12.7; fwm .0153 (.0011); baseline-no-ema .0135 (.0016); kin-l1 .00047 (.00097), RankMe 45.5, in bf16 89: noise."""
 
+FINE = 0.002
+"""Tokens whose deviation over clips is a smaller share of their magnitude lose by float16, which rounds them by 0.0002 of it: a stepwise
+probe that reads 45 % from float32 reads 44 at a share of .001, 40 at .0005, 29 at .0001, where all tokens of a clip are alike."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Features:
     """What a frozen encoder makes of every clip of a source.
 
-    pooled: mean over tokens, float32 [n d].  tokens: float16 [n t*h*w d], or None.  grid: tokens (t, h, w).
+    pooled: mean over tokens, float32 [n d].  tokens: float16 or float32 [n t*h*w d], or None.  grid: tokens (t, h, w).
     labels: by name, long [n], -1 where a clip has none.  classes: class names by label name.  index: each clip's place in the source [n].
     name, split, encoder: where they come from.  clips: segments and views of each file; the clips of one file share its index.
     blocks: of the encoder, whose tokens stand one after the other (`layers.Layers`); none: its output.
@@ -84,9 +89,11 @@ class Features:
         return replace(self, pooled=steps.flatten(1), tokens=None, grid=None)
 
     def labelled(self, label: str) -> "Features":
-        """The clips that have this label. Raises ValueError when there is no such label, or no clip with it."""
+        """The clips that have this label. Raises ValueError when there is no such label, no clip with it, or several at once."""
         if label not in self.labels:
             raise ValueError(f"{self.name or 'these features'} have no label {label!r}; they have {', '.join(self.labels)}")
+        if self.labels[label].ndim > 1:
+            raise ValueError(f"{label!r} of {self.name} is several classes at once; a probe reads one class per clip")
         known = self.labels[label] >= 0
         if not known.any():
             raise ValueError(f"no clip of {self.name} [{self.split}] has the label {label!r}")
@@ -97,7 +104,7 @@ def extract(
     encoder: nn.Module,
     source: data.Source,
     *,
-    tokens: bool = False,
+    tokens: bool | torch.dtype = False,
     batch: int = 64,
     bf16: bool = False,
     settled: bool = False,
@@ -110,7 +117,8 @@ def extract(
     """Features of every readable clip of `source`, in order, by one pass of the frozen `encoder`.
 
     encoder: any module clip [b c f y x] (normalised floats) -> tokens [b n d], with `.grid(clip) -> (t, h, w)`; in eval mode meanwhile.
-    tokens: keep all tokens (the attentive probe needs them), not only their mean.
+    tokens: keep all tokens (the attentive probe needs them), not only their mean; in float16, with a warning where they differ too little
+      for it (`FINE`), or as torch.float32.
     bf16: run the encoder under autocast; features that differ too little for it (`COARSE`) are read once more in fp32, with a warning.
     settled: they are not, whatever their spread: a test split is to be read as the training split was (`Features.bf16`).
     cache: a folder; features of the same weights and clips are read from there the next time.
@@ -124,10 +132,13 @@ def extract(
         path = Path(cache) / f"{source.name.replace('/', '-')}-{source.split}-{key}.pt"
         if path.is_file():
             return replace(Features(**torch.load(path)), encoder=encoder_name)
+    tokens = torch.float16 if tokens is True else tokens
     how = {"tokens": tokens, "batch": batch, "workers": workers, "device": device, "encoder_name": encoder_name, "progress": progress}
     features = _extract(encoder, source, bf16=bf16, **how)
     if bf16 and not settled and coarse(features.pooled, encoder_name, source):
         features = _extract(encoder, source, **how)
+    if tokens == torch.float16 and not settled:
+        _warn_of_rounding(features)
     if cache is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
@@ -149,7 +160,7 @@ def _extract(encoder, source, *, tokens, batch, workers, device, encoder_name, p
             if pooled is None:
                 grid = shape
                 pooled = torch.empty(len(source), z.shape[-1])
-                kept = torch.empty(len(source), *z.shape[1:], dtype=torch.float16) if tokens else None
+                kept = torch.empty(len(source), *z.shape[1:], dtype=tokens) if tokens else None
             rows = slice(done, done := done + len(z))
             pooled[rows] = z.mean(1)
             if tokens:
@@ -214,6 +225,18 @@ def coarse(pooled: Tensor, encoder_name: str, source: data.Source) -> bool:
         stacklevel=3,
     )
     return True
+
+
+def _warn_of_rounding(features: Features) -> None:
+    """Warn where float16 hides much of what tells the clips apart in their tokens; 64 clips tell."""
+    some = features.tokens[:: math.ceil(len(features) / 64)].float()
+    if (share := deviation(some)) < FINE:
+        warnings.warn(
+            f"{features.encoder or 'the encoder'}: its tokens differ over the clips of {features.name} [{features.split}] by {share:.2g} "
+            f"of their magnitude, less than {FINE}; float16 rounds much of that away: keep them exact (probe(exact=True), or "
+            "extract(tokens=torch.float32), which takes twice the memory)",
+            stacklevel=3,
+        )
 
 
 def clip_bar(source: data.Source, what: str, progress: bool) -> tqdm:
@@ -285,10 +308,20 @@ def rank_in_class(y: Tensor, seed: int) -> Tensor:
     return torch.empty_like(y).scatter_(0, order, torch.arange(len(y)) - first[y[order]])
 
 
+def held_out(y: Tensor, share: float, seed: int) -> Tensor:
+    """A stratified `share` of the samples, as a bool mask [n]; a class too small to give one away gives none."""
+    return rank_in_class(y, seed) < (share * torch.bincount(y)).floor()[y]
+
+
 def scaling(x: Tensor) -> tuple[Tensor, Tensor]:
     """What standardises features [n d]: their mean and the inverse of their deviation per channel, 0 for a channel that is constant."""
     std, mean = torch.std_mean(x, dim=0, correction=0)
-    return mean, torch.where(std > 1e-6 * std.max().clamp_min(1e-12), 1 / std, 0.0)
+    return mean, inverse(std)
+
+
+def inverse(std: Tensor) -> Tensor:
+    """Of deviations per channel [d], with 0 for a channel that is constant: that varies by no more than a millionth of the liveliest."""
+    return torch.where(std > 1e-6 * std.max().clamp_min(1e-12), 1 / std, 0.0)
 
 
 def device_for(device: torch.device | str | None) -> torch.device:

@@ -222,7 +222,7 @@ def finetune(
 
 def _opened(data, split: str, shape: dict, **options) -> video.Source:
     size = {name: shape[name] for name in ("frames", "size", "stride")}
-    if str(data).startswith("synthetic"):
+    if video.is_synthetic(data):
         options = {}
     return video.open(data, split, **size, **options)
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vjepa_lab.evaluation.features import Features, device_for, extract, few_shot, rank_in_class, scaling
+from vjepa_lab.evaluation.features import Features, device_for, extract, few_shot, held_out, scaling
 from vjepa_lab.evaluation.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, divisor, pick, stack
 from vjepa_lab.evaluation.scoring import ProbeResult, controls, paired, scored
 from vjepa_lab.rope import positions
@@ -92,11 +92,6 @@ def _logits(head: nn.Module, x: _Inputs, rows: Tensor) -> Tensor:
     return torch.cat([head(x[part]).cpu() for part in rows.split(256)], 1)
 
 
-def _held_out(y: Tensor, share: float, seed: int) -> Tensor:
-    """A stratified `share` of the samples, as a bool mask; a class too small to give one away gives none."""
-    return rank_in_class(y, seed) < (share * torch.bincount(y)).floor()[y]
-
-
 def _validate(heads: nn.Module, group: Sequence[tuple[float, float]], x: _Inputs, y: Tensor, rows: Tensor) -> list[dict]:
     logits = _logits(heads, x, rows)
     top1 = 100 * (logits.argmax(-1) == y[rows]).double().mean(1)
@@ -109,11 +104,11 @@ def _validate(heads: nn.Module, group: Sequence[tuple[float, float]], x: _Inputs
 
 
 def _files_held_out(y: Tensor, index: Tensor, share: float, seed: int) -> Tensor:
-    """As `_held_out`, of files: the clips of one file, which share its place `index`, lie on one side."""
+    """As `held_out`, of files: the clips of one file, which share its place `index`, lie on one side."""
     places, back = index.unique(return_inverse=True)
     if len(places) == len(y):
-        return _held_out(y, share, seed)
-    return _held_out(torch.empty_like(places).scatter_(0, back, y), share, seed)[back]
+        return held_out(y, share, seed)
+    return held_out(torch.empty_like(places).scatter_(0, back, y), share, seed)[back]
 
 
 def _choose(recipe: _Recipe, x: _Inputs, y: Tensor, index: Tensor, val: float, seed: int, bar) -> tuple[nn.Module, dict, list[dict]]:
@@ -311,7 +306,7 @@ ALPHAS = tuple(10.0**i for i in range(-2, 6))
 def ridge(train: Features, test: Features, targets: tuple[Tensor, Tensor], *, name: str, alphas: Sequence[float] = ALPHAS) -> dict:
     """R^2 of a ridge regression on standardised mean-pooled features, for a factor with values `targets` ([n] or [n m], of train and test).
 
-    alpha is chosen by the leave-one-out error of train, in closed form. Returns one row; R^2 is 1 minus the error relative to the test
+    Fitted by `ridge_map`. Returns one row; R^2 is 1 minus the error relative to the test
     targets' variance (both summed over the m numbers of a value), negative for a regression worse than their mean. Its 95 % interval is
     the delta method's for a ratio of two means over the test clips.
     """
@@ -319,6 +314,19 @@ def ridge(train: Features, test: Features, targets: tuple[Tensor, Tensor], *, na
     y, y_test = (part.double().reshape(len(part), -1) for part in targets)
     if len(y) != len(x) or len(y_test) != len(z):
         raise ValueError(f"ridge of {name!r}: {len(y)} and {len(y_test)} targets for {len(x)} and {len(z)} clips")
+    weight, mean, alpha = ridge_map(x, y, alphas)
+    guess = z @ weight + mean
+    error, spread = ((y_test - guess) ** 2).sum(1), ((y_test - y_test.mean(0)) ** 2).sum(1)  # [n] each
+    share = error.mean() / spread.mean()
+    half = 1.96 * float((error - share * spread).std() / spread.mean()) / math.sqrt(len(z))
+    r2 = 1 - float(share)
+    about = {"benchmark": f"{test.name}/{name}", "probe": "ridge", "metric": "r2", "encoder": test.encoder}
+    return about | {"value": r2, "n": len(z), "lo": r2 - half, "hi": r2 + half, "alpha": alpha}
+
+
+def ridge_map(x: Tensor, y: Tensor, alphas: Sequence[float] = ALPHAS) -> tuple[Tensor, Tensor, float]:
+    """Ridge regression of y [n m] on centred x [n d]: its weight [d m], the mean of y [m], and the alpha of the least leave-one-out error
+    over all m together, in closed form."""
     mean = y.mean(0)
     u, s, vt = torch.linalg.svd(x, full_matrices=False)
     uy = u.T @ (y - mean)  # [r m]
@@ -329,13 +337,7 @@ def ridge(train: Features, test: Features, targets: tuple[Tensor, Tensor], *, na
         return float((((y - mean - u @ (shrink[:, None] * uy)) / (1 - leverage).clamp_min(1e-9)[:, None]) ** 2).mean())
 
     alpha = min(alphas, key=left_out)
-    guess = z @ (vt.T @ ((s / (s**2 + alpha))[:, None] * uy)) + mean
-    error, spread = ((y_test - guess) ** 2).sum(1), ((y_test - y_test.mean(0)) ** 2).sum(1)  # [n] each
-    share = error.mean() / spread.mean()
-    half = 1.96 * float((error - share * spread).std() / spread.mean()) / math.sqrt(len(z))
-    r2 = 1 - float(share)
-    about = {"benchmark": f"{test.name}/{name}", "probe": "ridge", "metric": "r2", "encoder": test.encoder}
-    return about | {"value": r2, "n": len(z), "lo": r2 - half, "hi": r2 + half, "alpha": alpha}
+    return vt.T @ ((s / (s**2 + alpha))[:, None] * uy), mean, alpha
 
 
 def _standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,15 +56,14 @@ def baselines(
 
     run = run if run is None else train.load_run(run)
     size = run.preset if run is not None else preset_of(preset)
-    pair = isinstance(data, tuple | list)
-    sources = list(data) if pair else [evaluate.still(data, split, size, limit) for split in ("train", "test")]
+    pair = data if isinstance(data, tuple | list) else (data, data)
+    sources = [evaluate.still(part, split, size, limit) for part, split in zip(pair, ("train", "test"), strict=True)]
     apart(*sources)
     names = [labels] if isinstance(labels, str) else list(labels)
     evaluate.labelled(sources, names)
     if run is None:
         over = {} if steps is None else {"steps": steps, "warmup": min(size.warmup, max(steps // 10, 1))}
-        clips = sources[0] if pair else data  # by its name, the training clips are augmented
-        run = train.pretrain("baseline", clips, size, seed, runs=runs, progress=progress, **over)
+        run = train.pretrain("baseline", pair[0], size, seed, runs=runs, progress=progress, **over)
     how = options | {"probe": probe, "limit": limit, "save": save, "progress": progress}
     small = zip(*(pixels.small(source, progress=progress) for source in sources), strict=True)  # (train, test) of each view
     measured = {f"{name} 1-NN": [pixels.nearest(*pair, label) for label in names] for name, pair in zip(pixels.VIEWS, small, strict=True)}

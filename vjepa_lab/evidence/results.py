@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -52,6 +53,7 @@ VOID_AFTER_S = 120.0
 def load(*paths: str | Path) -> pd.DataFrame:
     """One tidy table from run folders, folders of run folders, csv files and folders of csv files, in any mixture.
 
+    Run folders further below a folder are not read; `elsewhere` names them.
     A measurement that occurs twice (printed in two tables, or probed again) is kept once, the last one read. Where own runs of one
     pretraining setting differ in size, each size is a regime of its own ("synthetic, micro"): they share no baseline.
     Raises FileNotFoundError for a path that does not exist, ValueError naming the file and column of a csv that is no such table.
@@ -60,6 +62,17 @@ def load(*paths: str | Path) -> pd.DataFrame:
         raise ValueError('load() needs at least one path, for example results.load("runs", "data/paper")')
     tables = [table for path in paths for table in _tables(Path(path))]
     return _sizes_apart(tidy(pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)))
+
+
+def elsewhere(folder: str | Path = "runs") -> str:
+    """In words, which folders below `folder` hold runs with results that `load(folder)` does not reach; empty where there are none."""
+    folder = Path(folder)
+    probed = (path for path in sorted(folder.rglob("rows.csv")) if (path.parent / "config.json").is_file())
+    counts = Counter(path.parents[1] for path in probed if folder in path.parents[2:])
+    if not counts:
+        return ""
+    there = ", ".join(f"{place.as_posix()} ({count} run{'s' * (count > 1)})" for place, count in counts.items())
+    return f"Results are read from one folder, not from those in it. There are more in {there}: name one of these folders instead."
 
 
 def _sizes_apart(table: pd.DataFrame) -> pd.DataFrame:
@@ -306,7 +319,8 @@ def _refuse_twins(own: pd.DataFrame) -> None:
         same = runs[twins & runs[key].fillna("").eq(first[key].fillna("")).all(axis=1)]
         raise ValueError(
             f"the runs {', '.join(sorted(same['run']))} measured the same: {first['variant']}, seed {first['seed']:.0f}, pretrained on "
-            f"{first['regime']}, {first['probe']} probe on {first['benchmark']}; load only one of them"
+            f"{first['regime']}, {first['probe']} probe on {first['benchmark']}; load only one of them, or tell "
+            "them apart when they are trained, with variant= or regime= of pretrain"
         )
 
 

@@ -1,4 +1,8 @@
-"""Figures and tables: one function each, a tidy table in, a figure out. Nothing here loads, trains or decides what is true."""
+"""Figures and tables: one function each, a tidy table in, a figure out. Nothing here trains.
+
+What a figure says of differences, `evidence.stats` computes. `paper` alone also reads: the printed tables, the runs of a folder and the
+verdicts of `evidence.claims` on them, to put the paper together again.
+"""
 
 from .ablation import ablation, effects, interaction
 from .alignment import by_depth, counting, energy, foretold, through_training

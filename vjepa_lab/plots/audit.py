@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from ..evidence import results, stats
-from .bars import SOURCES, benchmark_order, names_of
-from .style import INK, WIDTH, footnote, in_lines, key, look, named_rows, new_figure, note_lines
+from .bars import benchmark_order, names_of
+from .style import INK, SOURCES, WIDTH, footnote, in_lines, key, look, named_rows, new_figure, note_lines
 
 WARM, COOL = "#c8553d", "#1f3a5f"
 

@@ -9,9 +9,8 @@ import pandas as pd
 
 from ..evidence import results, stats
 from . import screen_bars
-from .style import DAGGER, DOUBLE_DAGGER, INK, WIDTH, colours, footnote, hatches, key, look, named_rows, new_figure, span
+from .style import DAGGER, DOUBLE_DAGGER, INK, SOURCES, WIDTH, colours, footnote, hatches, key, look, named_rows, new_figure, span
 
-SOURCES = {"paper": "Paper, printed", "released": "Released results", "run": "Our runs"}
 CONSTANT = {
     "top1": "always names the test set’s largest class",
     "top5": "always names the test set’s five largest classes",
@@ -35,6 +34,7 @@ def tradeoffs(
     benchmarks: Sequence[str] | None = None,
     variants: Sequence[str] | None = None,
     sources: Sequence[str] = ("paper", "run"),
+    editions: Sequence[str] | None = None,
     baseline_seed: int | None = None,
     compared: pd.DataFrame | None = None,
     sort: str = "mean",
@@ -50,18 +50,19 @@ def tradeoffs(
     df: tidy rows (`results.load`). A panel per source and regime, so printed numbers and own runs stand side by side, each labelled with
     its seeds and with what its interval covers. Marks: † no better than a predictor that ignores its input; ‡ an untrained encoder was
     measured; pale bars: too small a run to be evidence.
-    compared: `stats.compare(results.select(df, regime=..., benchmarks=...), against, baseline_seed=...)` where it is at hand, which is most
-    of the work.  sort: "mean", a benchmark's name (the mean where it is not drawn), or "given" (the table's own order).  intervals: whether
-    whiskers are drawn.
+    editions: of own runs, all by default.  baseline_seed: against the baseline of this seed only, where seeds are known.
+    compared: `bars.comparisons` where they are at hand, which are most of the work.
+    sort: "mean", a benchmark's name (the mean where it is not drawn), or "given" (the table's own order).
+    intervals: whether whiskers are drawn.
     `paper=True` gives a print-quality matplotlib Figure of `column` width ("single", "double"), `interactive=False` the same for the
     screen, otherwise a plotly Figure, whose own menus filter by what objectives are made with, sort and switch the intervals, in a saved
     page too. `plain=True` gives what that Figure is made of, {"data": ..., "layout": ...}, unchecked, in less time.
     Raises ValueError naming what the table holds when nothing is left to draw.
     """
     if compared is None:
-        compared = _comparisons(df, against, regime, benchmarks, variants, sources, baseline_seed)
-    panels = _panels(_chosen(compared, regime, benchmarks, variants, sources), sources)
-    notes = _notes(panels, against) + _left_out(df, panels, against, regime, sources, benchmarks)
+        compared = comparisons(df, against, regime=regime, benchmarks=benchmarks, variants=variants, sources=sources, seed=baseline_seed)
+    panels = _panels(_chosen(compared, regime, benchmarks, variants, sources, editions), sources)
+    notes = _notes(panels, against, baseline_seed) + _left_out(df, panels, against, regime, sources, benchmarks, baseline_seed)
     if not intervals:
         panels = {title: part.assign(lo=part["delta"], hi=part["delta"]) for title, part in panels.items()}
     shared = _shared(panels)
@@ -84,20 +85,23 @@ def tradeoffs(
     return go.Figure(drawn)
 
 
-def _comparisons(df, against, regime, benchmarks, variants, sources, baseline_seed) -> pd.DataFrame:
-    """The comparisons of the rows asked for, and of no others."""
+def comparisons(df, against, *, regime=None, benchmarks=None, variants=None, sources, seed: int | None = None) -> pd.DataFrame:
+    """The comparisons of the rows asked for, and of no others, with the baseline, or with its `seed`; see `stats.compare`."""
     rows = df[df["source"].isin([*sources, "constant"])]
     rows = results.select(rows, regime=regime, benchmarks=benchmarks)
     if variants is not None:
         rows = rows[rows["variant"].isin([against, *variants]) | rows["source"].eq("constant")]
-    return stats.compare(rows, against, baseline_seed=baseline_seed)
+    return stats.compare(rows, against, baseline_seed=seed)
 
 
-def _chosen(table: pd.DataFrame, regime, benchmarks, variants, sources) -> pd.DataFrame:
+def _chosen(table: pd.DataFrame, regime, benchmarks, variants, sources, editions) -> pd.DataFrame:
     wanted = {"source": sources, "regime": None if regime is None else [regime], "benchmark": benchmarks, "variant": variants}
     for column, values in wanted.items():
         if values is not None:
             table = table[table[column].isin(list(values))]
+    if editions is not None:
+        wanted["edition"] = editions
+        table = table[table["source"].ne("run") | table["edition"].isin(list(editions))]
     if table.empty:
         asked = ", ".join(f"{column} {' or '.join(map(str, values))}" for column, values in wanted.items() if values is not None)
         raise ValueError(f"nothing to draw: no comparison with {asked}")
@@ -201,13 +205,15 @@ def benchmark_order(panels: Iterable[pd.DataFrame]) -> list[str]:
     return [name for name in results.PROBES if name in there] + [name for name in there if name not in results.PROBES]
 
 
-def _notes(panels: dict[str, pd.DataFrame], against: str) -> list[str]:
+def _notes(panels: dict[str, pd.DataFrame], against: str, seed: int | None) -> list[str]:
     table = pd.concat(panels.values())
     bases = [
         f"({_whose(title)}): " + ", ".join(_base(name, rows) for name, rows in part.groupby("benchmark", sort=False))
         for title, part in panels.items()
     ]
     notes = [f"Accuracy of {against} {one}." for one in dict.fromkeys(bases)]
+    if seed is not None and table["source"].eq("paper").any():
+        notes.append(f"Printed numbers have no seed: they are compared with the one {against} that is printed, not with seed {seed}.")
     notes += filter(None, [clips_note(table)])
     flagged = table[table["flag"].ne("") | table["base_flag"].ne("")]
     if len(flagged):
@@ -230,7 +236,7 @@ def base_span(comparisons: pd.DataFrame, digits: int = 2) -> str:
 
 def _left_out(
     df: pd.DataFrame, panels: dict[str, pd.DataFrame], against: str, regime: str | None, sources: Sequence[str],
-    benchmarks: Sequence[str] | None,
+    benchmarks: Sequence[str] | None, seed: int | None,
 ) -> list[str]:  # fmt: skip
     """Says what was measured and is not drawn, and why: no baseline to compare with, or another probe than the one shown."""
     rows = df[df["source"].isin(list(sources)) & df["metric"].eq("top1")]
@@ -248,7 +254,8 @@ def _left_out(
         unbased += [f"{b} of {SOURCES.get(source, source).lower()}" for b in lost if (source, b) not in otherwise]
     says = [f"Not drawn: runs pretrained on {', '.join(sorted(set(bare)))}, for want of a run of {against} there."] if bare else []
     if unbased:
-        says.append(f"Not drawn: {', '.join(dict.fromkeys(unbased))}, where this {against} was not measured.")
+        which = f"this {against}" if seed is None else f"{against} with seed {seed}"
+        says.append(f"Not drawn: {', '.join(dict.fromkeys(unbased))}, where {which} was not measured.")
     return says + _otherwise_note(otherwise)
 
 

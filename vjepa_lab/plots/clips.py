@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -10,7 +9,10 @@ from io import BytesIO
 import numpy as np
 
 from ..arguments import suggest
-from .style import INK, footnote, look, new_figure
+from .style import INK, embedded, footnote, in_lines, key, look, new_figure
+
+HIDDEN = (232, 205, 176)
+"Colour of what need not be predicted."
 
 
 def frames_of(clip) -> np.ndarray:
@@ -71,7 +73,9 @@ def strips(
     count = max(len(frames) for frames in rows.values())
     side = (width - 1.05) / count
     with look(paper):
-        figure, axes = new_figure(width, side * len(rows) * 1.06 + (0.32 if title else 0.06) + 0.2 * bool(note), len(rows), count)
+        title = title and in_lines(title, width - 0.2, 9)
+        head = 0.32 + 0.15 * title.count("\n") if title else 0.06
+        figure, axes = new_figure(width, side * len(rows) * 1.06 + head + 0.2 * bool(note), len(rows), count)
         figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
         for line, (label, frames) in zip(axes, rows.items(), strict=True):
             for ax in line:
@@ -79,25 +83,35 @@ def strips(
                 ax.spines[:].set_visible(False)
             for ax, frame in zip(line, frames, strict=False):
                 ax.imshow(frame, interpolation="nearest")
-            line[0].set_ylabel(label, rotation=0, ha="right", va="center", color=INK, labelpad=5)
+            line[0].set_ylabel(in_lines(label, 1.4), rotation=0, ha="right", va="center", color=INK, labelpad=5)
         if title:
             figure.suptitle(title, fontsize=9, x=0.01, ha="left")
         footnote(figure, [note])
     return figure
 
 
-def masked(clip, masks, grid, *, sample: int = 0, names: Sequence[str] = ("short", "long"), every: int = 2, title: str | None = None):
+def kind_names(count: int, names: Sequence[str] = ()) -> Sequence[str]:
+    """What the mask kinds of one draw are called, in their order: `names`; or, where these are too few, "" of one alone, "short" and "long"
+    of two, as V-JEPA's are, "kind 1" and so on of more.
+    """
+    if len(names) >= count:
+        return names[:count]
+    return {1: ("",), 2: ("short", "long")}.get(count) or [f"kind {k + 1}" for k in range(count)]
+
+
+def masked(clip, masks, grid, *, sample: int = 0, names: Sequence[str] = (), every: int = 2, title: str | None = None):
     """What the student sees and what it must predict of a clip, for each mask kind.
 
     clip: uint8 [c f y x].  masks: what `draw` returned.  grid: tokens (t, h, w).  sample: which row of the masks belongs to the clip.
+    names: of the mask kinds, by default those of `clips.kind_names`.
     """
     frames = frames_of(clip)
     rows = {"clip": frames}
-    for i, mask in enumerate(masks):
-        name = names[i] if len(masks) <= len(names) else f"kind {i}"
+    for name, mask in zip(kind_names(len(masks), names), masks, strict=True):
+        before = f"{name}: " if name else ""
         seen, hidden = (part[sample].numpy() for part in mask.maps(grid))
-        rows[f"{name}: seen"] = veil(frames, seen)
-        rows[f"{name}: predict"] = veil(frames, hidden, colour=(232, 205, 176))
+        rows[f"{before}seen"] = veil(frames, seen)
+        rows[f"{before}predict"] = veil(frames, hidden, HIDDEN)
     return strips(rows, every=every, title=title)
 
 
@@ -133,10 +147,8 @@ class Player:
         self.webp, self.size, self.caption = buffer.getvalue(), size, caption
 
     def _repr_html_(self) -> str:
-        data = base64.b64encode(self.webp).decode()
-        caption = html.escape(self.caption)
-        picture = f'<img src="data:image/webp;base64,{data}" width="{self.size[0]}" height="{self.size[1]}" alt="{caption or "clip"}">'
-        return f'<figure style="display:inline-block;margin:4px">{picture}<figcaption>{caption}</figcaption></figure>'
+        picture = embedded(self.webp, self.caption or "clip", kind="webp", size=self.size)
+        return f'<figure style="display:inline-block;margin:4px">{picture}<figcaption>{html.escape(self.caption)}</figcaption></figure>'
 
 
 class Players:
@@ -164,7 +176,10 @@ def curves(table, *, more: Sequence[str] = (), title: str | None = None, paper: 
     panels |= {name: {"rank": "teacher's rank"}.get(name, name) for name in more}
     lines = -(-len(panels) // 4)
     with look(paper):
-        figure, axes = new_figure(6.875, 1.75 * lines, lines, 4)
+        panels = {column: in_lines(label, 1.4) for column, label in panels.items()}
+        title = title and in_lines(title, 6.7, 9)
+        more_lines = max(label.count("\n") for label in panels.values()) * lines + (title.count("\n") if title else 0)
+        figure, axes = new_figure(6.875, 1.75 * lines + 0.15 * more_lines, lines, 4)
         for ax in axes.flat[len(panels) :]:
             ax.set_axis_off()
         for ax, (column, label) in zip(axes.flat, panels.items(), strict=False):
@@ -174,8 +189,9 @@ def curves(table, *, more: Sequence[str] = (), title: str | None = None, paper: 
             ax.set(xlabel="step")
             ax.set_title(label, loc="left")
             ax.set_ylim(bottom=0) if column in ("std", "rank", "clips_per_s") else None
-        if len(tables) > 1:  # names of runs are long: below all panels
-            figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+        if len(tables) > 1 and (legend := key(figure, *axes[0][0].get_legend_handles_labels(), most=2, loc="outside lower left")):
+            # names of runs are long: below all panels, and these stay as high as they are
+            figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
         if title:
             figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure

@@ -10,8 +10,8 @@ import pandas as pd
 
 from ..evidence import results, stats
 from .ablation import means
-from .bars import DAGGER, SOURCES, benchmark_order, clips_note, constant_note, names_of, panel_title, seed_unit
-from .style import INK, PALETTE, RULE, WIDTH, colours, encoders_note, footnote, look, new_figure
+from .bars import DAGGER, benchmark_order, clips_note, constant_note, names_of, panel_title, seed_unit
+from .style import INK, PALETTE, RULE, SOURCES, WIDTH, colours, encoders_note, footnote, look, new_figure
 
 FRONT, REST = PALETTE[1], "#aeb4bb"
 SHOWN = ("delta", "lo", "hi", "flag", "significant")
@@ -19,15 +19,14 @@ SHOWN = ("delta", "lo", "hi", "flag", "significant")
 
 def scatter(
     df: pd.DataFrame, against: str = "baseline", *, regime: str | None = None, source: str | None = None,
-    benchmarks: Sequence[str] | None = None, baseline_seed: int | None = None, interactive: bool = True, paper: bool = False, column: str
-    = "double",
+    benchmarks: Sequence[str] | None = None, baseline_seed: int | None = None, interactive: bool = True, paper: bool = False,
+    column: str = "double",
 ):  # fmt: skip
     """Every pair of benchmarks: differences from the baseline with their 95 % intervals on both axes, and the rank correlation.
 
     Filled orange: variants that no other beats on all benchmarks (Pareto). A trade-off is a cloud that falls to the right; a general
-    quality
-    axis rises. Deltas share the baseline's noise, which alone tilts a cloud upwards. In print, of more than 20 variants only those in
-    front and those that differ significantly on an axis are named. Returns a plotly Figure, or a matplotlib one for print.
+    quality axis rises. Deltas share the baseline's noise, which alone tilts a cloud upwards. In print, of more than 20 variants only those
+    in front and those that differ significantly on an axis are named. Returns a plotly Figure, or a matplotlib one for print.
     """
     table, source = _compared(df, against, regime, source, benchmarks, baseline_seed)
     shown = benchmark_order([table])

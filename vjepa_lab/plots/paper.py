@@ -8,6 +8,7 @@ paper.save(own, "figures")                # every table as html, csv and LaTeX, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -231,10 +232,10 @@ def _hyperparameters(number: int, own: Own) -> Table:
     recipes = {name: {v: variants.recipe(v, edition) for v in (*variants.TABLE3, *variants.TABLE4)} for name, edition in editions.items()}
     known = {}
     for run in own.runs:
-        try:
-            known[run.get("variant", "")] = variants.recipe(run["recipe"])
-        except (ValueError, KeyError):  # a term of a notebook: its expression says more than a table of these rows could
+        if run.get("own_terms"):  # a term of a notebook: its expression says more than a table of these rows could
             continue
+        with suppress(ValueError, KeyError):
+            known[run.get("variant", "")] = variants.recipe(run["recipe"])
     if known:
         recipes["our runs"] = known
     rows = _printed(number).iloc[:, 0]

@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 import numpy as np
 import pandas as pd
 
-from .style import DAGGER, INK, PALE, RULE, colours, patterns
+from .style import DAGGER, INK, PALE, RULE, SOURCES, colours, parted, patterns
 
 SIZE = 12
 "Of letters, in pixels."
@@ -23,6 +23,8 @@ ABOVE, FOOT, BETWEEN = 120, 62, 110
 "Room in pixels: above the panels, below them to the notes, and between panels that stand one above the other."
 ENTRY = 35
 "Pixels of an entry of a menu."
+LONGEST = 300
+"Pixels of a row's name, at most: longer ones stand in several lines."
 SMALL = 11
 "Of the notes' letters."
 EMPTY = " "
@@ -54,6 +56,7 @@ def spec(
 
     Menus and the switch of the intervals act in the page, so without a kernel and in a saved page too.
     """
+    labels = {variant: "<br>".join(parted(label, lambda text: _width([text]) <= LONGEST).split("\n")) for variant, label in labels.items()}
     orders = next(iter(rankings.values()))
     colour, pattern = colours(benchmarks), patterns(benchmarks)
     groups = [_by_benchmark(part.assign(name=part["variant"].map(labels)), benchmarks) for part in panels.values()]
@@ -164,8 +167,9 @@ def _by_benchmark(part: pd.DataFrame, benchmarks: Sequence[str]) -> dict[str, pd
 
 
 def _width(names: Iterable[str]) -> int:
-    """Pixels that the longest of some names needs, at most: the advances of Arial, capitals and others."""
-    return int(SIZE * max(sum(0.75 if letter.isupper() else 0.56 for letter in name) for name in names)) + 12
+    """Pixels that the longest line of some names needs, at most: the advances of Arial, capitals and others."""
+    lines = [line for name in names for line in name.split("<br>")]
+    return int(SIZE * max(sum(0.75 if letter.isupper() else 0.56 for letter in line) for line in lines)) + 12
 
 
 def _written(lines: Sequence[str]) -> dict:
@@ -220,8 +224,11 @@ def _daggers(rows: pd.DataFrame, benchmark: str) -> dict:
 def _about(r, against: str) -> str:
     """Everything known of one bar, in lines."""
     basis = {"seeds": "over seed pairs", "seeds, unpaired": "over seeds that do not pair up", "samples": "test sampling only"}[r.basis]
+    edition = f", edition {r.edition}" * (r.source == "run" and isinstance(r.edition, str))
+    where = f", pretrained on {r.regime}" * isinstance(r.regime, str)
     lines = [
         f"<b>{r.name}</b>, {r.benchmark} ({r.probe})",
+        f"{SOURCES.get(r.source, r.source)}{edition}{where}",
         f"{r.value:.2f} % against {r.base:.2f} % of {against}: <b>{r.delta:+.2f} pp</b>",
         f"95 % interval {r.lo:+.2f} to {r.hi:+.2f} ({basis})",
         f"{r.seeds} seed{'s' * (r.seeds != 1)}, n " + ("unknown" if np.isnan(r.n) else f"= {r.n:,.0f}"),

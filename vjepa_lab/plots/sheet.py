@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .style import INK
+from .style import INK, parted
+
+LEAST = 16
+"Pixels of a picture's side in a sheet, at least."
 
 
 class Sheet:
@@ -31,8 +34,9 @@ class Sheet:
 def sheet(rows: Mapping[str, np.ndarray], *, width: int = 960, gap: int = 3, most: int = 224, size: int = 14) -> Sheet:
     """{label: frames [f y x 3] uint8} -> one row of pictures per label, its label on the left; time goes from left to right.
 
-    width  pixels of the whole, at most; pictures are enlarged or reduced to fill it, up to `most` pixels a side
-    size   of the labels, in pixels
+    width  pixels of the whole, at most; pictures are enlarged or reduced to fill it, up to `most` pixels a side. Only so many pictures that
+           each would be smaller than `LEAST` go beyond it
+    size   of the labels, in pixels; they take a quarter of the width at most, in several lines where they are longer
 
     Raises ValueError where there is no row.
     """
@@ -41,34 +45,38 @@ def sheet(rows: Mapping[str, np.ndarray], *, width: int = 960, gap: int = 3, mos
     from PIL import Image, ImageDraw
 
     font = _font(size)
-    margin = int(max(font.getlength(line) for label in rows for line in label.split("\n"))) + 2 * size // 2 + 4
+    labels = [_parted(label, width // 4 - size - 4, size) for label in rows]
+    margin = int(max(font.getlength(line) for label in labels for line in label.split("\n"))) + size + 4
     count = max(len(frames) for frames in rows.values())
-    side = min(most, (width - margin) // count - gap)
+    side = max(LEAST, min(most, (width - margin) // count - gap))
     heights = [round(side * frames.shape[1] / frames.shape[2]) for frames in rows.values()]
-    image = Image.new("RGB", (margin + count * (side + gap), sum(heights) + gap * len(heights)), "white")
+    rooms = [max(height, _height(label, size)) for label, height in zip(labels, heights, strict=True)]
+    image = Image.new("RGB", (margin + count * (side + gap), sum(rooms) + gap * len(rooms)), "white")
     pen, top = ImageDraw.Draw(image), 0
-    for (label, frames), height in zip(rows.items(), heights, strict=True):
-        pen.multiline_text((margin - size // 2, top + height // 2), label, fill=INK, font=font, anchor="rm", align="right")
+    for label, frames, height, room in zip(labels, rows.values(), heights, rooms, strict=True):
+        pen.multiline_text((margin - size // 2, top + room // 2), label, fill=INK, font=font, anchor="rm", align="right")
         for at, frame in enumerate(np.asarray(frames)):
             how = Image.Resampling.NEAREST if side >= frame.shape[1] else Image.Resampling.BOX
-            image.paste(Image.fromarray(frame).resize((side, height), how), (margin + at * (side + gap), top))
-        top += height + gap
+            image.paste(Image.fromarray(frame).resize((side, height), how), (margin + at * (side + gap), top + (room - height) // 2))
+        top += room + gap
     return Sheet(image)
 
 
 def tiles(pictures: Mapping[str, np.ndarray], *, side: int = 176, width: int = 960, gap: int = 8, size: int = 13) -> Sheet:
-    """{label: picture [y x 3] uint8} -> the pictures in lines, each under its label, `side` pixels wide. Raises ValueError for none."""
+    """{label: picture [y x 3] uint8} -> the pictures in lines, each under its label, `side` pixels wide; a longer label stands in several
+    lines. Raises ValueError for none.
+    """
     if not pictures:
         raise ValueError("tiles show one picture or more, got none; name what to show")
     from PIL import Image, ImageDraw
 
     font, columns = _font(size), max(1, width // (side + gap))
-    lines = max(label.count("\n") for label in pictures) + 1
-    cell = side + gap + lines * (size + 4) + 4
+    labels = [_parted(label, side, size) for label in pictures]
+    cell = side + gap + max(_height(label, size) for label in labels)
     rows = -(-len(pictures) // columns)
     image = Image.new("RGB", (min(columns, len(pictures)) * (side + gap), rows * cell), "white")
     pen = ImageDraw.Draw(image)
-    for at, (label, picture) in enumerate(pictures.items()):
+    for at, (label, picture) in enumerate(zip(labels, pictures.values(), strict=True)):
         left, top = at % columns * (side + gap), at // columns * cell
         foot = top + cell - side - gap
         pen.multiline_text((left + 1, foot - 4), label, fill=INK, font=font, anchor="ld")
@@ -92,6 +100,16 @@ def shades(values: np.ndarray, low: float | None = None, high: float | None = No
 def spread(frames: np.ndarray, count: int) -> np.ndarray:
     """`count` frames spread evenly over `frames`, first and last included; all of them where there are fewer."""
     return frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)]
+
+
+def _parted(label: str, pixels: int, size: int) -> str:
+    """A label in lines of at most so many pixels."""
+    return parted(label, lambda text: _font(size).getlength(text) <= pixels)
+
+
+def _height(label: str, size: int) -> int:
+    """Pixels that the lines of a label need, one above the other."""
+    return (label.count("\n") + 1) * (size + 4) + 4
 
 
 @cache

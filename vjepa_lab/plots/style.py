@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
@@ -21,6 +23,8 @@ MARKERS = {
 }  # fmt: skip
 INK, PALE, RULE = "#222222", "#b8bdc4", "#d9dce0"
 DAGGER, DOUBLE_DAGGER = "†", "‡"
+SOURCES = {"paper": "Paper, printed", "released": "Released results", "run": "Our runs"}
+"Whose numbers, as figures say it."
 
 WIDTH = {"single": 3.25, "double": 6.875}
 "Column widths in inches."
@@ -134,23 +138,44 @@ def named_rows(ax, count: int = 0) -> None:
         ax.axhline(y + 0.5, color=RULE, linewidth=0.3, zorder=0)
 
 
-def key(figure, handles: Sequence, labels: Sequence[str] | None = None, *, most: int = 6, **options) -> None:
-    """A legend above all panels, in as many columns as the figure is wide enough for, `most` at most; options: of matplotlib's legend."""
+def key(
+    figure, handles: Sequence, labels: Sequence[str] | None = None, *, most: int = 6, loc: str = "outside upper center", **options
+):  # fmt: skip
+    """A legend above all panels (or at `loc`), in as many columns as the figure is wide enough for, `most` at most; options: of
+    matplotlib's legend, which is returned, None where nothing has a label. A label wider than the figure stands in several lines.
+    """
     labels = [handle.get_label() for handle in handles] if labels is None else labels
+    labels = [in_lines(label, figure.get_figwidth() - 0.6, 7) for label in labels]  # beside the line or patch that it explains
     for columns in range(min(most, len(labels)), 0, -1):
-        legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns, columnspacing=1.2, **options)
+        legend = figure.legend(handles, labels, loc=loc, ncols=columns, columnspacing=1.2, **options)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
-            return
+            return legend
         legend.remove()
+    return None
 
 
 def in_lines(name: str, inches: float, size: float = 8) -> str:
-    """A name such as "synthetic:plain/motion" in lines of at most this width, as far as it can be parted after / : - or a space."""
-    lines = [""]
-    for part in re.split(r"(?<=[/: -])", name):
-        if lines[-1] and 0.52 * size / 72 * len((lines[-1] + part).rstrip()) > inches:
-            lines.append("")
-        lines[-1] += part
+    """A name such as "synthetic:plain/motion" in lines of at most this width, in letters of `size` points (see `parted`)."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=size)
+    drawn = lambda text: 1.1 * text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]  # letters on whole pixels are wider
+    return parted(name, lambda text: max(0.52 * size * len(text), drawn(text)) / 72 <= inches)
+
+
+def parted(name: str, fits: Callable[[str], bool]) -> str:
+    """A name in lines that fit: parted after / : - _ , or a space where that will do, within a word where it must."""
+    lines = []
+    for given in name.split("\n"):
+        lines.append("")
+        for part in re.split(r"(?<=[/:,_ -])(?![ %])", given):
+            if lines[-1] and not fits((lines[-1] + part).rstrip()):
+                lines.append("")
+            lines[-1] += part
+            while len(lines[-1].rstrip()) > 1 and not fits(lines[-1].rstrip()):
+                cut = next((n for n in range(len(lines[-1]) - 1, 1, -1) if fits(lines[-1][:n])), 1)
+                lines[-1:] = [lines[-1][:cut], lines[-1][cut:]]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -192,6 +217,12 @@ def encoders_note(rows) -> str:
     sizes = dict.fromkeys(end[1] for run in runs if (end := re.search(r"-([^-]+)-s\d+$", run)))
     parts = [f"{' and '.join(sizes)} size"] * bool(len(sizes)) + [f"pretrained on {', '.join(seen)}"] * bool(len(seen))
     return f"Encoders: {', '.join(parts)}." if parts else ""
+
+
+def embedded(picture: bytes, alt: str, *, kind: str = "png", size: tuple[int, int] | None = None) -> str:
+    """An HTML image that holds its picture, the bytes of a file of that `kind`; `size`: width and height in pixels, by default its own."""
+    sides = f' width="{size[0]}" height="{size[1]}"' if size else ""
+    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{base64.b64encode(picture).decode()}"{sides}>'
 
 
 def save(figure, path: str | Path, formats: Iterable[str] | None = None) -> list[Path]:

@@ -111,7 +111,7 @@ class Table:
         path.parent.mkdir(parents=True, exist_ok=True)
         written = {"html": self.to_html(), "csv": self.to_csv(), "tex": self.to_latex(f"tab:{path.name}")}
         for kind, text in written.items():
-            path.with_name(f"{path.name}.{kind}").write_text(text)
+            path.with_name(f"{path.name}.{kind}").write_text(text, encoding="utf-8")
         return [path.with_name(f"{path.name}.{kind}") for kind in written]
 
 

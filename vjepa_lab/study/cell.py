@@ -48,10 +48,11 @@ def is_done(folder: Path, step: Step) -> bool:
     """Whether a step's notebook was executed with the parameters that are wanted now."""
     out = result(folder, step)
     known = notebook.status(out) if out.is_file() else {}
-    return known.get("state") == "done" and _what(known["params"]) == _what(step.params)
+    return known.get("state") == "done" and decides(known["params"]) == decides(step.params)
 
 
-def _what(params: Mapping) -> dict:
+def decides(params: Mapping) -> dict:
+    """Of a notebook's parameters, those that decide what comes out, as JSON-like data."""
     return {name: value for name, value in json.loads(json.dumps(params)).items() if name not in WHERE}
 
 
@@ -82,6 +83,15 @@ def state(cell: Cell, runs: Path) -> State:
         return State("failed", f"{wrong[-1]['step']}: {wrong[-1]['error']}")
     began = known or len(wanted) < len(cell.steps(folder))
     return State("stopped", at(folder, wanted[0], cell)) if began else State("open")
+
+
+def settled(cell: Cell, runs: Path) -> bool:
+    """Whether a cell is done, and what follows its last notebook too: a kill may come between the two."""
+    return state(cell, runs).state == "done" and _finished(cell, runs / cell.name)
+
+
+def _finished(cell: Cell, folder: Path) -> bool:
+    return {step.name for step in cell.steps(folder)} <= about(folder).get("seconds", {}).keys()
 
 
 def taken(cell: Cell, runs: Path, void_after_s: float | None = None) -> bool:
@@ -117,9 +127,12 @@ def age(seconds: float) -> str:
 
 def failures(folder: Path) -> list[dict]:
     """What went wrong in a cell so far: {time, step, error, notebook}, oldest first."""
+    found = []
     with suppress(FileNotFoundError):
-        return [json.loads(line) for line in (folder / FAILURES).read_text().splitlines() if line.endswith("}")]
-    return []
+        for line in (folder / FAILURES).read_text().splitlines():
+            with suppress(ValueError):  # a full disk, or a kill, cuts a line short
+                found.append(json.loads(line))
+    return [each for each in found if isinstance(each, dict) and {"time", "step", "error", "notebook"} <= each.keys()]
 
 
 def failed(folder: Path, step: str, error: str, kept: Path | None = None) -> Path | None:
@@ -129,8 +142,13 @@ def failed(folder: Path, step: str, error: str, kept: Path | None = None) -> Pat
         kept = kept.rename(kept.with_name(kept.name.replace(".failed.ipynb", f".failed-{number}.ipynb")))
     record = {"time": time.time(), "step": step, "error": error, "notebook": kept and kept.name}
     with (folder / FAILURES).open("a") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write("\n" * _cut(folder / FAILURES) + json.dumps(record) + "\n")
     return kept
+
+
+def _cut(path: Path) -> bool:
+    """Whether the last line of a file lacks its end."""
+    return path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
 
 
 # --------------------------------------------------------------------------------------------------------------------------------- running
@@ -144,7 +162,8 @@ def run(
     void_after_s  take over from another machine's process that was silent for so long; None: never
 
     Raises Locked if another process has it, or took it over (nothing more is written then), NotebookError if a notebook fails (kept, and
-    written down in failures.jsonl), Interrupted on Ctrl-C or SIGTERM, after training has saved.
+    written down in failures.jsonl), Interrupted on Ctrl-C or SIGTERM, after training has saved; and before anything runs
+    FileNotFoundError or ValueError for a notebook that is not there or lacks a parameter, and for a folder that holds another run.
     """
     folder, source = Path(runs) / cell.name, notebooks_folder(notebooks)
     with locks.hold(folder, name=LOCK, patience_s=1, void_after_s=void_after_s) as held:
@@ -154,15 +173,47 @@ def run(
         wanted = open_steps(cell, folder)
         if lacking := [step.notebook for step in wanted if not (source / f"{step.notebook}.ipynb").is_file()]:
             raise FileNotFoundError(f"{source / lacking[0]}.ipynb: no such notebook; the study names it for every cell")
-        if wanted and wanted[0] == cell.steps(folder)[0] and not (folder / WEIGHTS).exists():
-            (folder / "report.json").unlink(missing_ok=True)  # finished once, its weights deleted since: train it again
+        for step in wanted:
+            _check(source / f"{step.notebook}.ipynb", step)
+        if wanted and wanted[0] == cell.steps(folder)[0]:
+            _refuse_another(cell, folder)
+            if not (folder / WEIGHTS).exists() and (folder / "report.json").exists():  # finished once, its weights deleted since
+                _write(folder, cell, {"weights_sha256": None, "seconds": {}})
+                (folder / "report.json").unlink()
         for step in wanted:
             held.check()
             _execute(cell, step, folder, source, progress, held)
-        if wanted:
+        if wanted or not _finished(cell, folder):
             held.check()
             _finish(cell, folder)
     return folder
+
+
+def _check(source: Path, step: Step) -> None:
+    """Raise ValueError if a notebook does not take a step's parameters: known before hours of training, not after them."""
+    try:
+        notebook.check(source, step.params)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def _refuse_another(cell: Cell, folder: Path) -> None:
+    """Raise ValueError if the folder holds a run of another size, data or recipe: training would refuse it as well, but only after the
+    notebook of that run was replaced."""
+    from ..evidence import results
+    from ..training.runs import differing
+
+    there = results.config(folder)
+    asked = {"preset": cell.size.plain(), "spec": cell.regime.data}
+    known = {name: value for name, value in asked.items() if name in there}
+    if isinstance(there.get("preset"), dict):
+        known["preset"] = {name: value for name, value in asked["preset"].items() if name in there["preset"]}
+    differ = differing({name: there[name] for name in known}, known)
+    with suppress(FileNotFoundError):
+        recipe = (folder / "recipe.txt").read_text().strip()
+        differ += [f"recipe: {recipe} there, {cell.trained!r} asked"] if recipe != repr(cell.trained) else []
+    if differ:
+        raise ValueError(f"{folder} holds another run ({'; '.join(differ)}); name another folder with --runs, or remove it")
 
 
 def _execute(cell: Cell, step: Step, folder: Path, source: Path, progress: bool, held: locks.Held) -> None:
@@ -182,6 +233,8 @@ def _execute(cell: Cell, step: Step, folder: Path, source: Path, progress: bool,
 
 
 def _finish(cell: Cell, folder: Path) -> None:
+    if not about(folder).get("weights_sha256") and (folder / WEIGHTS).exists():  # a kill came before it was written down
+        _write(folder, cell, {"weights_sha256": weights_hash(folder / WEIGHTS)})
     slim(folder, cell.study.keep)
     done = {step.name: notebook.status(result(folder, step)).get("seconds") for step in cell.steps(folder)}
     _write(folder, cell, {"seconds": done})

@@ -11,9 +11,13 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..options import Parser, UserError, setting
 from .grid import Study, load
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def whole(least: int, text: str) -> int:
@@ -170,6 +174,7 @@ def table(parser: argparse.ArgumentParser) -> Callable:
         found = found[found["metric"].eq(metric) & found["source"].eq("run")]
         if found.empty:
             raise UserError(f"{runs}: nothing measured yet with metric {metric!r}")
+        found = found.assign(benchmark=_apart(found))
         for regime, part in found.groupby("regime", sort=False):
             index = ["variant", "edition"]
             counts = part.groupby(index, sort=False)["seed"].nunique().rename("seeds")
@@ -177,6 +182,16 @@ def table(parser: argparse.ArgumentParser) -> Callable:
             print(f"\n{regime}: means over seeds\n{shown.to_string(na_rep='')}")
 
     return call
+
+
+def _apart(found: pd.DataFrame) -> pd.Series:
+    """Names of the benchmarks, with the probe, or the encoder, where one run was measured with several: a mean over them says nothing."""
+    names = found["benchmark"]
+    for column in ("probe", "encoder"):
+        if column in found:
+            several = found.groupby(["run", names])[column].transform("nunique").gt(1).groupby(names).transform("any")
+            names = names.where(~several, names + ", " + found[column].fillna("").astype(str))
+    return names
 
 
 def collect(parser: argparse.ArgumentParser) -> Callable:
@@ -197,9 +212,18 @@ def prune(parser: argparse.ArgumentParser) -> Callable:
     parser.add_argument("--keep", choices=("model", "rows"), required=True, help="what stays: the model's weights, or the rows alone")
 
     def call(study, runs, only, keep, **_):
-        from .cell import slim, state
+        from ..training import locks
+        from .cell import LOCK, slim, state
 
-        freed = [slim(runs / each.name, keep) for each in study.chosen(only) if state(each, runs).state == "done"]
+        freed = []
+        for each in study.chosen(only):
+            if state(each, runs).state == "done":
+                try:
+                    with locks.hold(runs / each.name, name=LOCK, patience_s=0, option="--runs"):
+                        freed.append(slim(runs / each.name, keep))
+                except locks.Locked as held:  # another study may be probing it
+                    freed.append(0)
+                    print(f"vjepa-lab: {each.name} keeps its weights: {held}", file=sys.stderr)
         print(f"{sum(freed) / 1e9:.2f} GB freed in {sum(map(bool, freed))} of {len(freed)} finished cells")
 
     return call

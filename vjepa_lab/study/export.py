@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from .. import variants
 from ..evidence import results
+from ..files import replacing
+from ..training import locks
 from . import cell as cells
-from .grid import Cell, Study
+from .grid import Cell, Study, read
 
 ROWS, RUNS, PREDICTIONS, CURVES = "rows.csv", "provenance/runs.csv", "predictions.parquet", "curves.parquet"
 CELLS, ALIGNMENT, STUDY = "provenance/cells.csv", "alignment.parquet", "provenance/study.txt"
@@ -40,7 +47,8 @@ def _constants_once(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def provenance(cell: Cell, runs: str | Path) -> dict:
-    """Where a finished run comes from, one row: recipe, seed, versions, processor, threads, data, time, and the hash of its weights."""
+    """Where a finished run comes from, one row: recipe, seed, versions, processor, threads, data, time, the hash of its weights, and, as
+    JSON, every field of its preset (`size`) and what it was probed on (`benchmarks`)."""
     folder = Path(runs) / cell.name
     config, report, about = results.config(folder), results.report(folder), cells.about(folder)
     last = (config.get("sessions") or [{}])[-1]
@@ -56,6 +64,7 @@ def provenance(cell: Cell, runs: str | Path) -> dict:
         "sessions": len(config.get("sessions") or []), "started": last.get("started"), "wall_s": report.get("wall_s"),
         "probes_s": round(sum(value or 0 for name, value in seconds.items() if name != "01_pretrain"), 1),
         "energy_j": (report.get("energy_j") or {}).get("gpu"), "alarms": len(report.get("alarms") or []),
+        "size": json.dumps(config.get("preset")), "benchmarks": json.dumps(_benchmarks(cell)),
     }  # fmt: skip
 
 
@@ -73,16 +82,23 @@ def collect(study: Study, runs: str | Path, to: str | Path, only: str | None = N
     were deleted, is collected in turn; of a cell that is in both, the run in `runs` counts. Each file is replaced whole, and one that has
     nothing to hold any more is deleted.
 
-    Raises FileNotFoundError if no cell is finished, ValueError if `to` holds runs that are no cells of the study, or one that is of another
-    row, data set, preset or number of steps than the cell of its name.
-    """
-    from ..analysis.alignment import FILE
+    Of several that collect into one folder one writes at a time, and the others wait for it.
 
+    Raises FileNotFoundError if no cell is finished, ValueError if `to` holds runs that are no cells of the study, or one that differs from
+    the cell of its name (see `collected`).
+    """
     runs, to = Path(runs), Path(to)
     standing = {each: cells.state(each, runs).state for each in study.cells}
     done = [each for each in study.chosen(only) if standing[each] == "done"]
     if not done:
         raise FileNotFoundError(f"{runs}: no cell of {study.name} is finished yet")
+    with locks.hold(to, name="collect.lock", patience_s=math.inf, void_after_s=results.VOID_AFTER_S, option="--to") as held:
+        return _collect(study, runs, to, done, standing, held)
+
+
+def _collect(study: Study, runs: Path, to: Path, done: list[Cell], standing: dict[Cell, str], held: locks.Held) -> list[Path]:
+    from ..analysis.alignment import FILE
+
     before = [each for each in collected(study, to, strict=True) if each not in done]
     kept_here = {*done, *before}
     standing = {each: "done" if each in kept_here else state if state != "done" else "not collected" for each, state in standing.items()}
@@ -100,17 +116,20 @@ def collect(study: Study, runs: str | Path, to: str | Path, only: str | None = N
     tables[ROWS] = _constants_once(tables[ROWS])
     tables[CELLS] = pd.DataFrame([about(each) | {"state": state} for each, state in standing.items()])
     (to / "provenance").mkdir(parents=True, exist_ok=True)
+    held.check()
     for name, kept in tables.items():
         _replace(kept, to / name)
-    (to / STUDY).write_text(f"{study!r}\n")
+    with replacing(to / STUDY) as part:
+        part.write_text(f"{study!r}\n")
     return [path for path in (to / name for name in (*tables, STUDY)) if path.exists()]
 
 
 def collected(study: Study, folder: str | Path, strict: bool = False) -> list[Cell]:
     """The cells of a study whose runs a collected folder holds.
 
-    Raises ValueError where one of them is of another row, data set, preset or number of steps than the study's cell of that name; `strict`:
-    and where the folder holds runs that are no cells of the study.
+    Raises ValueError where one of them is of another row, recipe, data set, preset or any field of it, or was probed otherwise, than the
+    study's cell of that name; `strict`: and where the folder holds runs that are no cells of the study. What runs.csv does not say of a run
+    that an earlier version collected, the study that was written beside it does, if that can be read.
     """
     file = Path(folder) / RUNS
     if not file.is_file():
@@ -119,13 +138,53 @@ def collected(study: Study, folder: str | Path, strict: bool = False) -> list[Ce
     if strict and (strange := sorted(set(known.index) - {each.name for each in study.cells})):
         raise ValueError(f"{file}: {strange[0]} is no cell of {study.name} ({len(strange)} such runs); name another folder")
     found = [each for each in study.cells if each.name in known.index]
+    planned = _planned(Path(folder)) if found else {}
     for each in found:
-        here = {"variant": each.variant, "edition": each.edition, "data": each.regime.data, "preset": each.study.preset}
-        here |= {"steps": each.size.steps}
-        for what, wanted in here.items():
-            if (there := known.at[each.name, what]) != wanted:
-                raise ValueError(f"{file}: {each.name} has {what} {there}, in the study it is {wanted}; name another folder")
+        for difference in _differences(each, known.loc[each.name].to_dict(), planned.get(each.name)):
+            raise ValueError(f"{file}: {each.name} has {difference}; name another folder, or undo the change in the study")
     return found
+
+
+def _planned(folder: Path) -> dict[str, Cell]:
+    """The cells, by name, of the study that was collected into a folder last; none where it says none that can be read."""
+    with suppress(OSError, ValueError):
+        return {each.name: each for each in read((folder / STUDY).read_text()).cells}
+    return {}
+
+
+def _differences(cell: Cell, row: Mapping, planned: Cell | None) -> Iterator[str]:
+    """In words, how a collected run is another than the cell of its name: "lr 0.0005, in the study it is 0.001"."""
+    here = {"variant": cell.variant, "edition": cell.edition, "data": cell.regime.data, "preset": cell.study.preset}
+    here |= {"steps": cell.size.steps}
+    pairs = [(what, row[what], wanted) for what, wanted in here.items()]
+    with suppress(ValueError, TypeError):  # a recipe that this version cannot read is not known to differ
+        pairs += [("recipe", row["recipe"], cell.trained)] if variants.recipe(row["recipe"]) != cell.trained else []
+    size = _said(row, "size", planned and _plain(planned.size.plain()))
+    pairs += [(what, size[what], wanted) for what, wanted in _plain(cell.size.plain()).items() if what in size]
+    probed, wanted = _said(row, "benchmarks", planned and _benchmarks(planned)), _benchmarks(cell)
+    if probed and wanted.keys() - probed.keys():
+        pairs += [("benchmarks", ", ".join(probed), ", ".join(wanted))]
+    for name in (name for name in wanted if name in probed):
+        pairs += [(f"{name}: {what}", probed[name][what], value) for what, value in wanted[name].items() if what in probed[name]]
+    for what, there, wanted in pairs:
+        if there != wanted:
+            yield f"{what} {there}, in the study it is {wanted}"
+
+
+def _said(row: Mapping, column: str, otherwise: dict | None) -> dict:
+    """What a row holds as JSON, else what is known otherwise, else nothing."""
+    text = row.get(column)
+    return (json.loads(text) if isinstance(text, str) else otherwise) or {}
+
+
+def _plain(values: Any) -> Any:
+    return json.loads(json.dumps(values))
+
+
+def _benchmarks(cell: Cell) -> dict[str, dict]:
+    """What a cell is probed on: the parameters of each benchmark by its name."""
+    names = [benchmark.name for benchmark in cell.study.benchmarks]
+    return {name: cells.decides(step.params) for name, step in zip(names, cell.steps(Path())[1:], strict=False)}
 
 
 def _with(table: pd.DataFrame, file: Path, runs: set[str], places: Mapping[str, int]) -> pd.DataFrame:
@@ -138,8 +197,6 @@ def _with(table: pd.DataFrame, file: Path, runs: set[str], places: Mapping[str, 
 
 
 def _replace(table: pd.DataFrame, path: Path) -> None:
-    from ..files import replacing
-
     if table.empty:
         path.unlink(missing_ok=True)
         return
@@ -214,7 +271,8 @@ def rerun(
     into     where it runs again; by default RUNS-rerun, or the first of RUNS-rerun-2, ... in which the cell is not finished yet. A rerun
              that was stopped goes on
     against  a collected folder (`collect`) whose run is to be had again; by default the run itself, in `runs`
-    Raises ValueError if the run is not there, or was measured with weights of which no hash is kept, or is finished in `into` already.
+    Raises ValueError if the run is not there, or was measured with weights of which no hash is kept, or is finished in `into` already, or
+    was collected as another than the study's.
     """
     first, table = _known(cell, Path(runs), against and Path(against))
     if not isinstance(first.get("weights_sha256"), str):
@@ -222,7 +280,8 @@ def rerun(
     into = Path(into) if into else next(folder for folder in _reruns(runs) if cells.state(cell, folder).state != "done")
     if cells.state(cell, into).state == "done":
         raise ValueError(f"{into / cell.name}: finished already, so nothing would run again; name another folder with --into, or remove it")
-    os.environ["OMP_NUM_THREADS"] = str(int(first["threads"]))
+    if pd.notna(first.get("threads")):  # either variable decides
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(int(first["threads"])))
     cells.run(cell, into, notebooks)
     second, fresh = _known(cell, into, None)
     what = ["benchmark", "probe", "metric", "encoder", "variant"]
@@ -250,6 +309,9 @@ def _known(cell: Cell, runs: Path, collected: Path | None) -> tuple[dict, pd.Dat
     known = known[known["run"].eq(cell.name)]
     if known.empty:
         raise ValueError(f"{collected / RUNS}: no run {cell.name} there")
+    for difference in _differences(cell, known.iloc[0].to_dict(), _planned(collected).get(cell.name)):
+        if not difference.startswith("recipe "):  # code that has changed since is what a comparison is to find
+            raise ValueError(f"{collected / RUNS}: {cell.name} has {difference}; undo the change in the study, or name another folder")
     table = results.load(collected)
     return known.iloc[0].to_dict(), table[table["run"].eq(cell.name)]
 

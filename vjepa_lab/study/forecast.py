@@ -87,7 +87,8 @@ def forecast(
         rate, probes, said = STATED_GFLOPS["cuda"] * study.gpus, 0.0, f"{STATED_GFLOPS['cuda'] * study.gpus:,.0f} GFLOP/s, stated"
     else:
         rate, probes, said = math.nan, 0.0, "no rate measured or stated"
-    hours = (sum(work[cell] for cell in left) / rate + len(left) * probes) / 3600 / rooms if left else 0.0
+    seconds = [work[cell] / rate + probes for cell in left]
+    hours = max(sum(seconds) / rooms, max(seconds)) / 3600 if left else 0.0  # however much room there is, a run takes its time
     kept = {"rows": 0.0, "model": 0.5, "all": 1.0}[study.keep]
     sizes = {cell: checkpoint_bytes(cell) / 1e9 for cell in here}
     disk = sum(sizes.values()) * kept + 4e-4 * len(here) * (1 + len(study.benchmarks))

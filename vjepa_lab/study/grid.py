@@ -6,8 +6,10 @@ order in which they are worth having.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
+import json
 import re
 import traceback
 from collections import Counter
@@ -23,6 +25,8 @@ from ..values import Value
 
 KEEP = ("all", "model", "rows")
 PROBES = ("linear", "stepwise", "attentive", "knn")
+FITTING = ("epochs", "lrs", "wds", "val", "refit")
+"Options that say how a probe is fitted: no row tells them apart."
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -89,6 +93,35 @@ def listed(who: str, value: Value, *names: str) -> None:
         object.__setattr__(value, name, tuple(given))
 
 
+def plain(who: str, values: dict, numbers: bool = False) -> None:
+    """Refuse what no notebook's parameter can hold, naming it: anything but numbers, text, and lists and dicts of them.
+
+    numbers  a number each, as the fields of a preset are; or masks=None, with which a recipe keeps its own
+    """
+    for name, value in values.items():
+        if numbers and (name, value) != ("masks", None) and (not isinstance(value, int | float) or isinstance(value, bool)):
+            raise ValueError(f"{who}: {name}={value!r}; expected a plain number" + " or None" * (name == "masks"))
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise ValueError(f"{who}: {name}={value!r}; expected numbers, text, or lists and dicts of them") from None
+
+
+def distinct(benchmarks: Iterable[Benchmark]) -> None:
+    """Refuse two benchmarks whose rows have the same names, so that the second one's would replace the first one's."""
+    known: dict[str, str] = {}
+    for b in benchmarks:
+        options = sorted((name, value) for name, value in b.options.items() if name not in FITTING)
+        for label in dict.fromkeys(b.labels):
+            key = repr((b.data, label, b.probe, b.encoder, b.splits[1], b.limit, options))
+            if key in known:
+                raise ValueError(
+                    f"benchmarks {known[key]!r} and {b.name!r} would write the same rows ({label}, {b.probe}), the second over the first; "
+                    f"give one a name in the rows, such as options={{'benchmark': {b.name!r}}}"
+                )
+            known[key] = b.name
+
+
 @dataclass(frozen=True, repr=False)
 class Study(Value):
     """A grid of runs: variants x editions x regimes x seeds, each probed on every benchmark.
@@ -145,6 +178,14 @@ class Study(Value):
         if twice := {name for name in steps if steps.count(name) > 1}:
             said = f"study {self.name!r}: several notebooks would be kept under the name {', '.join(sorted(twice))}"
             raise ValueError(f"{said}; give the extras names of their own")
+        plain(f"study {self.name!r}: overrides", self.overrides, numbers=True)
+        for regime in self.regimes:
+            plain(f"regime {regime.name!r}: overrides", regime.overrides, numbers=True)
+        for benchmark in self.benchmarks:
+            plain(f"benchmark {benchmark.name!r}: options", benchmark.options)
+        for extra in self.extras:
+            plain(f"extra {extra.name!r}: params", extra.params)
+        distinct(self.benchmarks)
         if self.keep not in KEEP:
             raise ValueError(f"study {self.name!r}: keep={self.keep!r}; expected one of {', '.join(KEEP)}")
         if min(self.gpus, self.threads) < 1:
@@ -292,6 +333,11 @@ class Cell:
         return overridden(self.study.preset, ({"steps": 0} if self.recipe.probe == "initial" else {}) | self.overrides)
 
     @property
+    def trained(self):
+        """The recipe as it trains at this size, whose masks may be the preset's: what recipe.txt of its run says."""
+        return replace(self.recipe, masks=self.size.masks_of(self.recipe.masks))
+
+    @property
     def overrides(self) -> dict:
         return self.study.overrides | self.regime.overrides
 
@@ -322,6 +368,27 @@ class Step:
     notebook: str
     name: str
     params: dict[str, Any]
+
+
+def read(text: str) -> Study:
+    """The study that prints as `text`; nothing in it is executed. Raises ValueError for what is none, or one of another version."""
+    names = {kind.__name__: kind for kind in (Study, Regime, Benchmark, Extra)}
+
+    def build(node):
+        match node:
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in names:
+                return names[name](*map(build, args), **{keyword.arg: build(keyword.value) for keyword in keywords})
+            case ast.Tuple(elts=elements):
+                return tuple(map(build, elements))
+        return ast.literal_eval(node)
+
+    try:
+        found = build(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, TypeError) as error:
+        raise ValueError(f"not a study: {error}") from None
+    if not isinstance(found, Study):
+        raise ValueError(f"not a study: {found!r}")
+    return found
 
 
 def _line(error: Exception, file: Path) -> str:

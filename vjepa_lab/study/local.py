@@ -105,7 +105,7 @@ class _Run:
         self.study, self.file, self.runs, self.retries, self.void_after_s = study, file, runs, retries, void_after_s
         self.command = cells.command(file, runs, preset=preset, notebooks=notebooks, void_after_s=void_after_s)
         self.began, self.tally = time.time(), Tally()
-        self.open = [cell for cell in chosen if cells.state(cell, runs).state != "done"]
+        self.open = [cell for cell in chosen if not cells.settled(cell, runs)]
         self.total, self.tally.before = len(chosen), len(chosen) - len(self.open)
         self.active: dict[Slot, tuple[Cell, subprocess.Popen]] = {}
         self.wrong: dict[str, list[dict]] = {}
@@ -137,7 +137,7 @@ class _Run:
     def _fill(self, rooms: list[Slot]) -> None:
         """Start the next cells that nobody has."""
         for cell in list(self.open) if rooms else ():
-            if not rooms:
+            if not rooms or self.tally.stopped:  # looking through many cells takes a while
                 return
             if time.time() - self.looked.get(cell.name, 0) < LOOK_S:
                 continue
@@ -145,7 +145,7 @@ class _Run:
             if cells.taken(cell, self.runs, self.void_after_s):
                 continue
             self.open.remove(cell)
-            if cells.state(cell, self.runs).state == "done":  # by another study run
+            if cells.settled(cell, self.runs):  # by another study run
                 self.bar.update()
             elif len(self._failures(cell)) > self.retries:
                 self._gave_up(cell)
@@ -159,6 +159,8 @@ class _Run:
         with (folder / "cell.log").open("a") as log:
             process = subprocess.Popen([*self.command, cell.name], stdout=log, stderr=log, env=env, start_new_session=True)
         self.active[room] = cell, process
+        if self.tally.stopped:  # asked for while it started, when it was not among those that are told
+            process.send_signal(self.tally.stopped)
 
     def _ended(self, cell: Cell, status: int) -> None:
         if status == TAKEN:  # another was quicker

@@ -8,8 +8,10 @@ write nothing more (`Held.check`).
 """
 
 import json
+import math
 import os
 import platform
+import sys
 import threading
 import time
 import uuid
@@ -20,6 +22,8 @@ from pathlib import Path
 
 BEAT_S = 10.0
 UNFINISHED_S = 60.0  # what is written beside a lock, or a lock without an owner in it, is left over from a kill when it is this old
+TELL_S = 5.0
+"Seconds after which one who waits for a lock is told for whom."
 
 
 class Locked(OSError):
@@ -102,18 +106,21 @@ def hold(
 ) -> Iterator[Held]:
     """Be the only one to write `folder` (made if need be) while the block runs.
 
-    patience_s    how long to wait for a holder that may be on its way out
+    patience_s    how long to wait for a holder that may be on its way out; who waits for long is told once, on stderr, for whom
     void_after_s  a holder that was silent for so long, on whatever machine, has lost the lock; None: never
     option        what the caller's user says to choose another folder
     Raises Locked, with the holder's name and what to do.
     """
     path, me = Path(folder) / name, Owner.me()
-    until = time.monotonic() + patience_s
+    tell, until = time.monotonic() + TELL_S, time.monotonic() + patience_s
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while not _take(path, me, void_after_s):
             if time.monotonic() > until:
                 raise Locked(refusal(path, option))
+            if time.monotonic() > tell:
+                tell = math.inf
+                print(f"vjepa-lab: {_waiting(path, until - time.monotonic(), void_after_s)}", file=sys.stderr)
             time.sleep(0.1)
     except OSError as error:
         if isinstance(error, Locked):
@@ -146,6 +153,20 @@ def refusal(path: Path, option: str = "out=") -> str:
         f"{path.parent} is being written by {owner or 'another process'}; last sign of life {silent:.0f} s ago. Choose another folder with "
         f"{option}, or stop that process; if it is gone for certain, remove {path}"
     )
+
+
+def _waiting(path: Path, patience_s: float, void_after_s: float | None) -> str:
+    """What is waited for, who has it since when, and until when."""
+    owner, silent = _owner(path), _silence(path)
+    wanted = path.parent if path.suffix != ".lock" else path.with_suffix("")
+    void_s = math.inf if void_after_s is None else void_after_s
+    left = {
+        "at the latest until": patience_s,
+        "or, if it gives no further sign of life, until": (void_s if owner else min(void_s, UNFINISHED_S)) - silent,
+    }
+    ends = [f", {word} {time.strftime('%H:%M:%S', time.localtime(time.time() + s))}" for word, s in left.items() if s < math.inf]
+    who = f"{owner or 'another process'} is done with it (last sign of life {silent:.0f} s ago)"
+    return f"waiting to write {wanted} until {who}{''.join(ends)}"
 
 
 def _take(path: Path, me: Owner, void_after_s: float | None) -> bool:

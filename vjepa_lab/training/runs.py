@@ -1,12 +1,16 @@
 """Run folders: what one pretraining leaves on disk, and what is read from it."""
 
+import base64
 import hashlib
+import html
 import inspect
 import json
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 
 import torch
 
@@ -15,7 +19,11 @@ from vjepa_lab.files import replacing
 from vjepa_lab.model import VJEPA, Encoder
 from vjepa_lab.objective import Loss, Recipe, nested
 from vjepa_lab.presets import Preset
+from vjepa_lab.training import locks
 from vjepa_lab.training.checkpoint import load, newest
+
+GENERATED = {"__init__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__replace__"}
+"Methods that dataclasses write for a class, from nothing but its fields."
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,7 +47,9 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """Raises ValueError if the recipe uses a term defined elsewhere, such as in a notebook."""
+        """Raises ValueError if it uses a term defined elsewhere, as in a notebook, even where that has the name of a term from here."""
+        if own := self.config.get("own_terms"):
+            raise ValueError(f"{self.path} uses {', '.join(own)}, defined elsewhere; pass recipe=")
         return variants.recipe((self.path / "recipe.txt").read_text())
 
     @property
@@ -101,6 +111,33 @@ class Run:
         done = self.config["preset"]["steps"] if (self.path / "report.json").exists() else self.steps_done
         return f"Run({self.name}: {done} of {self.config['preset']['steps']} steps)"
 
+    def _repr_html_(self) -> str | None:
+        """State, recipe and the curve of the loss; None, which leaves the text, where fewer than two steps are logged."""
+        try:
+            steps = self.metrics()
+        except (OSError, ValueError):
+            return None
+        if len(steps) < 2:
+            return None
+        from vjepa_lab.plots.style import look, new_figure
+
+        with look(paper=False):
+            figure, axes = new_figure(3, 1.5)
+            axes[0][0].plot(steps["step"], steps["loss"], lw=1.1)
+            axes[0][0].set(xlabel="step", ylabel="loss")
+        picture = base64.b64encode(figure._repr_png_()).decode()
+        try:
+            recipe = self.recipe._repr_html_()
+        except ValueError:  # a term defined elsewhere
+            recipe = f"<code>{html.escape((self.path / 'recipe.txt').read_text().strip())}</code>"
+        of, done = self.config["preset"]["steps"], (self.path / "report.json").exists()
+        state = "done" if done else "training" if locks.holder(self.path) else "stopped"
+        count = of if done else int(steps["step"].max()) + 1
+        return (
+            f"<div><b>{html.escape(self.name)}</b>: {state}, {count} of {of} steps</div>{recipe}"
+            f'<img alt="loss by step" src="data:image/png;base64,{picture}">'
+        )
+
 
 def load_run(path: str | Path | Run) -> Run:
     """The run in a folder; a Run is given back as it is. Raises FileNotFoundError if there is none."""
@@ -110,6 +147,21 @@ def load_run(path: str | Path | Run) -> Run:
     if not (path / "config.json").exists():
         raise FileNotFoundError(f"{path}: not a run folder (no config.json in it)")
     return Run(path)
+
+
+def latest(folder: str | Path = "runs") -> Run | None:
+    """The run last written to, anywhere below a folder, of those that can be looked into: done, with its last checkpoint there, and with a
+    recipe that can be read back. One of no steps comes after all others. None where there is no such run.
+    """
+    found = []
+    for report in Path(folder).rglob("report.json"):
+        run = Run(report.parent)
+        try:
+            if (run.path / "last.pt").is_file() and run.recipe:
+                found.append((run.preset.steps > 0, report.stat().st_mtime_ns, str(run.path), run))
+        except (OSError, ValueError, KeyError, TypeError):  # another kind of training, a damaged or an old one, or gone by now
+            continue
+    return max(found, key=lambda one: one[:3])[3] if found else None
 
 
 def write_json(path: Path, value) -> None:
@@ -144,13 +196,69 @@ def own_terms(objective) -> dict[str, str]:
 
 
 def fingerprint(kind: type) -> str:
-    """A hash of a class's source. It stays with the class, for a process that gets it without its source."""
+    """A hash of a class's source. It stays with the class, for a process that gets it without its source.
+
+    What the class calls is not in it: a function that stands beside it may change unseen.
+    """
     if "_fingerprint" not in vars(kind):
         try:
-            kind._fingerprint = hashlib.sha1(inspect.getsource(kind).encode()).hexdigest()[:12]
-        except (OSError, TypeError):
-            return "source unknown"
+            source = inspect.getsource(kind)
+        except (OSError, TypeError):  # in a notebook, whose __main__ is no file
+            source = _content(kind)
+        kind._fingerprint = hashlib.sha1(source.encode()).hexdigest()[:12]
     return kind._fingerprint
+
+
+def _content(kind: type) -> str:
+    """What a class consists of, and its bases in the same notebook: annotations, defaults, the sources of its functions."""
+    said = []
+    for part in kind.__mro__:
+        if part.__module__ != kind.__module__:
+            continue
+        fields = vars(part).get("__dataclass_fields__", {})
+        for name, note in inspect.get_annotations(part).items():
+            said.append(f"{name}: {_plain(note)}")
+            if name in fields:
+                said += [_told(fields[name].default), _told(fields[name].default_factory)]
+        said += [f"{name} = {_told(value)}" for name, value in vars(part).items() if _written(name, value)]
+    return "\n".join(said)
+
+
+def _written(name: str, value) -> bool:
+    """Whether an entry of a class stands in its body, and is neither Python's nor made from what else stands there."""
+    inner = inspect.unwrap(value)
+    if name in GENERATED and getattr(getattr(inner, "__code__", None), "co_filename", None) == "<string>":
+        return False
+    return name != "_fingerprint" and not name.startswith("__annotate") and (not name.startswith("__") or callable(inner))
+
+
+def _told(value) -> str:
+    """A function by its source, or by its byte code where nobody kept that; a class by its content; all else by its repr."""
+    inner = inspect.unwrap(value)
+    if code := getattr(inner, "__code__", None):
+        try:
+            if code.co_filename != "<string>":  # of which Python may know another text
+                return inspect.getsource(inner)
+        except (OSError, TypeError):
+            pass
+        return f"{_compiled(code)} {_plain(inner.__defaults__)} {_plain(inner.__kwdefaults__)}"
+    if isinstance(inner, type) and inner.__module__ == "__main__":
+        return _content(inner)
+    held = [part for name in ("fget", "fset", "func") if callable(part := getattr(inner, name, None))]  # a property, functools.partial
+    return " ".join([_plain(inner), *map(_told, held)])
+
+
+def _plain(value) -> str:
+    """The repr without the addresses in memory, which are others in every process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _compiled(code: CodeType) -> str:
+    """What a function does, in the words of the Python that compiled it."""
+    constants = [
+        _compiled(c) if isinstance(c, CodeType) else sorted(map(repr, c)) if isinstance(c, frozenset) else c for c in code.co_consts
+    ]
+    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {code.co_freevars} {constants}"
 
 
 def differing(there: dict, asked: dict, show: Callable = repr) -> list[str]:
@@ -179,7 +287,10 @@ def open_folder(folder: Path, recipe: str, config: dict, known: dict, session: d
         if (there := (folder / "recipe.txt").read_text().strip()) != recipe:
             differ.append(f"recipe: {there} there, {recipe} asked")
         if differ:
-            raise ValueError(f"{folder} holds another run ({'; '.join(differ)}); choose another folder with out=, or remove it")
+            raise ValueError(
+                f"{folder} holds another run ({'; '.join(differ)}); choose another folder (out=, runs= or the notebook's "
+                "parameter for it), a name of its own (variant=), or remove it"
+            )
         if session:
             write_json(folder / "config.json", theirs | {"sessions": [*theirs.get("sessions", []), session]})
         return run

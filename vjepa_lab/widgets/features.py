@@ -12,12 +12,12 @@ from .. import data as video
 from ..analysis.diagnose import error_maps
 from ..analysis.representation import pca_colours
 from ..evaluation import evaluate
-from ..evaluation.evaluate import still
 from ..evaluation.scoring import ProbeResult
 from ..plots.clips import enlarge, frames_of, heat, mapped
 from ..plots.sheet import Sheet, sheet, spread, tiles
 from ..training.runs import Run, load_run
 from .base import Explorer, number, several
+from .clips import opened
 
 PROBED = 128
 """Clips of each split, at most, for a probe that is trained on demand."""
@@ -99,14 +99,13 @@ def feature_viewer(run: Run | str, data=None, clips: int = 12, recipe=None, prob
     """
     from ipywidgets import Play, jslink
 
-    if clips < 1:
-        raise ValueError(f"clips={clips}: expected 1 clip to look at, or more")
     run = load_run(run)
-    source = data if isinstance(data, video.Source) else still(data or run.config["spec"], "test", run.preset, clips)
+    data = run.config["spec"] if data in (None, "") else data
+    source = opened(data, "test", run.preset, clips)
     if probe is True:  # clips without labels have nothing to read
         probe = next(iter(source.classes), False)
     if isinstance(probe, str):
-        spec = data.spec if isinstance(data, video.Source) else data or run.config["spec"]
+        spec = data.spec if isinstance(data, video.Source) else data
         if not spec:
             raise ValueError(f"probe={probe!r}: {source.name} was opened by no name, its training part is unknown; pass a vl.probe result")
         probe = evaluate.probe(run, spec, probe, probe="attentive", limit=PROBED, save=False)[0]

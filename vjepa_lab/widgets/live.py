@@ -1,4 +1,6 @@
-"""Live views for JupyterLab. Headless runs show the same pictures once, at the end."""
+"""Live views for JupyterLab. Where a notebook is read without widgets, as a page or a PDF, they do not show: end it with
+`plots.curves(run.metrics())`, which draws the same curves from what the run has logged.
+"""
 
 import time
 

@@ -8,13 +8,13 @@ import numpy as np
 from torch import Tensor
 
 from ..masks import Motion, MultiBlock, Uniform, motion_score
-from ..plots.clips import enlarge, frames_of, veil
+from ..plots.clips import HIDDEN, enlarge, frames_of, kind_names, veil
 from ..plots.sheet import Sheet, shades, sheet, spread
 from ..presets import Preset, preset
 from .base import Explorer, choice, number, steps
+from .clips import opened
 
-HIDDEN = (232, 205, 176)
-"""Colour of what need not be predicted, as in `plots.masked`."""
+VJEPA = "V-JEPA multiblock"
 
 
 def mask_view(clip: Tensor, masks: MultiBlock, size: Preset | str, *, seed: int = 0, draws: int = 64, batch: int = 8, width=960) -> Sheet:
@@ -30,13 +30,12 @@ def mask_view(clip: Tensor, masks: MultiBlock, size: Preset | str, *, seed: int 
     guide = None if guide is None else guide.expand(batch, -1, -1, -1)
     moving = shades(motion_score(clip[None], grid)[0].numpy(), colormap="inferno")
     rows = {"clip": spread(frames, grid[0]), "motion": enlarge(moving, tokens)}
-    for kind, mask in enumerate(masks.draw(batch, grid, seed=seed, step=0, score=guide)):
+    names = [name and f"{name}\n" for name in kind_names(len(masks.kinds))]
+    for name, mask in zip(names, masks.draw(batch, grid, seed=seed, step=0, score=guide), strict=True):
         seen, hidden = (part[0].numpy() for part in mask.maps(grid))
-        name = f"kind {kind + 1}\n" if len(masks.kinds) > 1 else ""
         rows[f"{name}seen {seen.mean():.0%}"] = spread(veil(frames, seen), grid[0])
         rows[f"{name}predict {hidden.mean():.0%}"] = spread(veil(frames, hidden, HIDDEN), grid[0])
-    for kind, share in enumerate(hidden_share(masks, grid, draws, batch, guide)):
-        name = f"kind {kind + 1}\n" if len(masks.kinds) > 1 else ""
+    for name, share in zip(names, hidden_share(masks, grid, draws, batch, guide), strict=True):
         rows[f"{name}hidden in\n{share.min():.0%} to {share.max():.0%}"] = enlarge(shades(share, 0, 1), tokens)
     return sheet(rows, width=width, most=112)
 
@@ -51,24 +50,24 @@ def strategies(size: Preset) -> dict[str, MultiBlock]:
     """The maskings of the paper's rows by name, and the preset's own where it has one."""
     from ..variants import recipe
 
-    own = {f"preset {size.name}": size.masks} if size.masks else {}
+    own = {_own(size): size.masks} if size.masks else {}
     rows = ("motion-guided", "future", "motion-future", "amg")
-    return {"V-JEPA multiblock": recipe("baseline").masks} | {row: recipe(row).masks for row in rows} | own
+    return {VJEPA: recipe("baseline").masks} | {row: recipe(row).masks for row in rows} | own
+
+
+def _own(size: Preset) -> str:
+    return f"preset {size.name}"
 
 
 def mask_explorer(data="synthetic", size: str | Preset = "micro", clips: int = 12) -> Explorer:
-    """Choose a clip, a masking and its dials; see what is seen, what is hidden, and how often.
+    """Choose a clip, a masking and its dials; see what is seen, what is hidden, and how often. It opens on the masks that a baseline trains
+    with at this size: the preset's own, or V-JEPA's where it has none.
 
     data   what `data.open` takes, or a Source of clips of the preset's shape
     clips  at most so many of them. Raises ValueError for less than one
     """
-    from .. import data as video
-    from ..evaluation.evaluate import still
-
-    if clips < 1:
-        raise ValueError(f"clips={clips}: expected 1 clip to look at, or more")
     size = preset(size)
-    source = data if isinstance(data, video.Source) else still(data, "train", size, clips)
+    source = opened(data, "train", size, clips)
     known = strategies(size)
 
     def view(clip, masking, blocks, scale, keep, truncate, motion, strength, batch, seed) -> Sheet:
@@ -81,7 +80,7 @@ def mask_explorer(data="synthetic", size: str | Preset = "micro", clips: int = 1
 
     controls = {
         "clip": number(0, min(clips, len(source)) - 1, 0, "clip"),
-        "masking": choice(list(known), next(reversed(known)), "masking"),
+        "masking": choice(list(known), _own(size) if size.masks else VJEPA, "masking"),
         "truncate": choice(["official", "random", "padded"], label="truncate"),
         "blocks": steps(range(1, 13), "blocks"),
         "scale": steps([n / 20 for n in range(1, 19)], "block scale"),

@@ -19,6 +19,7 @@ import pandas as pd
 
 from ..arguments import suggest
 from ..plots.clips import curves
+from ..plots.style import embedded
 from ..train import resumable
 from ..training import locks
 from ..training.runs import Run
@@ -97,14 +98,13 @@ class Standing:
         self.table, self.figure = table, figure
 
     def _repr_html_(self) -> str:
-        import base64
+        return _page(self.table) + ("" if self.figure is None else embedded(self.figure._repr_png_(), "training curves"))
 
-        rows = "".join(_row(row) for row in self.table.itertuples())
-        head = "".join(f"<th style='text-align:left'>{word}</th>" for word in ("run", "", "step", "loss", "clips/s", "left", "last word"))
-        picture = ""
-        if self.figure is not None:
-            picture = f'<img alt="training curves" src="data:image/png;base64,{base64.b64encode(self.figure._repr_png_()).decode()}">'
-        return f"<table><tr>{head}</tr>{rows}</table>{picture}"
+
+def _page(table: pd.DataFrame) -> str:
+    """The table of runs as it is shown."""
+    head = "".join(f"<th style='text-align:left'>{word}</th>" for word in ("run", "", "step", "loss", "clips/s", "left", "last word"))
+    return f"<table><tr>{head}</tr>{''.join(map(_row, table.itertuples()))}</table>"
 
 
 def _row(row) -> str:
@@ -116,7 +116,7 @@ def _row(row) -> str:
     known = lambda value, text: "" if value is None or pd.isna(value) else text(value)
     cells = [
         html.escape(row.run), f"{bar}{row.state}", "" if damaged else f"{row.step} / {row.of}", known(row.loss, "{:.4f}".format),
-        known(row.clips_per_s, "{:.1f}".format), known(row.eta_s, _span), known(row.updated, lambda s: f"{_span(s)} ago"),
+        known(row.clips_per_s, "{:.1f}".format), known(row.eta_s, _span), known(row.updated, _ago),
     ]  # fmt: skip
     return "<tr>" + "".join(f"<td style='text-align:left'>{cell}</td>" for cell in cells) + "</tr>"
 
@@ -126,6 +126,14 @@ def _span(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _ago(seconds: float) -> str:
+    """In whole units, so that it seldom changes: each change is drawn."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return "just now"
 
 
 def monitor_view(folder: str | Path = "runs", compare: Sequence[str] | str | None = None) -> Standing:
@@ -185,7 +193,8 @@ def run_monitor(folder: str | Path = "runs", every: float = 5.0) -> Explorer:
     """Choose the runs to compare; stop them or go on with them. Until some are chosen by hand, runs that begin later take their place
     among the three compared.
 
-    every  seconds between looks at the folder while the kernel has nothing else to do; 0: only when asked to
+    every  seconds between looks at the folder while the kernel has nothing else to do; 0: only when asked to. What they find is drawn
+           where it differs from what is shown, and less often where drawing takes long, so that the kernel is free for other things
     """
     from ipywidgets import HTML, Button, HBox, IntText
 
@@ -194,11 +203,13 @@ def run_monitor(folder: str | Path = "runs", every: float = 5.0) -> Explorer:
         raise FileNotFoundError(f"{folder}: no run folder in it (none holds a run's config.json); pretrain one, or name another folder")
     own = tuple(names[-3:])
     clock = IntText(value=0)  # another number means another look
-    said = HTML()
+    said, shown = HTML(), ""
     buttons = {word: Button(description=word) for word in ("look again", "stop", "go on")}
 
     def view(compare, look) -> Standing:
+        nonlocal shown
         table = overview(folder)
+        shown = _page(table)
         return _compared(table, [name for name in compare if name in set(table["run"])] or None)  # a run may have gone since it was chosen
 
     made = Explorer(
@@ -221,6 +232,10 @@ def run_monitor(folder: str | Path = "runs", every: float = 5.0) -> Explorer:
             control.value = chosen
         clock.value += 1
 
+    def glance():
+        if _page(overview(folder)) != shown:
+            look()
+
     def each(action):
         def act(_):
             paths, refused = overview(folder).set_index("run")["path"], []
@@ -238,7 +253,7 @@ def run_monitor(folder: str | Path = "runs", every: float = 5.0) -> Explorer:
     buttons["stop"].on_click(each(stop))
     buttons["go on"].on_click(each(go_on))
     if every:
-        _watch(Path(folder).resolve(), look, every)
+        _watch(Path(folder).resolve(), glance, every)
     return made
 
 
@@ -246,13 +261,17 @@ _WATCHES: dict[Path, asyncio.Task] = {}
 
 
 def _watch(folder: Path, look, every: float) -> None:
-    """Look now and then while an event loop runs (in a kernel; not in a script). One watch a folder: a cell run again takes it over."""
+    """Look now and then while an event loop runs (in a kernel; not in a script): `every` so many seconds, or ten times as long as a look
+    takes. One watch a folder: a cell run again takes it over."""
 
     async def watching():
+        took = 0.0
         while True:
-            await asyncio.sleep(every)
+            await asyncio.sleep(max(every, 10 * took))
+            began = time.monotonic()
             with suppress(OSError, ValueError):  # a folder that is being written, moved or removed: the next look will tell
                 look()
+            took = time.monotonic() - began
 
     try:
         loop = asyncio.get_running_loop()

@@ -9,15 +9,17 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from .. import terms
+from .. import equations, terms
 from ..arguments import suggest
 from ..modifiers import Hard
 from ..objective import Objective, Recipe, Term
 from ..plots.clips import frames_of, mapped
 from ..plots.sheet import Sheet, sheet, spread
+from ..plots.style import embedded
 from ..presets import Preset, preset
 from ..training.runs import Run, load_run
 from .base import Explorer, choice, switch
+from .clips import opened
 from .masks import strategies
 
 MAIN = "JEPA"
@@ -73,7 +75,7 @@ def _added(name: str, how: Mapping) -> Objective | int:
 
 
 class Built:
-    """A recipe to look at: the expression, the cost, error maps over a clip (where one was asked for)."""
+    """A recipe to look at: the expression, its equation and cost at a size, error maps over a clip (where one was asked for)."""
 
     def __init__(self, recipe: Recipe, size: Preset, picture: Sheet | None):
         self.recipe, self.size, self.picture = recipe, size, picture
@@ -83,16 +85,9 @@ class Built:
         return self._html
 
     def _page(self) -> str:
-        import base64
-
-        cost = self.recipe.cost(self.size)
-        shown = self.recipe._repr_html_() if hasattr(self.recipe, "_repr_html_") else f"<pre>{html.escape(repr(self.recipe))}</pre>"
-        price = f"<p>{cost.ratio:.2f} times the baseline's operations a step at {cost.preset} ({cost.total:.3g} GFLOP a clip)</p>"
         paste = f"<pre style='white-space:pre-wrap;user-select:all'>{html.escape(repr(self.recipe))}</pre>"
-        map_ = ""
-        if self.picture is not None:
-            map_ = f'<img alt="error map of each term" src="data:image/png;base64,{base64.b64encode(self.picture._repr_png_()).decode()}">'
-        return f"<div>{paste}{price}{shown}{map_}</div>"
+        maps = "" if self.picture is None else embedded(self.picture._repr_png_(), "error map of each term")
+        return f"<div>{paste}{equations.page(self.recipe, self.size)}{maps}</div>"
 
 
 def recipe_view(recipe: Recipe, size: str | Preset = "micro", clip=None, model=None) -> Built:
@@ -151,13 +146,11 @@ def recipe_builder(data="synthetic", size: str | Preset = "micro", run: Run | st
     """
     from ipywidgets import FloatText
 
-    from .. import data as video
-    from ..evaluation.evaluate import still
     from ..variants import names
 
     run = None if run is None else load_run(run)
     size = preset(size) if run is None else run.preset
-    source = data if isinstance(data, video.Source) else still(data, "train", size, clip + 1)
+    source = opened(data, "train", size, clip + 1)
     controls = {
         "start": choice(names("sound"), "baseline", "start from"),
         "masking": choice({"its own": "", **{name: name for name in strategies(size)}}, "", "masks"),

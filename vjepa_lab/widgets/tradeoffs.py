@@ -13,12 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from .. import plots, variants
-from ..evidence import results, stats
-from ..plots.bars import DOUBLE_DAGGER, names_of
-from ..plots.style import INK
+from ..evidence import results
+from ..plots.bars import DOUBLE_DAGGER, comparisons, names_of
+from ..plots.style import INK, SOURCES
 from .base import Explorer, choice, several, switch
 
-SOURCES = {"paper": "the paper, printed", "released": "released results", "run": "our runs"}
 MARKS = f" {DOUBLE_DAGGER}"
 LONGEST = 80
 "Letters of a kept view's name: file systems take 255 bytes with the suffix, of which a letter may need three."
@@ -40,6 +39,7 @@ class Tradeoffs:
         self.variants, self.regimes, self.benchmarks = (
             list(dict.fromkeys(shown[column].dropna())) for column in ("variant", "regime", "benchmark")
         )
+        self.editions = sorted(shown.loc[shown["source"].eq("run"), "edition"].dropna().unique())
         self.parts = sorted({part for name in self.variants for part in variants.parts_of(name)})
         self.names = {label: variant for variant, label in names_of(rows).items()}
         self._compared = lru_cache(maxsize=64)(self._compare)
@@ -54,8 +54,7 @@ class Tradeoffs:
 
     def _compare(self, baseline: str, regime: str | None, sources: tuple[str, ...], benchmarks: tuple[str, ...]) -> pd.DataFrame:
         against, seed = self.baselines[baseline]
-        rows = self.rows[self.rows["source"].isin([*sources, "constant"])]
-        return stats.compare(results.select(rows, regime=regime or None, benchmarks=benchmarks), against, baseline_seed=seed)
+        return comparisons(self.rows, against, regime=regime or None, benchmarks=benchmarks, sources=sources, seed=seed)
 
     def compared(self, *, baseline, regime, sources, benchmarks, **_) -> pd.DataFrame:
         """The comparisons of a choice, of all that the objectives are made of. Raises ValueError where nothing can be compared."""
@@ -75,8 +74,8 @@ class Tradeoffs:
             return None
         return [name for name in self.variants if name != against and set(parts) & set(variants.parts_of(name))]
 
-    def arguments(self, regime, sources, benchmarks, baseline, parts, sort, intervals) -> dict:
-        """Arguments of `plots.tradeoffs` for a choice; those at their defaults are left out."""
+    def arguments(self, regime, sources, benchmarks, baseline, parts, sort, intervals, editions=()) -> dict:
+        """Arguments of `plots.tradeoffs` for a choice; those at their defaults are left out. No editions: all."""
         against, seed = self.baselines[baseline]
         wanted = {
             "against": (against, "baseline"),
@@ -85,19 +84,22 @@ class Tradeoffs:
             "benchmarks": (list(benchmarks) if len(benchmarks) < len(self.benchmarks) else None, None),
             "variants": (self.chosen(baseline, tuple(parts)), None),
             "sources": (tuple(sources), ("paper", "run")),
+            "editions": (list(editions) if 0 < len(editions) < len(self.editions) else None, None),
             "sort": (sort, "mean"),
             "intervals": (intervals, True),
         }
         return {name: value for name, (value, default) in wanted.items() if value != default}
 
     def view(self, *, paper: bool = False, plain: bool = False, **choice):
-        """The trade-off figure of a choice: regime, sources, benchmarks, baseline, parts, sort, intervals."""
+        """The trade-off figure of a choice: regime, sources, benchmarks, baseline, parts, sort, intervals, editions of own runs."""
         return plots.tradeoffs(self.rows, compared=self.compared(**choice), paper=paper, plain=plain, **self.arguments(**choice))
 
     def table(self, **choice) -> pd.DataFrame:
         """The comparisons that the figure shows."""
-        table, shown = self.compared(**choice), self.chosen(choice["baseline"], tuple(choice["parts"]))
-        return table if shown is None else table[table["variant"].isin(shown)]
+        table, wanted = self.compared(**choice), self.arguments(**choice)
+        if "editions" in wanted:
+            table = table[table["source"].ne("run") | table["edition"].isin(wanted["editions"])]
+        return table[table["variant"].isin(wanted["variants"])] if "variants" in wanted else table
 
     def code(self, paths: tuple[str, ...] = ("runs", "data/paper"), **choice) -> str:
         where = ", ".join(map(repr, paths))
@@ -137,12 +139,21 @@ def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out:
     controls = {
         "regime": choice(known.regimes or {"any": None}, known.start(own), "pretrained on"),
         "baseline": choice(list(known.baselines), label="against"),
-        "sources": several([(SOURCES[name], name) for name in known.sources], own, "numbers of", 3),
+        "sources": several([(SOURCES[name].lower(), name) for name in known.sources], own, "numbers of", 3),
         "benchmarks": several(known.benchmarks, label="benchmarks", rows=5),
         "sort": choice({"by mean": "mean", **{f"by {name}": name for name in known.benchmarks}, "as given": "given"}, "mean", "sorted"),
         "parts": several(known.parts, [], "made with", rows=5),
         "intervals": switch("95 % intervals", True),
     }
+    if len(known.editions) > 1:
+        controls["editions"] = several(known.editions, label="own editions", rows=2)
+
+    def follow(change):
+        """The other released baseline is for the released results: printed numbers have no seed, and own runs have others."""
+        if known.baselines[change["new"]][1] is not None:
+            controls["sources"].value = ("released",)
+
+    controls["baseline"].observe(follow, "value")
 
     made = Explorer(
         lambda **chosen: clickable(known.view(plain=True, **chosen), known.names),
@@ -195,7 +206,7 @@ def clickable(drawn: dict, names: dict[str, str]) -> dict:
     for bars in (trace for trace in drawn["data"] if trace["type"] == "bar"):
         on = card | {"xref": bars["xaxis"], "yref": bars["yaxis"]}
         for delta, label in zip(bars["x"], bars["y"], strict=True):
-            name = label.rstrip(MARKS)
+            name = label.replace("<br>", "").rstrip(MARKS)
             note = on | {"text": _card(names.get(name, name)), "y": label, "xclick": delta, "yclick": label}
             drawn["layout"]["annotations"].append(note)
     return drawn
