@@ -431,3 +431,14 @@ def test_only_the_name_of_a_world_is_synthetic(tmp_path):
     assert all(map(data.is_synthetic, ("synthetic", "synthetic:plain", "synthetic:trs8")))
     for other in ("synthetic_clips", "synthetic-2/train.csv", "0.5*synthetic + 0.5*clips", "synthetic + clips", "clips", None, 3, tmp_path):
         assert not data.is_synthetic(other)
+
+
+@pytest.mark.parametrize("frames", [8, 1])
+def test_a_sample_plays_in_a_notebook_and_is_one_line_in_a_console(frames):
+    sample = data.open("synthetic:plain", frames=frames, size=32, n=4)[1]
+    said = ", ".join(f"{name} {int(value)}" for name, value in sample.labels.items())
+    assert said and repr(sample) == f"Sample(clip 1, {said}, uint8 [3, {frames}, 32, 32])"
+    page = sample._repr_html_()
+    assert "data:image/webp;base64," in page and f"clip 1, {said}</figcaption>" in page and 'width="192"' in page
+    several = replace(sample, labels={"actions": torch.tensor([1, 0, 1])})
+    assert "actions [3]" in repr(several) and "actions [3]" in several._repr_html_()

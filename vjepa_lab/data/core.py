@@ -88,6 +88,21 @@ class Sample:
         crop, size = self.crop
         return replace(self, clip=crop.cut(clip.movedim(0, 1), size).movedim(0, 1).contiguous(), crop=None)
 
+    def _about(self) -> str:
+        """Its index and labels in one line; of several, such as a multi-hot one, the shape."""
+        said = {name: list(v.shape) if isinstance(v, Tensor) and v.ndim else int(v) for name, v in self.labels.items()}
+        return ", ".join([f"clip {self.index}", *(f"{name} {value}" for name, value in said.items())])
+
+    def __repr__(self) -> str:
+        return f"Sample({self._about()}, {str(self.clip.dtype).removeprefix('torch.')} {list(self.clip.shape)})"
+
+    def _repr_html_(self) -> str:
+        """The clip, playing, over its index and labels."""
+        from vjepa_lab.plots import Player
+
+        clip = self.cut().clip
+        return Player(clip, zoom=max(1, round(192 / clip.shape[-1])), caption=self._about())._repr_html_()
+
 
 @dataclass(frozen=True)
 class Batch:
