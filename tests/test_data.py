@@ -264,7 +264,8 @@ def test_a_part_has_the_first_clips_of_a_world_and_clips_from_all_over_a_listing
     twice = still(data.open("synthetic", "test", frames=2, size=16), "test", size, 10).subset([1, 7, 3])
     assert torch.equal(twice[1].clip, data.open("synthetic", "test", frames=2, size=16)[7].clip) and len(twice.labels["motion"]) == 3
     mixture = f"synthetic + {tmp_path}"
-    said = f"limit=5: {still(mixture, 'test', size).name} gives all of its clips or none; name one of its parts, or leave limit out"
+    said = f"limit=5: {still(mixture, 'test', size).name} (Mixture) gives all of its clips or none; "
+    said += "name or limit what it is made of, or leave limit out"
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         still(mixture, "test", size, 5)
 

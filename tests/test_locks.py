@@ -39,6 +39,12 @@ def test_who_waits_for_a_while_only_is_told_the_end(tmp_path, monkeypatch, capsy
     assert f"waiting to write {tmp_path} until process 1 on node7" in said and "at the latest until" in said and "no further" not in said
 
 
+@pytest.mark.parametrize(("name", "wanted"), [("collect.lock", ""), ("lock", ""), ("rows.csv.lock", "rows.csv")])
+def test_what_is_waited_for_is_a_file_that_is_written_or_its_folder(tmp_path, name, wanted):
+    elsewhere(tmp_path / name, 0)
+    assert f"waiting to write {tmp_path / wanted} until process 1" in locks._waiting(tmp_path / name, math.inf, None)
+
+
 def test_who_need_not_wait_long_is_told_nothing(tmp_path, capsys):
     with locks.hold(tmp_path, patience_s=math.inf):
         pass

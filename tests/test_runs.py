@@ -5,6 +5,8 @@ import inspect
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -190,3 +192,25 @@ def test_a_run_with_nothing_to_draw_is_shown_as_text(run, tmp_path):
     for write in (lambda: log.write_text(first), lambda: log.write_text(first[:9] + "\n" + first), log.unlink):
         write()
         assert vl.load_run(tmp_path / "a")._repr_html_() is None
+
+
+NAMED = """
+from vjepa_lab.training.fingerprints import fingerprint
+class A:
+    keys = frozenset({"alpha", "beta", "gamma", "delta"})
+    def error(self, key={"x", "y", "z"}):
+        return key in {"one", "two", "three"}
+class B:
+    other = A
+A.other = B
+print(fingerprint(A), fingerprint(B))
+"""
+
+
+def test_a_fingerprint_is_the_same_in_every_process_also_of_classes_that_name_each_other():
+    told = set()
+    for seed in ("1", "2", "3"):
+        command = [sys.executable, "-c", f"exec({NAMED!r})"]
+        told.add(subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout)
+    (both,) = told
+    assert len(set(both.split())) == 2

@@ -189,6 +189,10 @@ def test_an_expression_is_a_variant():
             {"benchmarks": (*MOTION, Benchmark("short", labels=("shape", "motion"), options={"epochs": 5}))},
             r"benchmarks 'motion' and 'short' would write the same rows \(motion, linear\), the second over the first",
         ),
+        *(
+            ({"benchmarks": (*MOTION, Benchmark("again", labels=("motion",), options=option))}, "'again' would write the same rows")
+            for option in ({"batch": 32}, {"exact": True})
+        ),
     ],
 )
 def test_a_study_that_cannot_run_is_refused(change, message):
@@ -471,9 +475,49 @@ def test_a_folder_with_another_study_is_not_added_to(tmp_path):
     before = (kept / "rows.csv").read_bytes()
     with pytest.raises(ValueError, match=r"runs.csv: ld-plain-micro-s0 is no cell of bench \(1 such runs\); name another folder"):
         collect(replace(bench.study, variants=("baseline",)), bench.runs, kept)
-    with pytest.raises(ValueError, match=r"runs.csv: \S+-s0 has steps 90, in the study it is 600"):
-        collect(bench.study, bench.runs, kept)
+    with pytest.raises(ValueError, match=r"runs.csv: baseline-\S+-s0 has steps 90, in the study it is 600"):
+        collect(bench.study, bench.runs, kept, only="ld")
     assert (kept / "rows.csv").read_bytes() == before
+
+
+def test_what_is_collected_anew_may_differ_from_what_it_replaces(tmp_path):
+    bench, kept = Bench(tmp_path, "baseline ld", 1, wait=0), tmp_path / "kept"
+    as_run(bench)
+    as_trained(bench)
+    collect(bench.study, bench.runs, kept)
+    shutil.rmtree(bench.runs)
+    bench.study = replace(bench.study, benchmarks=(*MOTION, Benchmark("shape", labels=("shape",))))
+    as_run(bench)
+    as_trained(bench)
+    with pytest.raises(ValueError, match="baseline-plain-micro-s0 has benchmarks motion, in the study it is motion, shape"):
+        collect(bench.study, bench.runs, kept, only="ld")
+    with pytest.raises(ValueError, match="baseline-plain-micro-s0 is no cell of bench"):
+        collect(replace(bench.study, variants=("ld",)), bench.runs, kept)
+    collect(bench.study, bench.runs, kept)
+    assert [list(json.loads(text)) for text in pd.read_csv(kept / RUNS)["benchmarks"]] == [["motion", "shape"]] * 2
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_what_the_study_beside_says_of_runs_is_kept_with_them(tmp_path, readable):
+    """The next to collect writes a study of its own there; what is not known of a run stays so."""
+    bench, kept = Bench(tmp_path, "baseline ld", 1, wait=0), tmp_path / "kept"
+    as_run(bench)
+    as_trained(bench)
+    collect(bench.study, bench.runs, kept)
+    whole = pd.read_csv(kept / RUNS)
+    whole.drop(columns=["size", "benchmarks"]).to_csv(kept / RUNS, index=False)
+    if not readable:
+        (kept / STUDY).write_text("Study('of another version', wings=2)")
+    collect(bench.study, bench.runs, kept, only="ld")
+    told = pd.read_csv(kept / RUNS)
+    names = ["size", "benchmarks"]
+    assert told.loc[1].equals(whole.loc[1])
+    expected = [json.loads(text) for text in whole.loc[0, names]] if readable else [{}, {}]
+    assert [json.loads(text) for text in told.loc[0, names]] == expected
+    other = replace(bench.study, overrides={"lr": 1e-3})
+    (kept / STUDY).write_text(f"{other!r}\n")
+    with pytest.raises(ValueError, match=r"has lr 0.0005, in") if readable else nullcontext():
+        export.collected(other, kept, but=[other.cell("ld-plain-micro-s0")])
 
 
 def as_run(bench: Bench) -> None:
@@ -761,6 +805,11 @@ def test_a_cell_whose_owner_is_silent_is_submitted_where_the_caller_says_so(tmp_
     submitted = lambda void: [command[-1] for command in cluster.submit(study, "s.py", tmp_path, void_after_s=void)]
     assert submitted(None) == submitted(10_000) == [free] and submitted(600) == [silent, free]
     assert cluster.submit(study, "s.py", tmp_path, void_after_s=600)[0][-3:-1] == ["--void-after", "600"]
+    bench = Bench(tmp_path, "baseline ld", 1, wait=0)
+    as_run(bench)
+    killed = bench.study.cells[1]
+    (bench.runs / killed.name / cells.CELL).unlink()  # between its last notebook and what follows it
+    assert [command[-1] for command in cluster.submit(bench.study, bench.file, bench.runs)] == [killed.name]
 
 
 def test_a_rerun_compares_what_it_ran_itself(tmp_path, monkeypatch):

@@ -45,4 +45,6 @@ def test_the_watch_draws_only_what_has_changed_and_leaves_the_kernel_its_time(ru
 
 def test_ages_are_in_whole_units():
     ages = {0.2: "just now", 59.9: "just now", 60: "1 min ago", 7300: "2 h ago", 2e5: "2 d ago"}
-    assert {seconds: monitor._ago(seconds) for seconds in ages} == ages
+    assert {seconds: monitor._ago(seconds, training=True) for seconds in ages} == ages
+    ages |= dict.fromkeys((0.2, 59.9, 60), "this hour")
+    assert {seconds: monitor._ago(seconds, training=False) for seconds in ages} == ages, "what is over changes once an hour"

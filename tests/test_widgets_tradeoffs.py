@@ -191,16 +191,27 @@ def test_a_released_baseline_is_compared_with_the_released_results(known):
     assert "Printed numbers have no seed" in explorer.figure().to_json()
     explorer.controls["baseline"].value = "baseline"
     assert "Printed numbers have no seed" not in explorer.figure().to_json()
+    both = tradeoffs.tradeoff_explorer(rows=pd.concat([measured("baseline", "ld", regime="own"), known.rows]))
+    start = both.values
+    assert start["regime"] == "own"
+    both.controls["baseline"].value = "baseline, released seed 42"
+    assert both.values["sources"] == ("released",) and both.figure().data
+    both.controls["baseline"].value = "baseline, released seed 239"
+    both.controls["baseline"].value = "baseline"
+    assert both.values == start, "the way back"
 
 
 def test_editions_of_own_runs_are_chosen_and_kept(tmp_path):
     rows = pd.concat([measured("baseline", "ld"), measured("baseline", "ld", "hw", edition="released").assign(run=["a", "b", "c"])])
+    rows = pd.concat([rows, measured("baseline", "ld", benchmark="shape")])  # of the other edition only
     explorer = tradeoffs.tradeoff_explorer(rows=rows, out=tmp_path)
     assert explorer.controls["editions"].options == ("released", "sound") and len(explorer.figure().layout.xaxis2.title.text)
     explorer.controls["editions"].value = ("released",)
     figure = explorer.figure()
     assert {name for trace in figure.data if trace.type == "bar" for name in trace.y} == {"hw", "ld"}
     assert "xaxis2" not in figure.layout
+    assert "Our runs, edition released, one seed" in figure.layout.annotations[0].text
+    assert "Not drawn" not in figure.to_json()
     assert "editions=[&#x27;released&#x27;]" in keep(explorer)
     (table,) = (pd.read_csv(path) for path in tmp_path.glob("*editions*.csv") if "rows" not in path.name)
     assert set(table["edition"]) == {"released"} and set(table["variant"]) == {"ld", "hw"}

@@ -309,7 +309,8 @@ class Source(Dataset):
             part = self.subset(self.few(limit))
         except NotImplementedError:
             raise DataError(
-                f"limit={limit}: {self.name} gives all of its clips or none; name one of its parts, or leave limit out"
+                f"limit={limit}: {self.name} ({type(self).__name__}) gives all of its clips or none; name or limit what it is made of, or "
+                "leave limit out"
             ) from None
         part.limit = limit
         return part

@@ -61,7 +61,8 @@ def tradeoffs(
     """
     if compared is None:
         compared = comparisons(df, against, regime=regime, benchmarks=benchmarks, variants=variants, sources=sources, seed=baseline_seed)
-    panels = _panels(_chosen(compared, regime, benchmarks, variants, sources, editions), sources)
+    df, compared = of_editions(df, editions), of_editions(compared, editions)
+    panels = _panels(_chosen(compared, regime, benchmarks, variants, sources), sources, editions is not None)
     notes = _notes(panels, against, baseline_seed) + _left_out(df, panels, against, regime, sources, benchmarks, baseline_seed)
     if not intervals:
         panels = {title: part.assign(lo=part["delta"], hi=part["delta"]) for title, part in panels.items()}
@@ -94,27 +95,30 @@ def comparisons(df, against, *, regime=None, benchmarks=None, variants=None, sou
     return stats.compare(rows, against, baseline_seed=seed)
 
 
-def _chosen(table: pd.DataFrame, regime, benchmarks, variants, sources, editions) -> pd.DataFrame:
+def of_editions(table: pd.DataFrame, editions: Sequence[str] | None) -> pd.DataFrame:
+    """Rows or comparisons without those of own runs of other editions; None: all."""
+    return table if editions is None else table[table["source"].ne("run") | table["edition"].isin(list(editions))]
+
+
+def _chosen(table: pd.DataFrame, regime, benchmarks, variants, sources) -> pd.DataFrame:
     wanted = {"source": sources, "regime": None if regime is None else [regime], "benchmark": benchmarks, "variant": variants}
     for column, values in wanted.items():
         if values is not None:
             table = table[table[column].isin(list(values))]
-    if editions is not None:
-        wanted["edition"] = editions
-        table = table[table["source"].ne("run") | table["edition"].isin(list(editions))]
     if table.empty:
         asked = ", ".join(f"{column} {' or '.join(map(str, values))}" for column, values in wanted.items() if values is not None)
         raise ValueError(f"nothing to draw: no comparison with {asked}")
     return table
 
 
-def _panels(table: pd.DataFrame, sources: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Title -> comparisons of one source, edition and regime, in the order of `sources`."""
+def _panels(table: pd.DataFrame, sources: Sequence[str], asked: bool = False) -> dict[str, pd.DataFrame]:
+    """Title -> comparisons of one source, edition and regime, in the order of `sources`; titles name the edition of own runs where there
+    are several, or some were `asked` for."""
     several = table["regime"].nunique() > 1
     panels = {}
     for source in sources:
         own = table[table["source"].eq(source)]
-        editions = own["edition"].nunique() > 1
+        editions = own["edition"].nunique() > 1 or (asked and source == "run")
         for (edition, where), part in own.groupby(["edition", "regime"], dropna=False, sort=False):
             about = [source] + [f"edition {edition}"] * editions + [f"pretrained on {where}"] * several
             panels[_title(about, part)] = part

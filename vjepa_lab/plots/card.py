@@ -1,4 +1,4 @@
-"""A data set at a glance: clips that play, and how many there are of each class."""
+"""A data set at a glance: clips that play, and how many there are of each class; and a run: its state, its recipe and its loss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import html
 import numpy as np
 
 from .clips import Player
-from .style import PALETTE
+from .style import PALETTE, embedded, look, new_figure
 
 SIDE = 96
 "Pixels of a playing clip, at least."
@@ -39,6 +39,31 @@ def card(source, *, examples: int = 6, most: int = 20) -> Card:
         labels.pop("class")  # it says what another label says
     bars = "".join(_bars(name, values, source.classes[name], most) for name, values in labels.items() if name in source.classes)
     return Card(f'<div style="font:13px sans-serif">{notes}<div style="margin:6px 0">{playing}</div>{bars}</div>')
+
+
+def of_run(run) -> str | None:
+    """A page about a `training.runs.Run`: its state, its recipe and the curve of its loss; None where fewer than two steps are logged."""
+    from ..training import locks
+
+    try:
+        steps, recipe = run.metrics(), (run.path / "recipe.txt").read_text().strip()
+    except (OSError, ValueError):
+        return None
+    if len(steps) < 2:
+        return None
+    with look(paper=False):
+        figure, axes = new_figure(3, 1.5)
+        axes[0][0].plot(steps["step"], steps["loss"], lw=1.1)
+        axes[0][0].set(xlabel="step", ylabel="loss")
+    try:
+        said = run.recipe._repr_html_()
+    except ValueError:  # a term defined elsewhere
+        said = f"<code>{html.escape(recipe)}</code>"
+    of, done = run.config["preset"]["steps"], (run.path / "report.json").exists()
+    state = "done" if done else "training" if locks.holder(run.path) else "stopped"
+    count = of if done else int(steps["step"].max()) + 1
+    curve = embedded(figure._repr_png_(), "loss by step")
+    return f"<div><b>{html.escape(run.name)}</b>: {state}, {count} of {of} steps</div>{said}{curve}"
 
 
 def _bars(name: str, values: np.ndarray, classes, most: int) -> str:

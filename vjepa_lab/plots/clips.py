@@ -91,11 +91,13 @@ def strips(
 
 
 def kind_names(count: int, names: Sequence[str] = ()) -> Sequence[str]:
-    """What the mask kinds of one draw are called, in their order: `names`; or, where these are too few, "" of one alone, "short" and "long"
-    of two, as V-JEPA's are, "kind 1" and so on of more.
+    """What the mask kinds of one draw are called, in their order: `names`; without them "" of one alone, "short" and "long" of two, as
+    V-JEPA's are, "kind 1" and so on of more. Raises ValueError for names that are not as many as the kinds.
     """
-    if len(names) >= count:
-        return names[:count]
+    if names:
+        if len(names) != count:
+            raise ValueError(f"names={list(names)}: {len(names)} for {count} mask kinds")
+        return names
     return {1: ("",), 2: ("short", "long")}.get(count) or [f"kind {k + 1}" for k in range(count)]
 
 

@@ -185,6 +185,7 @@ def _bars(rows: pd.DataFrame, benchmark: str, look: dict, against: str, showlege
         "y": rows["name"].tolist(),
         "orientation": "h",
         "name": benchmark,
+        "meta": rows["variant"].tolist(),
         "legendgroup": benchmark,
         "offsetgroup": benchmark,
         "showlegend": showlegend,

@@ -66,7 +66,7 @@ def submit(
     at_once: int = 64,
     **slurm: Any,
 ) -> list:
-    """Submit every cell that is not done and that no process has; returns submitit's jobs.
+    """Submit every cell that is not settled (`cell.settled`) and that no process has; returns submitit's jobs.
 
     but  names of cells that are left out, such as those that were collected
     void_after_s  submit a cell, too, whose process was silent for so long: the job takes it over; None: never
@@ -80,7 +80,7 @@ def submit(
 
     runs = Path(runs)
     chosen = study.chosen(only, but)
-    left = [each for each in chosen if cells.state(each, runs).state != "done" and not cells.taken(each, runs, void_after_s)]
+    left = [each for each in chosen if not cells.settled(each, runs) and not cells.taken(each, runs, void_after_s)]
     command = cells.command(file, runs, preset=preset, notebooks=notebooks, void_after_s=void_after_s)
     executor = submitit.AutoExecutor(folder=runs / ".submitit", cluster=cluster)
     gpus = study.gpus if study.device in ("auto", "cuda") else 0

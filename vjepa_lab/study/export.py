@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -79,13 +79,13 @@ def collect(study: Study, runs: str | Path, to: str | Path, only: str | None = N
     provenance/cells.csv  every cell that is planned, and where it stands: "done" if it is collected here
     provenance/study.txt  the study
     Cells that `to` holds and that are not finished in `runs` stay, so that what several machines ran, or what ran before the run folders
-    were deleted, is collected in turn; of a cell that is in both, the run in `runs` counts. Each file is replaced whole, and one that has
-    nothing to hold any more is deleted.
+    were deleted, is collected in turn; of a cell that is in both, the run in `runs` counts, however the other was run. Each file is
+    replaced whole, and one that has nothing to hold any more is deleted.
 
     Of several that collect into one folder one writes at a time, and the others wait for it.
 
-    Raises FileNotFoundError if no cell is finished, ValueError if `to` holds runs that are no cells of the study, or one that differs from
-    the cell of its name (see `collected`).
+    Raises FileNotFoundError if no cell is finished, ValueError if `to` holds runs that are no cells of the study, or one that would stay
+    and differs from the cell of its name (see `collected`).
     """
     runs, to = Path(runs), Path(to)
     standing = {each: cells.state(each, runs).state for each in study.cells}
@@ -99,7 +99,7 @@ def collect(study: Study, runs: str | Path, to: str | Path, only: str | None = N
 def _collect(study: Study, runs: Path, to: Path, done: list[Cell], standing: dict[Cell, str], held: locks.Held) -> list[Path]:
     from ..analysis.alignment import FILE
 
-    before = [each for each in collected(study, to, strict=True) if each not in done]
+    before = collected(study, to, strict=True, but=done)
     kept_here = {*done, *before}
     standing = {each: "done" if each in kept_here else state if state != "done" else "not collected" for each, state in standing.items()}
     table = _measured(done, runs).round({"value": 4, "lo": 4, "hi": 4})
@@ -114,6 +114,7 @@ def _collect(study: Study, runs: Path, to: Path, done: list[Cell], standing: dic
     places = {each.name: place for place, each in enumerate(study.cells)}
     tables = {name: _with(kept, to / name, {each.name for each in before}, places) for name, kept in tables.items()}
     tables[ROWS] = _constants_once(tables[ROWS])
+    tables[RUNS] = _told(tables[RUNS], _planned(to))
     tables[CELLS] = pd.DataFrame([about(each) | {"state": state} for each, state in standing.items()])
     (to / "provenance").mkdir(parents=True, exist_ok=True)
     held.check()
@@ -124,8 +125,8 @@ def _collect(study: Study, runs: Path, to: Path, done: list[Cell], standing: dic
     return [path for path in (to / name for name in (*tables, STUDY)) if path.exists()]
 
 
-def collected(study: Study, folder: str | Path, strict: bool = False) -> list[Cell]:
-    """The cells of a study whose runs a collected folder holds.
+def collected(study: Study, folder: str | Path, strict: bool = False, but: Collection[Cell] = ()) -> list[Cell]:
+    """The cells of a study whose runs a collected folder holds; without those of `but`, such as what is about to be replaced.
 
     Raises ValueError where one of them is of another row, recipe, data set, preset or any field of it, or was probed otherwise, than the
     study's cell of that name; `strict`: and where the folder holds runs that are no cells of the study. What runs.csv does not say of a run
@@ -137,7 +138,7 @@ def collected(study: Study, folder: str | Path, strict: bool = False) -> list[Ce
     known = pd.read_csv(file).set_index("run")
     if strict and (strange := sorted(set(known.index) - {each.name for each in study.cells})):
         raise ValueError(f"{file}: {strange[0]} is no cell of {study.name} ({len(strange)} such runs); name another folder")
-    found = [each for each in study.cells if each.name in known.index]
+    found = [each for each in study.cells if each.name in known.index and each not in but]
     planned = _planned(Path(folder)) if found else {}
     for each in found:
         for difference in _differences(each, known.loc[each.name].to_dict(), planned.get(each.name)):
@@ -159,9 +160,9 @@ def _differences(cell: Cell, row: Mapping, planned: Cell | None) -> Iterator[str
     pairs = [(what, row[what], wanted) for what, wanted in here.items()]
     with suppress(ValueError, TypeError):  # a recipe that this version cannot read is not known to differ
         pairs += [("recipe", row["recipe"], cell.trained)] if variants.recipe(row["recipe"]) != cell.trained else []
-    size = _said(row, "size", planned and _plain(planned.size.plain()))
+    size = _said(row, "size", planned)
     pairs += [(what, size[what], wanted) for what, wanted in _plain(cell.size.plain()).items() if what in size]
-    probed, wanted = _said(row, "benchmarks", planned and _benchmarks(planned)), _benchmarks(cell)
+    probed, wanted = _said(row, "benchmarks", planned), _benchmarks(cell)
     if probed and wanted.keys() - probed.keys():
         pairs += [("benchmarks", ", ".join(probed), ", ".join(wanted))]
     for name in (name for name in wanted if name in probed):
@@ -171,10 +172,20 @@ def _differences(cell: Cell, row: Mapping, planned: Cell | None) -> Iterator[str
             yield f"{what} {there}, in the study it is {wanted}"
 
 
-def _said(row: Mapping, column: str, otherwise: dict | None) -> dict:
-    """What a row holds as JSON, else what is known otherwise, else nothing."""
-    text = row.get(column)
-    return (json.loads(text) if isinstance(text, str) else otherwise) or {}
+def _said(row: Mapping, column: Literal["size", "benchmarks"], planned: Cell | None) -> dict:
+    """What a collected run's row holds as JSON, else what was planned, else nothing."""
+    if isinstance(text := row.get(column), str):
+        return json.loads(text) or {}
+    if planned is None:
+        return {}
+    return _plain(planned.size.plain()) if column == "size" else _benchmarks(planned)
+
+
+def _told(table: pd.DataFrame, planned: Mapping[str, Cell]) -> pd.DataFrame:
+    """runs.csv with what is known, or nothing as {}, in its empty cells `size` and `benchmarks`: the study beside is soon another."""
+    rows = [row for _, row in table.iterrows()]
+    fill = lambda row, name: row[name] if isinstance(row[name], str) else json.dumps(_said(row, name, planned.get(row["run"])))
+    return table.assign(**{name: [fill(row, name) for row in rows] for name in ("size", "benchmarks")})
 
 
 def _plain(values: Any) -> Any:

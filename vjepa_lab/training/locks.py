@@ -158,7 +158,8 @@ def refusal(path: Path, option: str = "out=") -> str:
 def _waiting(path: Path, patience_s: float, void_after_s: float | None) -> str:
     """What is waited for, who has it since when, and until when."""
     owner, silent = _owner(path), _silence(path)
-    wanted = path.parent if path.suffix != ".lock" else path.with_suffix("")
+    file = path.with_suffix("")
+    wanted = file if file.suffix else path.parent  # rows.csv.lock is of a file, collect.lock of its folder
     void_s = math.inf if void_after_s is None else void_after_s
     left = {
         "at the latest until": patience_s,

@@ -1,6 +1,5 @@
 """Run folders: what one pretraining leaves on disk, and what is read from it."""
 
-import html
 import json
 import platform
 from collections.abc import Callable
@@ -14,7 +13,6 @@ from vjepa_lab.files import replacing
 from vjepa_lab.model import VJEPA, Encoder
 from vjepa_lab.objective import Loss, Recipe, nested
 from vjepa_lab.presets import Preset
-from vjepa_lab.training import locks
 from vjepa_lab.training.checkpoint import load, newest
 from vjepa_lab.training.fingerprints import fingerprint
 
@@ -105,28 +103,9 @@ class Run:
         return f"Run({self.name}: {done} of {self.config['preset']['steps']} steps)"
 
     def _repr_html_(self) -> str | None:
-        """State, recipe and the curve of the loss; None, which leaves the text, where fewer than two steps are logged."""
-        try:
-            steps = self.metrics()
-        except (OSError, ValueError):
-            return None
-        if len(steps) < 2:
-            return None
-        from vjepa_lab.plots.style import embedded, look, new_figure
+        from vjepa_lab.plots.card import of_run
 
-        with look(paper=False):
-            figure, axes = new_figure(3, 1.5)
-            axes[0][0].plot(steps["step"], steps["loss"], lw=1.1)
-            axes[0][0].set(xlabel="step", ylabel="loss")
-        try:
-            recipe = self.recipe._repr_html_()
-        except ValueError:  # a term defined elsewhere
-            recipe = f"<code>{html.escape((self.path / 'recipe.txt').read_text().strip())}</code>"
-        of, done = self.config["preset"]["steps"], (self.path / "report.json").exists()
-        state = "done" if done else "training" if locks.holder(self.path) else "stopped"
-        count = of if done else int(steps["step"].max()) + 1
-        curve = embedded(figure._repr_png_(), "loss by step")
-        return f"<div><b>{html.escape(self.name)}</b>: {state}, {count} of {of} steps</div>{recipe}{curve}"
+        return of_run(self)
 
 
 def load_run(path: str | Path | Run) -> Run:

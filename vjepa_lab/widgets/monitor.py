@@ -116,7 +116,8 @@ def _row(row) -> str:
     known = lambda value, text: "" if value is None or pd.isna(value) else text(value)
     cells = [
         html.escape(row.run), f"{bar}{row.state}", "" if damaged else f"{row.step} / {row.of}", known(row.loss, "{:.4f}".format),
-        known(row.clips_per_s, "{:.1f}".format), known(row.eta_s, _span), known(row.updated, _ago),
+        known(row.clips_per_s, "{:.1f}".format), known(row.eta_s, _span),
+        known(row.updated, lambda s: _ago(s, row.state == "training")),
     ]  # fmt: skip
     return "<tr>" + "".join(f"<td style='text-align:left'>{cell}</td>" for cell in cells) + "</tr>"
 
@@ -128,12 +129,12 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _ago(seconds: float) -> str:
-    """In whole units, so that it seldom changes: each change is drawn."""
+def _ago(seconds: float, training: bool) -> str:
+    """In whole units, and minutes only of a run that trains: a text that changes has all be drawn again."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
+        if seconds >= size and (training or unit != "min"):
             return f"{seconds // size:.0f} {unit} ago"
-    return "just now"
+    return "just now" if training else "this hour"
 
 
 def monitor_view(folder: str | Path = "runs", compare: Sequence[str] | str | None = None) -> Standing:

@@ -14,11 +14,10 @@ import pandas as pd
 
 from .. import plots, variants
 from ..evidence import results
-from ..plots.bars import DOUBLE_DAGGER, comparisons, names_of
+from ..plots.bars import comparisons, of_editions
 from ..plots.style import INK, SOURCES
 from .base import Explorer, choice, several, switch
 
-MARKS = f" {DOUBLE_DAGGER}"
 LONGEST = 80
 "Letters of a kept view's name: file systems take 255 bytes with the suffix, of which a letter may need three."
 
@@ -41,7 +40,6 @@ class Tradeoffs:
         )
         self.editions = sorted(shown.loc[shown["source"].eq("run"), "edition"].dropna().unique())
         self.parts = sorted({part for name in self.variants for part in variants.parts_of(name)})
-        self.names = {label: variant for variant, label in names_of(rows).items()}
         self._compared = lru_cache(maxsize=64)(self._compare)
 
     @property
@@ -96,9 +94,8 @@ class Tradeoffs:
 
     def table(self, **choice) -> pd.DataFrame:
         """The comparisons that the figure shows."""
-        table, wanted = self.compared(**choice), self.arguments(**choice)
-        if "editions" in wanted:
-            table = table[table["source"].ne("run") | table["edition"].isin(wanted["editions"])]
+        wanted = self.arguments(**choice)
+        table = of_editions(self.compared(**choice), wanted.get("editions"))
         return table[table["variant"].isin(wanted["variants"])] if "variants" in wanted else table
 
     def code(self, paths: tuple[str, ...] = ("runs", "data/paper"), **choice) -> str:
@@ -148,15 +145,23 @@ def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out:
     if len(known.editions) > 1:
         controls["editions"] = several(known.editions, label="own editions", rows=2)
 
+    before = {}
+
     def follow(change):
-        """The other released baseline is for the released results: printed numbers have no seed, and own runs have others."""
-        if known.baselines[change["new"]][1] is not None:
-            controls["sources"].value = ("released",)
+        """A released baseline is for the released results, printed numbers having no seed and own runs others: show these, and what was
+        shown before when another baseline is chosen."""
+        seeded = [known.baselines[change[when]][1] is not None for when in ("old", "new")]
+        if seeded == [False, True]:
+            before.update({name: controls[name].value for name in ("regime", "sources")})
+            controls["regime"].value, controls["sources"].value = known.start(("released",)), ("released",)
+        elif seeded == [True, False]:
+            for name, value in before.items():
+                controls[name].value = value
 
     controls["baseline"].observe(follow, "value")
 
     made = Explorer(
-        lambda **chosen: clickable(known.view(plain=True, **chosen), known.names),
+        lambda **chosen: clickable(known.view(plain=True, **chosen)),
         controls,
         under=("sort", "parts", "intervals"),
         columns=2,
@@ -196,18 +201,14 @@ def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out:
     return made
 
 
-def clickable(drawn: dict, names: dict[str, str]) -> dict:
-    """A figure's data with a note on every bar, hidden until the bar is clicked: its objective as an expression.
-
-    names  {label without marks: variant}
-    """
+def clickable(drawn: dict) -> dict:
+    """A figure's data with a note on every bar, hidden until the bar is clicked: its objective as an expression."""
     card = {"showarrow": False, "visible": False, "clicktoshow": "onoff", "bgcolor": "white", "bordercolor": INK, "borderpad": 6}
     card |= {"x": 0, "yanchor": "top", "yshift": -55, "align": "left", "font": {"family": "monospace", "size": 12}}
     for bars in (trace for trace in drawn["data"] if trace["type"] == "bar"):
         on = card | {"xref": bars["xaxis"], "yref": bars["yaxis"]}
-        for delta, label in zip(bars["x"], bars["y"], strict=True):
-            name = label.replace("<br>", "").rstrip(MARKS)
-            note = on | {"text": _card(names.get(name, name)), "y": label, "xclick": delta, "yclick": label}
+        for delta, label, variant in zip(bars["x"], bars["y"], bars["meta"], strict=True):
+            note = on | {"text": _card(variant), "y": label, "xclick": delta, "yclick": label}
             drawn["layout"]["annotations"].append(note)
     return drawn
 
