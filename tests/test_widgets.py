@@ -104,13 +104,13 @@ def test_the_mask_explorer_follows_its_controls():
     assert np.array_equal(before, pixels(explorer.figure()))
     explorer.controls["clip"].value = 2
     other = pixels(explorer.figure())
-    explorer.controls["masking"].value = "V-JEPA multiblock"
+    explorer.controls["masking"].value = "V-JEPA"
     assert not np.array_equal(before, other) and other.shape != pixels(explorer.figure()).shape  # two kinds instead of the preset's
     bundle = explorer._repr_mimebundle_()
     assert bundle["image/png"][:4] == b"\x89PNG" and "application/vnd.jupyter.widget-view+json" in bundle
 
 
-@pytest.mark.parametrize(("size", "masking"), [("smoke", "V-JEPA multiblock"), ("micro", "preset micro")])
+@pytest.mark.parametrize(("size", "masking"), [("smoke", "V-JEPA"), ("micro", "preset micro")])
 def test_the_mask_explorer_opens_on_the_masks_that_a_baseline_trains_with(size, masking):
     explorer, shape = masks.mask_explorer(size=size, clips=1), vl.preset(size)
     assert explorer.controls["masking"].value == masking
@@ -422,7 +422,7 @@ def test_curves_have_a_panel_for_each_term(run):
 
 def test_controls_that_do_not_go_together_say_so(monkeypatch):
     explorer = masks.mask_explorer(size="smoke", clips=1)
-    said, crowded = [], explorer.values | {"masking": "V-JEPA multiblock", "scale": 0.9, "batch": 32}
+    said, crowded = [], explorer.values | {"masking": "V-JEPA", "scale": 0.9, "batch": 32}
     monkeypatch.setattr("IPython.display.display", said.append)
     explorer._show(**crowded)
     assert len(said) == 1 and "fewer or smaller blocks" in said[0].data

@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .core import ClipError, DataError, Source
-from .listing import Clip, Listing, _records, _rows, keep_classes, list_folder, list_manifest, splits_of
+from .listing import Clip, Listing, header_and_rows, keep_classes, list_folder, list_manifest, numbered_records, splits_of
 from .sets import SETS
 from .video import Video, is_image, is_media, read_image
 from .workers import batches
@@ -228,8 +228,10 @@ def _row(listing: Listing, clip: Clip, root: Path) -> dict:
 def called_unreadable(report: Report) -> list[str]:
     """The files that a folder's own manifest calls unreadable, so that they are not even listed."""
     manifest = report.root / "manifest.csv"
-    header, rows = _rows(manifest) if report.name == "folder" and manifest.is_file() else ([], [])
-    return sorted({record["path"] for _, record in _records(manifest, header, rows) if record["fault"]}) if "fault" in header else []
+    header, rows = header_and_rows(manifest) if report.name == "folder" and manifest.is_file() else ([], [])
+    return (
+        sorted({record["path"] for _, record in numbered_records(manifest, header, rows) if record["fault"]}) if "fault" in header else []
+    )
 
 
 def _judge_manifest(report: Report) -> None:

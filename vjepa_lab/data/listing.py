@@ -195,7 +195,7 @@ def list_manifest(path, split: str = "train") -> Listing:
     paths start at the manifest's folder. A bad line raises DataError.
     """
     path = Path(path)
-    header, rows = _rows(path)
+    header, rows = header_and_rows(path)
     if header:
         return _table(path, header, rows, split)
     if rows[0][1].split() == ["path", "label"]:
@@ -208,7 +208,7 @@ def list_manifest(path, split: str = "train") -> Listing:
     return Listing(path.stem, split, clips, {"class": names}, ("a list without splits: every split gives all of it",))
 
 
-def _rows(path: Path) -> tuple[list[str], list]:
+def header_and_rows(path: Path) -> tuple[list[str], list]:
     """A manifest's header, empty for bare lines, and the numbered rows below it, as cells; as text for bare lines."""
     if path.suffix == ".parquet":
         import pandas as pd
@@ -244,8 +244,8 @@ def keep_classes(manifest: Path, classes: list[str]) -> None:
 def splits_of(manifest) -> tuple[str, ...]:
     """The splits that a manifest names, in its order; ("all",) where it has no `split` column."""
     path = Path(manifest)
-    header, rows = _rows(path)
-    return tuple(dict.fromkeys(record["split"] for _, record in _records(path, header, rows))) if "split" in header else ("all",)
+    header, rows = header_and_rows(path)
+    return tuple(dict.fromkeys(record["split"] for _, record in numbered_records(path, header, rows))) if "split" in header else ("all",)
 
 
 def _pair(path: Path, number: int, line: str) -> tuple[str, str]:
@@ -272,7 +272,7 @@ def _table(path: Path, header: list[str], rows, split: str) -> Listing:
     labels = [name for name in header if name and name not in NOT_LABELS]
     if not labels:
         raise DataError(f"{path}: the header names no label column; found {', '.join(header)}")
-    numbered = _records(path, header, rows)
+    numbered = numbered_records(path, header, rows)
     for number, record in numbered:
         if lacking := [name for name in ("path", *labels) if not record[name]]:
             raise DataError(f"{path}, line {number}: nothing in the column {lacking[0]!r}; fill it in, or take the line or the column out")
@@ -308,7 +308,7 @@ def _table(path: Path, header: list[str], rows, split: str) -> Listing:
     return Listing(title, split, clips, {called[name]: encoded[name][0] for name in labels}, notes)
 
 
-def _records(path: Path, header: list[str], rows) -> list[tuple[int, dict[str, str]]]:
+def numbered_records(path: Path, header: list[str], rows) -> list[tuple[int, dict[str, str]]]:
     """Rows by their columns' names, with their numbers. Empty cells beyond the header are a spreadsheet's, not values."""
     records = []
     for number, row in rows:

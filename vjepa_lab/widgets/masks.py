@@ -14,7 +14,7 @@ from ..presets import Preset, preset
 from .base import Explorer, choice, number, steps
 from .clips import opened
 
-VJEPA = "V-JEPA multiblock"
+VJEPA = "V-JEPA"
 
 
 def mask_view(clip: Tensor, masks: MultiBlock, size: Preset | str, *, seed: int = 0, draws: int = 64, batch: int = 8, width=960) -> Sheet:
