@@ -240,6 +240,27 @@ def test_a_cell_that_takes_too_long(tmp_path):
     assert notebook.status(out)["state"] == "failed" and not out.exists()
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_a_reply_that_arrives_unnoticed_is_found(tmp_path, monkeypatch, timeout):
+    """The cell ends while its last output is answered: without a second look the run would wait for ever, or call the cell too slow."""
+    from nbclient.output_widget import OutputWidget
+
+    answered, send = [], OutputWidget.send
+
+    def late(self, *args, **more):
+        time.sleep(1)
+        answered.append(self)
+        send(self, *args, **more)
+
+    monkeypatch.setattr(OutputWidget, "send", late)
+    cell = "import ipywidgets\nout = ipywidgets.Output()\ndisplay(out)\nwith out:\n    print('shown')"
+    began = time.monotonic()
+    done = notebook.run(write(tmp_path / "n.ipynb", cell, "print('next')"), tmp_path / "out.ipynb", timeout=timeout, progress=False)
+    assert answered and "next" in printed(done)
+    assert time.monotonic() - began < 50
+
+
 def test_an_unknown_kernel(tmp_path):
     spec = {"kernelspec": KERNEL | {"name": "no-such-kernel"}}
     with pytest.raises(notebook.NotebookError, match=r"'no-such-kernel' is not installed here; set the notebook's kernel to python3"):

@@ -2,13 +2,17 @@
 
 import re
 import sys
+import time
+from functools import partial
 from html import unescape
+from queue import Empty
 
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from traitlets.config import Config
 
 NAME = "vjepa_lab"
+LOOK_AGAIN_S = 1.0
 
 
 class Stopped(Exception):
@@ -26,6 +30,11 @@ class Client(PapermillNotebookClient):
     def create_kernel_manager(self):
         self.control.kernel = super().create_kernel_manager()
         return self.control.kernel
+
+    def start_new_kernel_client(self):
+        client = super().start_new_kernel_client()
+        client.shell_channel.get_msg = partial(_noticed, client.shell_channel.get_msg)
+        return client
 
     def execute_cell(self, cell, cell_index, **kwargs):
         if cell.cell_type != "code":
@@ -52,6 +61,22 @@ class Client(PapermillNotebookClient):
     def _show(self, text: str) -> None:
         if self.nb_man.pbar is not None:
             self.nb_man.pbar.set_postfix_str(text, refresh=self.relay)
+
+
+async def _noticed(get_msg, timeout=None):
+    """A channel's next message, also one whose arrival nobody was told of; raises Empty after `timeout` seconds.
+
+    nbclient answers what an `Output` widget shows by a message of its own. A cell's reply that comes at that moment lies in the socket,
+    but the socket tells of it once only, and that was then: a run would wait for ever (nbclient, issue 312). So it looks again.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = LOOK_AGAIN_S if end is None else min(LOOK_AGAIN_S, max(0, end - time.monotonic()))
+        try:
+            return await get_msg(timeout=left)
+        except Empty:
+            if end is not None and time.monotonic() >= end:
+                raise
 
 
 def _called(cell, count: int) -> str:
