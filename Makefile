@@ -1,7 +1,10 @@
 # Needs make, git and a Python 3.11, 3.12 or 3.13 that can make virtual environments; everything else is installed into .venv.
 # Another Python: make test PYTHON=/path/to/python3.12. Another place for the environment: make test VENV=/path/to/venv.
+# More cores: make test JOBS=8.
 
 VENV ?= .venv
+# Test processes, of one thread each: they share the machine better than threads do.
+JOBS ?= 2
 BIN := $(VENV)/bin
 PYTHONS := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -19,7 +22,7 @@ demo: $(READY) ## from clips to the trade-off figure, in minutes on a CPU
 	@echo "figures:  runs/quickstart/figures"
 
 test: $(READY) lint ## lint and the default tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-slow: $(READY) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
