@@ -193,6 +193,17 @@ def write(path: Path, *cells: str) -> Path:
     return path
 
 
+def test_what_reads_a_notebook_waits_for_no_grammar():
+    """jsonschema's, of international addresses: seconds in every command and study cell. A notebook's first cell waits for neither."""
+    loaded = "print([x for x in ('lark', 'nbformat') if x in sys.modules])"
+    for code, expected in (
+        (f"import vjepa_lab.__main__ as m; m.main(['run', 'notebooks/01_pretrain.ipynb', '--parameters']); {loaded}", "['nbformat']"),
+        (f"from vjepa_lab import notebook; notebook.home(); {loaded}", "[]"),
+    ):
+        done = subprocess.run([sys.executable, "-c", f"import sys; {code}"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and done.stdout.splitlines()[-1] == expected, done.stderr
+
+
 def test_run(tmp_path, capsys, monkeypatch):
     """The summary of the notebook and where the executed notebook lies; in the caller's folder unless told otherwise."""
     monkeypatch.chdir(tmp_path)

@@ -377,6 +377,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns its exit status: 0, 1 for a failure or problems found, 2 for arguments that make no sense, 128 + signal for an
     interruption; docs/commands.md tells them by command."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    # jsonschema, below nbformat, builds a grammar of international addresses as it is imported: seconds, for what no command asks.
+    sys.modules.setdefault("rfc3987_syntax", None)
     first = next((word for word in argv if word != "--traceback"), "")
     if first in ("", "-h", "--help"):
         print(usage())

@@ -30,8 +30,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-
-import nbformat
+from typing import TYPE_CHECKING
 
 try:
     import fcntl
@@ -39,6 +38,9 @@ except ImportError:  # Windows
     fcntl = None
 
 from .arguments import REQUIRED, Argument, kind_of, suggest
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 AGAIN_S = 2.0  # a scheduler may signal every process of a job, and its shell pass the same signal on: that is one request, not two
 ENDINGS = {"running": ".part.ipynb", "failed": ".failed.ipynb", "interrupted": ".interrupted.ipynb"}
@@ -73,8 +75,10 @@ def home() -> Path:
 # ------------------------------------------------------------------------------------------------------------------------- parameters
 
 
-def read(path: str | Path) -> nbformat.NotebookNode:
+def read(path: str | Path) -> NotebookNode:
     """A notebook file. Raises FileNotFoundError (with near names) or ValueError if it is not a notebook."""
+    import nbformat  # takes seconds, which a notebook's first cell need not wait for
+
     path = Path(path)
     if not path.is_file():
         names = [p.name for p in path.parent.glob("*.ipynb")] if path.parent.is_dir() else []
@@ -86,13 +90,13 @@ def read(path: str | Path) -> nbformat.NotebookNode:
         raise ValueError(f"{path}: not a Jupyter notebook ({_first_line(error)})") from None
 
 
-def parameters(notebook: str | Path | nbformat.NotebookNode) -> dict[str, Argument]:
+def parameters(notebook: str | Path | NotebookNode) -> dict[str, Argument]:
     """What a notebook can be given: the assignments of its cell tagged `parameters`, with their types and defaults.
 
     The type is the annotation, or else the default's; a default of None takes anything.
     Raises ValueError if that cell is not Python.
     """
-    nb = notebook if isinstance(notebook, nbformat.NotebookNode) else read(notebook)
+    nb = read(notebook) if isinstance(notebook, str | Path) else notebook
     cell = next((c for c in nb.cells if "parameters" in c.metadata.get("tags", [])), None)
     if cell is None:
         return {}
@@ -134,7 +138,7 @@ def _annotated(node: ast.expr, default):
         return kind_of(default)
 
 
-def check(notebook: str | Path | nbformat.NotebookNode, values: Mapping) -> dict:
+def check(notebook: str | Path | NotebookNode, values: Mapping) -> dict:
     """The values as the notebook will get them, each read as its parameter's type.
 
     Raises ValueError for an unknown name (with the near ones), a value of a wrong type, or a parameter without default that is not given.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +43,13 @@ class Own:
         small = int(self.rows["smoke"].sum()) if len(self.rows) else 0
         about = f"{len(self.runs)} runs of the edition {self.edition!r}"
         return f"{about}, {len(self.rows)} measurements, {small} of them too small to be evidence"
+
+    @cached_property
+    def judged(self) -> pd.DataFrame:
+        """Every statement of the paper with its verdict on the printed tables, the released results and these runs."""
+        there = self.rows[self.rows["source"].eq("run")] if len(self.rows) else None
+        where = {"paper": "paper", "released, seed 42": "released@42", "released, seed 239": "released@239"}
+        return claims.beside(where | {"our runs": there})
 
     @property
     def table(self) -> pd.DataFrame:
@@ -151,16 +158,13 @@ def against_seeds(own: Own) -> Table:
 
 def claims_table(own: Own) -> Table:
     """Every statement of the paper with its verdict on the printed tables, the released results and one's own runs."""
-    there = own.rows[own.rows["source"].eq("run")] if len(own.rows) else None
-    where = {"paper": "paper", "released, seed 42": "released@42", "released, seed 239": "released@239"}
-    judged = claims.beside(where | {"our runs": there})
     notes = [
         "Released: with intervals of test sampling, the baseline of seed 42 (as reported) and of seed 239 (that of the other runs).",
         "Supported: each comparison that it makes holds in at least 97.5 % of the accuracies that the evidence allows; contradicted: one "
         "fails in as many, after Bonferroni over them; partly: some of its parts so, others so; undecided: at this n.",
-        *(f"{name}: {why}." for name, why in judged.attrs["why"].items()),
+        *(f"{name}: {why}." for name, why in own.judged.attrs["why"].items()),
     ]
-    made = plots.text_table(judged, "The paper’s statements and what decides them")
+    made = plots.text_table(own.judged, "The paper’s statements and what decides them")
     return replace(made, notes=tuple(notes))
 
 
