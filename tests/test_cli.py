@@ -194,7 +194,7 @@ def write(path: Path, *cells: str) -> Path:
 
 
 def test_what_reads_a_notebook_waits_for_no_grammar():
-    """jsonschema's, of international addresses: seconds in every command and study cell. A notebook's first cell waits for neither."""
+    """jsonschema's, of international addresses: seconds in what reads a notebook, such as each cell of a study. A first cell reads none."""
     loaded = "print([x for x in ('lark', 'nbformat') if x in sys.modules])"
     for code, expected in (
         (f"import vjepa_lab.__main__ as m; m.main(['run', 'notebooks/01_pretrain.ipynb', '--parameters']); {loaded}", "['nbformat']"),

@@ -111,6 +111,19 @@ def test_a_process_that_is_killed_takes_one_line():
         assert re.search(f"process 1 of 2 {said}", str(told)) and expected(told)
 
 
+@pytest.mark.parametrize(("set_to", "share"), [(None, "2"), ("3", "3")])
+def test_processes_share_the_threads_unless_their_number_is_set(monkeypatch, set_to, share):
+    seen = []
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda *_, env, **__: seen.append(env["OMP_NUM_THREADS"]))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    if set_to:
+        monkeypatch.setenv("OMP_NUM_THREADS", set_to)
+    else:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    launch.started(0, 2, 12345).connection.close()
+    assert seen == [share]
+
+
 def test_a_port_that_is_taken_is_named(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -157,7 +157,7 @@ def against_seeds(own: Own) -> Table:
 
 
 def claims_table(own: Own) -> Table:
-    """Every statement of the paper with its verdict on the printed tables, the released results and one's own runs."""
+    """`own.judged` as a table, whose notes say what the verdicts mean."""
     notes = [
         "Released: with intervals of test sampling, the baseline of seed 42 (as reported) and of seed 239 (that of the other runs).",
         "Supported: each comparison that it makes holds in at least 97.5 % of the accuracies that the evidence allows; contradicted: one "
