@@ -126,6 +126,13 @@ class Bench:
 # ------------------------------------------------------------------------------------------------------------------------------- value
 
 
+def test_what_looks_at_a_study_loads_no_model():
+    """Each cell has a process of its own that only starts notebooks; timm, and torchvision below it, would take it seconds."""
+    code = "import sys; from vjepa_lab.study.cli import main; main(['status', 'studies/ucf6.py']); print('timm' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.endswith("False\n"), done.stderr
+
+
 def test_a_study_prints_as_the_code_that_rebuilds_it():
     names = {"Study": Study, "Regime": Regime, "Benchmark": Benchmark, "Extra": Extra}
     study = Study(

@@ -13,6 +13,7 @@ import torch
 import vjepa_lab as vl
 from vjepa_lab import train
 from vjepa_lab.data import synthetic
+from vjepa_lab.files import differing
 from vjepa_lab.modifiers import Hard
 from vjepa_lab.objective import ErrorMap, Objective, Recipe, Term
 from vjepa_lab.schedules import Ramp
@@ -20,7 +21,6 @@ from vjepa_lab.terms import JEPA, Dynamics, Kinematic
 from vjepa_lab.training import provenance
 from vjepa_lab.training.health import spread
 from vjepa_lab.training.processes import ALONE
-from vjepa_lab.training.runs import differing
 from vjepa_lab.training.trainer import Trainer, own_randomness, seed_step
 
 QUICK = {"preset": "smoke", "progress": False, "log_every": 1}

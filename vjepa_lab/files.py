@@ -1,10 +1,11 @@
-"""Files that are put in place whole or not at all."""
+"""Files that are put in place whole or not at all, and what one of them says otherwise."""
 
 import glob
+import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -43,3 +44,22 @@ def _tidy(path: Path) -> None:
         with suppress(OSError):  # another was first; or the disk does not let go of it, which is no obstacle
             if time.time() - part.lstat().st_mtime > LEFT_S:
                 part.unlink()
+
+
+def write_json(path: Path, value) -> None:
+    with replacing(path) as part:
+        part.write_text(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def differing(there: dict, asked: dict, show: Callable = repr) -> list[str]:
+    """In words, what of `asked` a folder's config.json says otherwise; in a dict the fields, unless `show` shortens it as a whole."""
+    found = []
+    for name, value in asked.items():
+        known = there.get(name)
+        if known == value:
+            continue
+        fields = []
+        if show is repr and isinstance(known, dict) and isinstance(value, dict):
+            fields = differing(known, dict.fromkeys(known) | value)
+        found += [f"{name}.{field}" for field in fields] or [f"{name}: {show(known)} there, {show(value)} asked"]
+    return found

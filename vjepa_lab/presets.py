@@ -108,3 +108,13 @@ def preset(name: "str | Preset") -> Preset:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: {suggest(str(name), PRESETS)}")
     return PRESETS[name]
+
+
+def overridden(base: str | Preset, overrides: dict) -> Preset:
+    """A preset with single fields replaced; raises ValueError for an unknown field, with the near ones."""
+    size = preset(base)
+    known = [f.name for f in fields(Preset)]
+    for name in overrides:
+        if name not in known:
+            raise ValueError(f"unknown parameter {name!r}: {suggest(name, known)}")
+    return replace(size, **overrides)

@@ -3,21 +3,20 @@
 import hashlib
 import math
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from vjepa_lab import data as video
 from vjepa_lab import variants
-from vjepa_lab.arguments import suggest
 from vjepa_lab.objective import Recipe
-from vjepa_lab.presets import Preset, number, preset, whole
+from vjepa_lab.presets import Preset, number, overridden, whole
 from vjepa_lab.training import launch, locks, provenance
 from vjepa_lab.training.logbook import Bar
 from vjepa_lab.training.loop import Habits, train
 from vjepa_lab.training.processes import Team, device_of
-from vjepa_lab.training.runs import Run, build, heads, load_run, open_folder, own_terms, run_name, write_json
+from vjepa_lab.training.runs import Run, build, heads, load_run, open_folder, own_terms, run_name
 from vjepa_lab.training.trainer import Trainer, fast_bf16
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "resume",
     "run_name",
     "training_source",
-    "write_json",
 ]
 
 
@@ -241,13 +239,3 @@ def training_source(data, size: Preset, seed: int = 0, progress: bool = True) ->
     source = video.Memory(video.open(data, "train", seed=0, **shape), progress=progress)
     source.spec = str(data)
     return source
-
-
-def overridden(base: str | Preset, overrides: dict) -> Preset:
-    """A preset with single fields replaced; raises ValueError for an unknown field, with the near ones."""
-    size = preset(base)
-    known = [f.name for f in fields(Preset)]
-    for name in overrides:
-        if name not in known:
-            raise ValueError(f"unknown parameter {name!r}: {suggest(name, known)}")
-    return replace(size, **overrides)

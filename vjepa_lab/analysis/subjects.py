@@ -10,8 +10,8 @@ from vjepa_lab.data import Source, is_synthetic
 from vjepa_lab.evaluation.features import Features, extract
 from vjepa_lab.evidence import results
 from vjepa_lab.model import Encoder
-from vjepa_lab.presets import Preset
-from vjepa_lab.train import overridden, pretrain, training_source
+from vjepa_lab.presets import Preset, overridden
+from vjepa_lab.train import pretrain, training_source
 from vjepa_lab.training.runs import Run, load_run
 
 ENCODERS = ("student", "teacher", "initial")

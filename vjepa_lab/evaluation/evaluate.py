@@ -18,8 +18,9 @@ from vjepa_lab.evaluation.layers import Layers
 from vjepa_lab.evaluation.multiview import Merge, extract_views
 from vjepa_lab.evaluation.probes import ProbeResult
 from vjepa_lab.evidence.results import append_rows
+from vjepa_lab.files import differing, write_json
 from vjepa_lab.model import Encoder
-from vjepa_lab.training.runs import Run, differing, load_run, write_json
+from vjepa_lab.training.runs import Run, load_run
 from vjepa_lab.training.trainer import fast_bf16
 
 PROBES = ("linear", "stepwise", "attentive", "knn")

@@ -27,12 +27,13 @@ from vjepa_lab.evaluation.evaluate import Subject, subject_of
 from vjepa_lab.evaluation.features import clips_of, options_of
 from vjepa_lab.evaluation.scoring import ProbeResult, named, scored
 from vjepa_lab.evidence import results
+from vjepa_lab.files import differing, write_json
 from vjepa_lab.model import Encoder
 from vjepa_lab.training import checkpoint, locks, provenance
 from vjepa_lab.training.health import FiniteWatch, NotFinite, all_finite
 from vjepa_lab.training.logbook import Log
 from vjepa_lab.training.processes import Interrupted, Stop, device_of
-from vjepa_lab.training.runs import differing, load_run, write_json
+from vjepa_lab.training.runs import load_run
 from vjepa_lab.training.trainer import fast_bf16, own_randomness, seed_step, warmup_and_cosine
 
 

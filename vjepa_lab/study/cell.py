@@ -201,7 +201,7 @@ def _refuse_another(cell: Cell, folder: Path) -> None:
     """Raise ValueError if the folder holds a run of another size, data or recipe: training would refuse it as well, but only after the
     notebook of that run was replaced."""
     from ..evidence import results
-    from ..training.runs import differing
+    from ..files import differing
 
     there = results.config(folder)
     asked = {"preset": cell.size.plain(), "spec": cell.regime.data}
@@ -270,7 +270,7 @@ def about(folder: Path) -> dict:
 
 
 def _write(folder: Path, cell: Cell, more: dict) -> None:
-    from ..training.runs import write_json
+    from ..files import write_json
 
     same = {"study": cell.study.name, "cell": cell.name, "variant": cell.variant, "edition": cell.edition, "regime": cell.regime.name}
     write_json(folder / CELL, same | about(folder) | {"seed": cell.seed, "recipe": repr(cell.recipe)} | more)

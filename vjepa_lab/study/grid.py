@@ -203,8 +203,7 @@ class Study(Value):
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """Every run: first the `first` variants, then the others, then further editions; within each, seed by seed."""
-        from ..presets import PRESETS
-        from ..train import overridden
+        from ..presets import PRESETS, overridden
 
         for regime in self.regimes:
             overridden(self.preset, self.overrides | regime.overrides)  # raises for what is unknown, before anything runs
@@ -328,7 +327,7 @@ class Cell:
     @cached_property
     def size(self):
         """The preset that it trains at, with what the study, its regime and an untrained recipe change."""
-        from ..train import overridden
+        from ..presets import overridden
 
         return overridden(self.study.preset, ({"steps": 0} if self.recipe.probe == "initial" else {}) | self.overrides)
 

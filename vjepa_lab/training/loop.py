@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 import torch
 
 from vjepa_lab import data as video
+from vjepa_lab.files import write_json
 from vjepa_lab.training import checkpoint, meters, provenance
 from vjepa_lab.training.health import CollapseAlarm, NotFinite
 from vjepa_lab.training.locks import Held
 from vjepa_lab.training.logbook import Log, Meter
 from vjepa_lab.training.processes import Interrupted, Stop
-from vjepa_lab.training.runs import Run, write_json
+from vjepa_lab.training.runs import Run
 from vjepa_lab.training.trainer import Trainer, own_randomness, seed_step
 
 

@@ -2,14 +2,13 @@
 
 import json
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from vjepa_lab import variants
-from vjepa_lab.files import replacing
+from vjepa_lab.files import differing, write_json
 from vjepa_lab.model import VJEPA, Encoder
 from vjepa_lab.objective import Loss, Recipe, nested
 from vjepa_lab.presets import Preset
@@ -133,11 +132,6 @@ def latest(folder: str | Path = "runs") -> Run | None:
     return max(found, key=lambda one: one[:3])[3] if found else None
 
 
-def write_json(path: Path, value) -> None:
-    with replacing(path) as part:
-        part.write_text(json.dumps(value, indent=1, default=str) + "\n")
-
-
 def build(teacher: str, stop_grad: bool, levels: int, size: Preset, seed: int, bf16: bool = False, **encoder) -> VJEPA:
     """The model as it is before training, the same for the same seed whatever was drawn before; further keywords go to the Encoder."""
     with torch.random.fork_rng(devices=[]):
@@ -162,20 +156,6 @@ def own_terms(objective) -> dict[str, str]:
     """Fingerprints of the source of every term defined outside this package: an edited one makes another run, whatever its repr."""
     kinds = (type(part) for _, term in objective for part in nested(term))
     return {kind.__name__: fingerprint(kind) for kind in kinds if not kind.__module__.startswith("vjepa_lab.")}
-
-
-def differing(there: dict, asked: dict, show: Callable = repr) -> list[str]:
-    """In words, what of `asked` a folder's config.json says otherwise; in a dict the fields, unless `show` shortens it as a whole."""
-    found = []
-    for name, value in asked.items():
-        known = there.get(name)
-        if known == value:
-            continue
-        fields = []
-        if show is repr and isinstance(known, dict) and isinstance(value, dict):
-            fields = differing(known, dict.fromkeys(known) | value)
-        found += [f"{name}.{field}" for field in fields] or [f"{name}: {show(known)} there, {show(value)} asked"]
-    return found
 
 
 def open_folder(folder: Path, recipe: str, config: dict, known: dict, session: dict | None) -> Run:
