@@ -126,11 +126,16 @@ class Bench:
 # ------------------------------------------------------------------------------------------------------------------------------- value
 
 
-def test_what_looks_at_a_study_loads_no_model():
-    """Each cell has a process of its own that only starts notebooks; timm, and torchvision below it, would take it seconds."""
-    code = "import sys; from vjepa_lab.study.cli import main; main(['status', 'studies/ucf6.py']); print('timm' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stdout.endswith("False\n"), done.stderr
+@pytest.mark.parametrize("command", ["status", "cell"])
+def test_what_only_starts_or_looks_at_runs_loads_no_model(tmp_path, command):
+    """Each cell has a process of its own that starts notebooks; timm, and torchvision below it, would take it seconds."""
+    bench = Bench(tmp_path, "baseline", 1, wait=0)
+    words = [command, str(bench.file), "--runs", str(bench.runs)]
+    words += ["--notebooks", str(tmp_path / "notebooks"), bench.study.cells[0].name] if command == "cell" else []
+    code = f"import sys; from vjepa_lab.study.cli import main; status = main({words!r}); print(status or 0, 'timm' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=bench.env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.endswith("0 False\n"), (done.stdout, done.stderr)
+    assert bench.states() == {bench.study.cells[0].name: "done" if command == "cell" else "open"}
 
 
 def test_a_study_prints_as_the_code_that_rebuilds_it():

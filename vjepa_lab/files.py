@@ -47,6 +47,7 @@ def _tidy(path: Path) -> None:
 
 
 def write_json(path: Path, value) -> None:
+    """Put a value in place as JSON; what JSON does not know, such as a path, as text."""
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=1, default=str) + "\n")
 
