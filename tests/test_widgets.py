@@ -405,13 +405,31 @@ def test_live_curves_end_with_the_last_record(monkeypatch):
     monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(events=events))
     monkeypatch.setattr(plots, "curves", lambda table, **_: drawn.append(len(table)))
     live = vl.widgets.LiveCurve(every=1000.0)
-    live.drawn = -1e9
     for step in range(5):
         live({"step": step, "loss": 1.0})
     assert drawn == [2]
     events.trigger("post_run_cell", None)
     events.trigger("post_run_cell", None)
     assert drawn == [2, 5]
+
+
+def test_drawing_live_curves_leaves_the_time_to_training(monkeypatch):
+    """On a clock that goes on by one second a record: a drawing of 4 s is not repeated for two minutes, a quick one every 3 s."""
+    monkeypatch.setattr("IPython.get_ipython", lambda: None)
+    for cost, redraws in ((4.0, 3), (0.0, 83)):
+        clock, drawn = [100.0], []
+
+        def draw(table, clock=clock, drawn=drawn, cost=cost, **_):
+            clock[0] += cost
+            drawn.append(len(table))
+
+        monkeypatch.setattr("vjepa_lab.widgets.live.time", SimpleNamespace(monotonic=lambda clock=clock: clock[0]))
+        monkeypatch.setattr(plots, "curves", draw)
+        live = vl.widgets.LiveCurve()
+        for step in range(250):
+            clock[0] += 1
+            live({"step": step, "loss": 1.0})
+        assert len(drawn) == redraws
 
 
 def test_curves_have_a_panel_for_each_term(run):
