@@ -445,7 +445,7 @@ def as_trained(bench: Bench) -> None:
 
 def test_what_several_machines_ran_is_collected_in_turn_and_need_not_run_again(tmp_path, capfd):
     bench, kept, whole = Bench(tmp_path, "baseline ld", 2, wait=0), tmp_path / "kept", tmp_path / "whole"
-    assert bench.call("run", "--only", "*-s0")[0] == 0
+    as_run(bench, "*-s0")
     as_trained(bench)
     collect(bench.study, bench.runs, kept)
     first = {name: (kept / name).read_bytes() for name in ("rows.csv", "provenance/runs.csv")}
@@ -479,7 +479,7 @@ def test_what_several_machines_ran_is_collected_in_turn_and_need_not_run_again(t
 
 def test_a_folder_with_another_study_is_not_added_to(tmp_path):
     bench, kept = Bench(tmp_path, "baseline ld", 1, wait=0), tmp_path / "kept"
-    bench.call()
+    as_run(bench)
     as_trained(bench)
     collect(bench.study, bench.runs, kept)
     other = kept / "provenance/runs.csv"
@@ -532,14 +532,16 @@ def test_what_the_study_beside_says_of_runs_is_kept_with_them(tmp_path, readable
         export.collected(other, kept, but=[other.cell("ld-plain-micro-s0")])
 
 
-def as_run(bench: Bench) -> None:
+def as_run(bench: Bench, only: str = "*") -> None:
     """What `study run` leaves of the stand-ins, without a kernel."""
-    for cell in bench.study.cells:
+    for cell in bench.study.chosen(only):
         (folder := bench.runs / cell.name).mkdir(parents=True)
         for step in cell.steps(folder):
             (out := cells.result(folder, step)).write_text("{}")
-            notebook._status_file(out).write_text(json.dumps({"state": "done", "params": step.params, "seconds": 1}))
+            notebook._status_file(out).write_text(json.dumps({"state": "done", "params": step.params, "seconds": 1.5}))
         shutil.copy(bench.folder / "w.pt", folder / "last.pt")
+        about = {"variant": cell.variant, "edition": cell.edition, "seed": cell.seed, "data": cell.regime.data, "preset": {"steps": 600}}
+        (folder / "config.json").write_text(json.dumps(about))
         (folder / "report.json").write_text("{}")
         (folder / "rows.csv").write_text("variant,benchmark,probe,metric,value,n,encoder\nstand-in,w/motion,linear,top1,5,1000,student\n")
         cells._finish(cell, folder)
@@ -694,7 +696,7 @@ def test_a_stop_while_a_cell_starts_reaches_it(tmp_path, monkeypatch):
 
 def test_constants_are_collected_with_the_first_run_that_is_finished(tmp_path):
     bench, kept = Bench(tmp_path, "baseline ld", 2, wait=0), tmp_path / "kept"
-    bench.call()
+    as_run(bench)
     as_trained(bench)
     (bench.runs / bench.study.cells[0].name / "02_probe-motion.ipynb").unlink()
     collect(bench.study, bench.runs, kept)
