@@ -243,6 +243,13 @@ def test_a_misspelt_label_is_refused_before_a_clip_is_encoded(videos, monkeypatc
         vl.probe(Colours(), str(videos), ("class", "clas"), frames=4, size=32, stride=1)
 
 
+@pytest.mark.parametrize(("probe", "option", "near"), [("linear", "epoch", "epochs"), ("stepwise", "name", ""), ("knn", "k", "ks")])
+def test_an_option_that_a_probe_lacks_is_refused_before_a_clip_is_encoded(videos, monkeypatch, probe, option, near):
+    monkeypatch.setattr(evaluate, "extract_views", lambda *_, **__: pytest.fail("encoded"))
+    with pytest.raises(ValueError, match=f"{option}: unknown to the probe '{probe}'; .*{near}"):
+        vl.probe(Colours(), str(videos), probe=probe, frames=4, size=32, stride=1, **{option: 3})
+
+
 def test_released_weights_are_probed_without_a_run(videos, tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)

@@ -226,6 +226,7 @@ def test_a_study_knows_the_probes_that_there_are():
     [
         ({"labels": "motion"}, "labels='motion'; expected several"),
         ({"probe": "linaer"}, "did you mean linear"),
+        ({"encoder": "techer"}, "encoder='techer'; did you mean teacher"),
         ({"splits": ("a",)}, "test split"),
     ],
 )
@@ -628,6 +629,14 @@ def test_a_wrong_parameter_is_missed_before_training(tmp_path):
     shutil.copy(tmp_path / "notebooks/02_probe.ipynb", tmp_path / "notebooks/02_probe-again.ipynb")
     with pytest.raises(ValueError, match=r"02_probe-again.ipynb: unknown parameter 'limt': did you mean limit"):
         cells.run(bench.study.cells[0], bench.runs, tmp_path / "notebooks", progress=False)
+    assert not (bench.runs / "ledger.txt").exists()
+
+
+def test_an_option_that_the_probe_lacks_is_missed_before_training(tmp_path):
+    bench = Bench(tmp_path, "ld", 1)
+    study = replace(bench.study, benchmarks=(Benchmark("motion", labels=("motion",), options={"epoch": 3}),))
+    with pytest.raises(ValueError, match=r"02_probe.ipynb: epoch: unknown to the probe 'linear'; did you mean epochs"):
+        cells.run(study.cells[0], bench.runs, tmp_path / "notebooks", progress=False)
     assert not (bench.runs / "ledger.txt").exists()
 
 

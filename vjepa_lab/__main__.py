@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .arguments import REQUIRED, Argument, describe, literal, suggest
+from .arguments import REQUIRED, Argument, describe, literal
 from .options import Parser, UserError, add, arguments, escaped, offer, setting
 
 # ------------------------------------------------------------------------------------------------------------------------------ commands
@@ -140,19 +140,17 @@ def probe(parser):
 
 def _further(more: list[tuple[str, Any]], given: dict) -> dict:
     """What --set says of a probe. Raises UserError for what the probe does not take, or was given before."""
-    import inspect
-
-    from .evaluation import evaluate, probes
+    from .evaluation import evaluate
 
     kind = given.get("probe", "linear")
     if kind not in evaluate.PROBES:
         return dict(more)  # it is refused by that name
-    parameters = inspect.signature(getattr(probes, "linear" if kind == "stepwise" else kind)).parameters.values()
-    known = [argument.name for argument in arguments(evaluate.probe)] + [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     found: dict[str, Any] = {}
     for name, value in more:
-        if name not in known:
-            raise UserError(f"--set {name}: unknown to the probe {kind!r}; {suggest(name, dict.fromkeys(known))}")
+        try:
+            evaluate.check_options(kind, (name,))
+        except ValueError as error:
+            raise UserError(f"--set {error}") from None
         if name in given or name in found:
             raise UserError(f"--set {name}: given twice; leave one out")
         found[name] = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -76,11 +77,10 @@ def probe(
     out      where the rows go; by default the run's folder, of released weights `runs`/<name>, of an encoder of your own nowhere
     options  go to the probe: epochs, lrs, form, ...
 
-    Raises ValueError for an unknown probe or label, for a block that is not there or of an encoder that is not of this package, for an
-    encoder of your own without a clip shape or data; DataError, a ValueError, for splits that share files.
+    Raises ValueError for an unknown probe, option or label, for a block that is not there or of an encoder that is not of this package,
+    for an encoder of your own without a clip shape or data; DataError, a ValueError, for splits that share files.
     """
-    if probe not in PROBES:
-        raise ValueError(f"unknown probe {probe!r}: expected one of {', '.join(PROBES)}")
+    check_options(probe, options)
     subject = subject_of(run, encoder, out, device).shaped(frames, size, stride)
     if layers is not None:
         subject = replace(subject, encoder=Layers(subject.encoder, layers))
@@ -109,6 +109,17 @@ def probe(
         for result in results:
             result.save(subject.folder)
     return results
+
+
+def check_options(kind: str, options: Iterable[str]) -> None:
+    """Raises ValueError for a probe that there is not, and for the name of an option that neither it nor `probe` takes."""
+    if kind not in PROBES:
+        raise ValueError(f"unknown probe {kind!r}: expected one of {', '.join(PROBES)}")
+    fit = probes.linear if kind == "stepwise" else getattr(probes, kind)
+    known = [p.name for each in (probe, fit) for p in signature(each).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = [name for name in dict.fromkeys(known) if (kind, name) != ("stepwise", "name")]
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(f"{unknown[0]}: unknown to the probe {kind!r}; {suggest(unknown[0], known)}")
 
 
 def labelled(sources: Iterable[video.Source], labels: Sequence[str]) -> None:

@@ -190,9 +190,13 @@ def run(
 
 
 def _check(source: Path, step: Step) -> None:
-    """Raise ValueError if a notebook does not take a step's parameters: known before hours of training, not after them."""
+    """Raise ValueError if a notebook, or the probe in it, does not take a step's parameters: known before hours of training, not after."""
     try:
         notebook.check(source, step.params)
+        if step.notebook == "02_probe" and step.params["options"]:
+            from ..evaluation.evaluate import check_options  # only here: it takes seconds
+
+            check_options(step.params["probe"], step.params["options"])
     except (ValueError, TypeError) as error:
         raise ValueError(f"{source}: {error}") from None
 

@@ -25,6 +25,7 @@ from ..values import Value
 
 KEEP = ("all", "model", "rows")
 PROBES = ("linear", "stepwise", "attentive", "knn")
+ENCODERS = ("student", "teacher", "initial")
 FITTING = ("epochs", "lrs", "wds", "batch", "val", "refit", "exact")
 "Options that say how a probe is fitted, and on tokens of which precision: no row tells them apart."
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -43,6 +44,7 @@ class Regime(Value):
 class Benchmark(Value):
     """What a finished run is probed on: one execution of 02_probe. An empty `data` is what the run was pretrained on.
 
+    encoder  "student", "teacher" or "initial"; empty: the recipe's choice
     limit    at most so many clips of each split; 0: all
     options  go to the probe, such as {"form": "released"}
     """
@@ -60,6 +62,8 @@ class Benchmark(Value):
         listed(f"benchmark {self.name!r}", self, "labels", "splits")
         if self.probe not in PROBES:
             raise ValueError(f"benchmark {self.name!r}: probe={self.probe!r}; {suggest(str(self.probe), PROBES)}")
+        if self.encoder and self.encoder not in ENCODERS:
+            raise ValueError(f"benchmark {self.name!r}: encoder={self.encoder!r}; {suggest(str(self.encoder), ENCODERS)}")
         if len(self.splits) != 2 or not self.labels:
             raise ValueError(f"benchmark {self.name!r}: expected a label or more, and a training and a test split")
 
