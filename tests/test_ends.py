@@ -6,7 +6,7 @@ import pytest
 import vjepa_lab as vl
 from vjepa_lab import __main__ as cli
 from vjepa_lab import alignment, ends
-from vjepa_lab.objective import Recipe
+from vjepa_lab.objective import Recipe, Term
 from vjepa_lab.terms import JEPA, Dynamics, Kinematic
 
 HOW = {"preset": "smoke", "progress": False}
@@ -43,6 +43,25 @@ def test_what_is_measured_stays_and_what_cannot_be_is_passed_over(tmp_path):
     assert {"kept", "plain kept"} <= set(ends.align([str(tmp_path)], clips=24)["metric"])
     with pytest.raises(FileNotFoundError, match="notes: no finished run there"):
         ends.align([str(tmp_path / "notes")])
+
+
+def test_what_cannot_be_rebuilt_is_passed_over_by_name(probe, tmp_path):
+    class Still(Term):
+        def error(self, view, head):
+            return view.z.square().mean(-1)
+
+    own = Recipe(JEPA() + 0.1 * Still())
+    mine = vl.pretrain(own, DATA, out=tmp_path / "mine", **HOW)
+    bare, plain = (vl.pretrain(name, DATA, out=tmp_path / name, **HOW) for name in ("ld", "straighten"))
+    (bare.path / "last.pt").unlink()
+    with pytest.warns(UserWarning) as told:
+        found = ends.align([tmp_path], clips=24)
+    assert set(found["run"]) == {"straighten"} and (plain.path / alignment.FILE).exists()
+    said = " ".join(str(each.message) for each in told)
+    assert "mine uses Still, defined elsewhere" in said and "ld: its weights were deleted" in said
+    assert alignment.TOGETHER in set(ends.ends(mine, probe, recipe=own)["term"])
+    with pytest.raises(ValueError, match=r"no run can be measured; .*mine uses Still"):
+        ends.align([mine])
 
 
 def test_the_command(tmp_path, capsys):

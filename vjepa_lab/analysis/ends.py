@@ -7,6 +7,7 @@ Model and heads are built anew as they were before the first step, and read from
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 from vjepa_lab import data as video
 from vjepa_lab.analysis import alignment, subjects
 from vjepa_lab.files import replacing
+from vjepa_lab.objective import Recipe
 from vjepa_lab.training.runs import Run
 
 
@@ -38,13 +40,20 @@ def align(
     After the last step of a converged training the auxiliaries together have cosine -1 with the main gradient and norm ratio 1, whatever
     they do, since the total gradient is zero there (`alignment`): the end tells how far training has come, the start how terms agree.
 
-    A run that has its measurements keeps them; one of no steps is passed over. Returns all of them, as `alignment.load` does.
-    Raises FileNotFoundError where there is no finished run, or no weights are left of one.
+    A run that has its measurements keeps them; one of no steps is passed over, and so, with a warning, is one that cannot be rebuilt:
+    it uses terms defined elsewhere (`ends` takes its recipe), or its weights were deleted. Returns all, as `alignment.load` does.
+    Raises FileNotFoundError where there is no finished run, ValueError where none can be rebuilt.
     """
     from vjepa_lab.training.processes import Team
 
     found, probes, on = finished(runs), {}, Team().device(device)
-    bar = tqdm([run for run in found if not (run.path / alignment.FILE).exists()], desc="alignment", unit="run")
+    wanted = [run for run in found if not (run.path / alignment.FILE).exists()]
+    lacking = {run.path: why for run in wanted if (why := _lacking(run))}
+    if len(lacking) == len(found):
+        raise ValueError(f"no run can be measured; {'; '.join(lacking.values())}")
+    for why in lacking.values():
+        warnings.warn(f"passed over: {why}", stacklevel=2)
+    bar = tqdm([run for run in wanted if run.path not in lacking], desc="alignment", unit="run")
     for run in bar:
         bar.set_postfix_str(run.name)
         size, spec = run.preset, data or run.config["spec"]
@@ -55,15 +64,24 @@ def align(
         table = ends(run, probes[asked], on)
         with replacing(run.path / alignment.FILE) as part:
             table.to_csv(part, index=False)
-    return alignment.load(found)
+    return alignment.load([run for run in found if run.path not in lacking])
 
 
-def ends(run: Run, probe: alignment.ProbeSet, device="cpu") -> pd.DataFrame:
+def _lacking(run: Run) -> str:
+    """Why a run cannot be rebuilt; empty where it can."""
+    if own := run.config.get("own_terms"):
+        return f"{run.path} uses {', '.join(own)}, defined elsewhere: ends.ends(run, probe, recipe=...) measures it"
+    return "" if any(run.path.glob("last*.pt")) else f"{run.path}: its weights were deleted"
+
+
+def ends(run: Run, probe: alignment.ProbeSet, device="cpu", recipe: Recipe | None = None) -> pd.DataFrame:
     """`alignment.measure` of a run before its first and after its last step, with its own masks; columns step and progress beside.
+
+    recipe  what the run trained, where it uses terms of your own; by default what its folder says.
 
     The metric `adam` is missing: the optimiser has not stepped at one end, and its state is rarely kept at the other.
     """
-    recipe, tables = run.recipe, []
+    recipe, tables = recipe or run.recipe, []
     for trained in (False, True):
         model, loss = run.model(trained).to(device), run.loss(recipe, trained).to(device)
         at = {"step": run.preset.steps * trained, "progress": float(trained)}
