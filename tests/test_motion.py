@@ -1,5 +1,8 @@
 """Table 6 and the factor-retention matrix: the controls control, the intervals are what they say, the verdicts follow from the rows."""
 
+import json
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -62,6 +65,17 @@ def test_clips_of_one_shape_are_shown_to_all(runs, tmp_path):
     with pytest.raises(ValueError, match=r"different shapes \(8 frames of 16 pixels, 8 frames of 32 pixels\)"):
         subjects.clip_size(subjects.subjects([runs[0], other]))
     assert subjects.clip_size(subjects.subjects(runs), {"size": 64}).size == 64
+
+
+def test_two_runs_that_tables_would_take_for_one_are_refused(runs, tmp_path):
+    """A mean over two editions, or two data sets, under the name of one variant is a number of nothing."""
+    twin = shutil.copytree(runs[0].path, tmp_path / "twin")
+    config = json.loads((twin / "config.json").read_text())
+    (twin / "config.json").write_text(json.dumps(config | {"edition": "released", "regime": "elsewhere"}))
+    with pytest.raises(ValueError, match=r"and .*twin are both baseline of seed 0; they differ in edition, regime: look at"):
+        subjects.subjects([*runs, twin])
+    (twin / "config.json").write_text(json.dumps(config | {"seed": 1}))
+    assert [s.about["seed"] for s in subjects.subjects([*runs, twin], initial=False)] == [0, 0, 1]
 
 
 def test_an_untrained_encoder_is_the_same_for_every_objective(runs):

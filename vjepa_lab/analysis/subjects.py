@@ -93,15 +93,22 @@ def subjects(runs: Iterable[Run | str | Path], encoders: Sequence[str] = ("stude
     size, once.
 
     A teacher is there where the run kept one apart (an EMA); a run of no steps gives its initial encoder only.
-    Raises ValueError for an unknown encoder, FileNotFoundError for a folder that is no run's.
+    Raises ValueError for an unknown encoder, and for two trained runs of one variant and seed, such as of two editions: what looks at
+    encoders knows them by these, and would take the mean of both. FileNotFoundError for a folder that is no run's.
     """
     if unknown := [name for name in encoders if name not in ENCODERS]:
         raise ValueError(f"unknown encoder {unknown[0]!r}: expected some of {', '.join(ENCODERS)}")
-    trained, untrained = [], {}
+    trained, untrained, known = [], {}, {}
     for run in map(load_run, runs):
         config = run.config
         untrained.setdefault((config["seed"], *(config["preset"][name] for name in BORN)), Subject(run, "initial"))
         if config["preset"]["steps"]:
+            other = known.setdefault((config["variant"], config["seed"]), run)
+            if other.path != run.path:
+                differ = [name for name in ("edition", "regime", "data", "preset") if other.config.get(name) != config.get(name)]
+                both = f"{other.path} and {run.path} are both {config['variant']} of seed {config['seed']}"
+                told = f"they differ in {', '.join(differ)}" if differ else "they differ in their folders only"
+                raise ValueError(f"{both}; {told}: look at those of one kind at a time")
             apart = [name for name in encoders if name == "student" or (name == "teacher" and config["teacher"] == "ema")]
             trained += [Subject(run, name) for name in apart]
     return trained + list(untrained.values()) * (initial or "initial" in encoders)
