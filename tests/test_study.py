@@ -198,6 +198,10 @@ def test_an_expression_is_a_variant():
         ({"overrides": {"masks": variants.recipe("ld").masks}}, r"overrides: masks=MultiBlock\(.*; expected a plain number or None"),
         ({"extras": (Extra("x", {"to": Path("a")}),)}, r"extra 'x': params: to=.*Path\('a'\); expected numbers, text, or lists"),
         (
+            {"benchmarks": tuple(Benchmark(f"knn{k}", labels=("motion",), probe="knn", options={"ks": [k]}) for k in (1, 5))},
+            r"benchmarks 'knn1' and 'knn5' would write the same rows \(motion, knn\)",
+        ),
+        (
             {"benchmarks": (*MOTION, Benchmark("short", labels=("shape", "motion"), options={"epochs": 5}))},
             r"benchmarks 'motion' and 'short' would write the same rows \(motion, linear\), the second over the first",
         ),

@@ -26,8 +26,8 @@ from ..values import Value
 KEEP = ("all", "model", "rows")
 PROBES = ("linear", "stepwise", "attentive", "knn")
 ENCODERS = ("student", "teacher", "initial")
-FITTING = ("epochs", "lrs", "wds", "batch", "val", "refit", "exact")
-"Options that say how a probe is fitted, and on tokens of which precision: no row tells them apart."
+FITTING = ("epochs", "lrs", "wds", "batch", "val", "refit", "exact", "with_positions", "ks", "temperature")
+"Options that say how a probe is fitted, on tokens of which precision, and how neighbours vote: no row tells them apart."
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
