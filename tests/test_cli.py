@@ -1,5 +1,6 @@
 """The command line: options from signatures, one line for what the user got wrong, exit codes."""
 
+import multiprocessing
 import os
 import re
 import shutil
@@ -117,6 +118,7 @@ def test_help(capsys, name):
         (["probe", "nowhere", "--set", "ks=[1]", "--probe", "stepwise"], 2, "--set ks: unknown to the probe 'stepwise'"),
         (["probe", "nowhere", "--set", "limit=8", "--limit", "8"], 2, "--set limit: given twice; leave one out"),
         (["probe", "nowhere", "--set", "lrs=[1]", "--set", "lrs=[2]"], 2, "--set lrs: given twice"),
+        (["probe", "nowhere", "--set", "labels=motion", "--set", "data=synthetic"], 1, "nowhere: not a run folder"),
         (["probe", "nowhere", "--set", "epochs=1", "--set", "limit=8"], 1, "nowhere: not a run folder"),
         (["probe", "nowhere", "--set", "x=1", "--probe", "linaer"], 1, "unknown probe 'linaer'"),
         (["pretrain", "ld", "--preset", "smoke", "--device", "gpu"], 1, "device 'gpu' is not available here; use 'auto' or 'cpu'"),
@@ -402,6 +404,7 @@ def test_a_disk_that_is_full_ends_a_preparation(tmp_path, capsys):
     out, small = data.export(tmp_path / "set", clips={"train": 2, "test": 2}, size=64, frames=8, progress=False), tmp_path / "small"
     words = ("data", "prepare", "folder", out, small, "--no-progress", "--side", "64", "--quality", "1")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    multiprocessing.Value("q")  # the first one of a process grows a file of its own, which is kept for the next ones
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
     try:
         code, text, err = said(capsys, *words)

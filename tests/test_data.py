@@ -163,6 +163,17 @@ def test_an_error_in_a_worker_is_the_error_in_the_run():
     assert "in read" in error.value.__notes__[0]
 
 
+def test_why_a_worker_cannot_start_is_said(monkeypatch):
+    def start(process):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("multiprocessing.context.ForkProcess.start", start)
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", start)
+    source = data.open("synthetic", frames=4, size=16, n=8)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        next(iter(data.loader(source, 4, workers=2)))
+
+
 def test_workers_end_with_the_loader():
     before = set(mp.active_children())
     loader = data.loader(Toy(), 4, workers=2)

@@ -64,6 +64,14 @@ def test_what_cannot_be_rebuilt_is_passed_over_by_name(probe, tmp_path):
         ends.align([mine])
 
 
+def test_a_recipe_is_measured_with_the_masks_that_it_trained_with(probe, tmp_path):
+    """A size may have masks of its own, which the recipe does not name."""
+    run = vl.pretrain("ld", DATA, out=tmp_path / "ld", masks=vl.preset("micro").masks, **HOW)
+    written = vl.variants.recipe("ld")
+    assert written.masks != run.recipe.masks
+    pd.testing.assert_frame_equal(ends.ends(run, probe, recipe=written), ends.ends(run, probe))
+
+
 def test_the_command(tmp_path, capsys):
     vl.pretrain("ld", DATA, runs=tmp_path, **HOW)
     assert cli.main(["align", str(tmp_path), "--labels", "motion", "--clips", "24", "--fit", "24"]) == 0

@@ -72,8 +72,13 @@ def test_two_runs_that_tables_would_take_for_one_are_refused(runs, tmp_path):
     twin = shutil.copytree(runs[0].path, tmp_path / "twin")
     config = json.loads((twin / "config.json").read_text())
     (twin / "config.json").write_text(json.dumps(config | {"edition": "released", "regime": "elsewhere"}))
-    with pytest.raises(ValueError, match=r"and .*twin are both baseline of seed 0; they differ in edition, regime: look at"):
+    with pytest.raises(ValueError, match=r"and .*twin are both baseline of seed 0 \(they differ in edition, regime\); name the runs"):
         subjects.subjects([*runs, twin])
+    (twin / "config.json").write_text(json.dumps(config))
+    (twin / "recipe.txt").write_text("Recipe(JEPA() + 0.3*Delta())")
+    with pytest.raises(ValueError, match=r"\(they differ in recipe\)"):
+        subjects.subjects([runs[0], twin])
+    assert len(subjects.subjects([runs[0], runs[0].path.absolute()], initial=False)) == 2, "the same run, twice asked for"
     (twin / "config.json").write_text(json.dumps(config | {"seed": 1}))
     assert [s.about["seed"] for s in subjects.subjects([*runs, twin], initial=False)] == [0, 0, 1]
 

@@ -231,6 +231,7 @@ def test_a_study_knows_the_probes_that_there_are():
         ({"labels": "motion"}, "labels='motion'; expected several"),
         ({"probe": "linaer"}, "did you mean linear"),
         ({"encoder": "techer"}, "encoder='techer'; did you mean teacher"),
+        ({"options": {"probe": "knn"}}, "probe is a field of Benchmark itself: probe="),
         ({"splits": ("a",)}, "test split"),
     ],
 )
@@ -548,7 +549,7 @@ def as_run(bench: Bench, only: str = "*") -> None:
         about = {"variant": cell.variant, "edition": cell.edition, "seed": cell.seed, "data": cell.regime.data, "preset": {"steps": 600}}
         (folder / "config.json").write_text(json.dumps(about))
         (folder / "report.json").write_text("{}")
-        (folder / "rows.csv").write_text("variant,benchmark,probe,metric,value,n,encoder\nstand-in,w/motion,linear,top1,5,1000,student\n")
+        exec(PROBE.split("---\n")[1], {"run": str(folder), "labels": ["motion"]})
         cells._finish(cell, folder)
 
 
@@ -642,6 +643,14 @@ def test_an_option_that_the_probe_lacks_is_missed_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"02_probe.ipynb: epoch: unknown to the probe 'linear'; did you mean epochs"):
         cells.run(study.cells[0], bench.runs, tmp_path / "notebooks", progress=False)
     assert not (bench.runs / "ledger.txt").exists()
+
+
+def test_a_further_execution_of_a_probe_need_not_say_everything(tmp_path):
+    bench = Bench(tmp_path, "ld", 1, wait=0, extras=(Extra("02_probe", {"labels": ["shape"]}),))
+    (*_, step) = bench.study.cells[0].steps(tmp_path)
+    cells._check(tmp_path / "notebooks/02_probe.ipynb", step)
+    with pytest.raises(ValueError, match="epoch: unknown to the probe 'linear'"):
+        cells._check(tmp_path / "notebooks/02_probe.ipynb", replace(step, params=step.params | {"options": {"epoch": 3}}))
 
 
 def test_a_changed_study_leaves_a_finished_run_as_it_is(tmp_path):

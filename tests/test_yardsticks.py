@@ -65,6 +65,8 @@ def test_a_misspelt_label_is_refused_before_anything_is_read(tmp_path, monkeypat
     monkeypatch.setattr(data, "loader", lambda *_, **__: pytest.fail("clips were read"))
     with pytest.raises(ValueError, match=r"has no label 'shpe'; it has .*shape"):
         baselines(source, run, "shpe", progress=False)
+    with pytest.raises(ValueError, match="epoch: unknown to the probe 'linear'; did you mean epochs"):
+        baselines(source, run, "shape", progress=False, epoch=3)
 
 
 @pytest.fixture

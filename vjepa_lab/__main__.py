@@ -145,10 +145,10 @@ def _further(more: list[tuple[str, Any]], given: dict) -> dict:
     kind = given.get("probe", "linear")
     if kind not in evaluate.PROBES:
         return dict(more)  # it is refused by that name
-    found: dict[str, Any] = {}
+    found, own = {}, {argument.name for argument in arguments(evaluate.probe)}
     for name, value in more:
         try:
-            evaluate.check_options(kind, (name,))
+            evaluate.check_options(kind, {name} - own)
         except ValueError as error:
             raise UserError(f"--set {error}") from None
         if name in given or name in found:

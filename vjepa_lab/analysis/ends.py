@@ -69,9 +69,10 @@ def align(
 
 def _lacking(run: Run) -> str:
     """Why a run cannot be rebuilt; empty where it can."""
-    if own := run.config.get("own_terms"):
-        return f"{run.path} uses {', '.join(own)}, defined elsewhere: ends.ends(run, probe, recipe=...) measures it"
-    return "" if any(run.path.glob("last*.pt")) else f"{run.path}: its weights were deleted"
+    if not any(run.path.glob("last*.pt")):
+        return f"{run.path}: its weights were deleted"
+    own = run.config.get("own_terms")
+    return f"{run.path} uses {', '.join(own)}, defined elsewhere: ends.ends(run, probe, recipe=...) measures it" if own else ""
 
 
 def ends(run: Run, probe: alignment.ProbeSet, device="cpu", recipe: Recipe | None = None) -> pd.DataFrame:
@@ -82,10 +83,11 @@ def ends(run: Run, probe: alignment.ProbeSet, device="cpu", recipe: Recipe | Non
     The metric `adam` is missing: the optimiser has not stepped at one end, and its state is rarely kept at the other.
     """
     recipe, tables = recipe or run.recipe, []
+    masks = run.preset.masks_of(recipe.masks)
     for trained in (False, True):
         model, loss = run.model(trained).to(device), run.loss(recipe, trained).to(device)
         at = {"step": run.preset.steps * trained, "progress": float(trained)}
-        tables.append(alignment.measure(model, loss, probe, recipe.masks, **at).assign(**at))
+        tables.append(alignment.measure(model, loss, probe, masks, **at).assign(**at))
     return pd.concat(tables, ignore_index=True)
 
 

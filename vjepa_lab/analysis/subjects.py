@@ -104,14 +104,20 @@ def subjects(runs: Iterable[Run | str | Path], encoders: Sequence[str] = ("stude
         untrained.setdefault((config["seed"], *(config["preset"][name] for name in BORN)), Subject(run, "initial"))
         if config["preset"]["steps"]:
             other = known.setdefault((config["variant"], config["seed"]), run)
-            if other.path != run.path:
-                differ = [name for name in ("edition", "regime", "data", "preset") if other.config.get(name) != config.get(name)]
-                both = f"{other.path} and {run.path} are both {config['variant']} of seed {config['seed']}"
-                told = f"they differ in {', '.join(differ)}" if differ else "they differ in their folders only"
-                raise ValueError(f"{both}; {told}: look at those of one kind at a time")
+            if other.path.resolve() != run.path.resolve():
+                both = f"{other.path} and {run.path} are both {config['variant']} of seed {config['seed']}{_apart(other, run)}"
+                raise ValueError(f"{both}; name the runs of one kind, or a folder that holds them, or links to them, alone")
             apart = [name for name in encoders if name == "student" or (name == "teacher" and config["teacher"] == "ema")]
             trained += [Subject(run, name) for name in apart]
     return trained + list(untrained.values()) * (initial or "initial" in encoders)
+
+
+def _apart(a: Run, b: Run) -> str:
+    """In what two runs differ, as an aside; empty where it is in nothing that is looked at here."""
+    found = [name for name in ("edition", "regime", "spec", "clips", "preset") if a.config.get(name) != b.config.get(name)]
+    read = lambda run: (run.path / "recipe.txt").read_text() if (run.path / "recipe.txt").is_file() else None
+    found += ["recipe"] * (read(a) != read(b))
+    return f" (they differ in {', '.join(found)})" if found else ""
 
 
 def clip_size(found: Sequence[Subject], shape: Mapping[str, int] | None = None) -> Preset:

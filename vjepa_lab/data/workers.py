@@ -32,14 +32,16 @@ class _Worker:
     source: Source
     replace: bool
     owed: deque = field(default_factory=deque)
+    process: mp.Process | None = None  # none where it could not be started
 
     def start(self) -> None:
         context = mp.get_context("fork" if sys.platform == "linux" else "spawn")
         self.at = context.Value("q", -1, lock=False)
         self.known = set(self.source.avoid)  # what this process leaves alone; others may have learnt of more
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(self.source, self.replace, theirs, self.at, os.getpid()), daemon=True)
-        self.process.start()
+        process = context.Process(target=_serve, args=(self.source, self.replace, theirs, self.at, os.getpid()), daemon=True)
+        process.start()
+        self.process = process
         theirs.close()
         for keys in self.owed:
             self.pipe.send(keys)
@@ -78,6 +80,8 @@ class _Worker:
             self.start()
 
     def stop(self) -> None:
+        if self.process is None:
+            return
         self.process.kill()
         self.process.join()
         self.pipe.close()

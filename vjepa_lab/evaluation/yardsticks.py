@@ -50,7 +50,7 @@ def baselines(
     options  go to `vjepa_lab.probe`: encoder, cache, workers, epochs, ...
 
     `attrs["note"]` says what the trained row is and whether it could be evidence. Raises ValueError if `found` is not one result per label,
-    and for an unknown one; DataError, a ValueError, for splits that share files.
+    for an unknown one, and for an option that the probe lacks; DataError, a ValueError, for splits that share files.
     """
     from vjepa_lab import train
 
@@ -61,6 +61,7 @@ def baselines(
     apart(*sources)
     names = [labels] if isinstance(labels, str) else list(labels)
     evaluate.labelled(sources, names)
+    evaluate.check_options(probe, options)
     if run is None:
         over = {} if steps is None else {"steps": steps, "warmup": min(size.warmup, max(steps // 10, 1))}
         run = train.pretrain("baseline", pair[0], size, seed, runs=runs, progress=progress, **over)

@@ -193,10 +193,10 @@ def _check(source: Path, step: Step) -> None:
     """Raise ValueError if a notebook, or the probe in it, does not take a step's parameters: known before hours of training, not after."""
     try:
         notebook.check(source, step.params)
-        if step.notebook == "02_probe" and step.params["options"]:
+        if step.notebook == "02_probe" and isinstance(options := step.params.get("options"), Mapping) and options:
             from ..evaluation.evaluate import check_options  # only here: it takes seconds
 
-            check_options(step.params["probe"], step.params["options"])
+            check_options(step.params.get("probe", "linear"), options)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{source}: {error}") from None
 

@@ -64,6 +64,8 @@ class Benchmark(Value):
             raise ValueError(f"benchmark {self.name!r}: probe={self.probe!r}; {suggest(str(self.probe), PROBES)}")
         if self.encoder and self.encoder not in ENCODERS:
             raise ValueError(f"benchmark {self.name!r}: encoder={self.encoder!r}; {suggest(str(self.encoder), ENCODERS)}")
+        if own := [f.name for f in fields(self) if f.name in self.options and f.name != "name"]:
+            raise ValueError(f"benchmark {self.name!r}: options={{{own[0]!r}: ...}}; {own[0]} is a field of Benchmark itself: {own[0]}=...")
         if len(self.splits) != 2 or not self.labels:
             raise ValueError(f"benchmark {self.name!r}: expected a label or more, and a training and a test split")
 

@@ -10,8 +10,8 @@ from vjepa_lab import plots
 class LiveCurve:
     """Training curves that redraw themselves in a notebook: pass it as `pretrain(..., callback=LiveCurve())`.
 
-    every  seconds between redraws, or thirty times as long as a drawing takes, so that drawing costs training 3 % at most; what is left
-           is drawn when the cell ends.
+    every  seconds between redraws, or thirty times as long as the last one took, if that is longer: drawing costs training 3 % at most.
+           What is left is drawn when the cell ends.
     """
 
     def __init__(self, every: float = 3.0, title: str | None = None):
