@@ -406,6 +406,27 @@ def test_four_variants_with_unequal_seeds_prove_nothing():
     assert row["rho"] > 0.9 and row["seeds"] == 2 and 1 / 24 <= row["p"] <= 2 / 24
 
 
+def test_p_is_of_the_correlation_that_is_reported():
+    """One variant has one seed. The others' first seeds lie in perfect order, all points do not: p must not speak of the first ones."""
+    points = [("v0", 0, 0.0, 0.0)]
+    points += [(f"v{i}", seed, i + 0.1 * seed, i if seed == 0 else 3 * i % 7) for i in range(1, 8) for seed in range(3)]
+    table = pd.DataFrame(points, columns=["variant", "seed", "cosine", "delta"]).set_index(["variant", "seed"])
+    (row,) = alignment._correlations(table, 50, 0)
+    assert row["rho"] == pytest.approx(sps.spearmanr(table["cosine"], table["delta"]).statistic)
+    blocks = [part.to_numpy() for _, part in table.groupby(level="variant", sort=False)]
+    assert alignment._dealt(blocks, np.random.default_rng(0))[0] == pytest.approx(row["rho"])
+    assert abs(row["rho"]) < 0.6 and row["p"] > 0.05
+
+
+def test_unequal_seeds_find_nothing_where_nothing_is():
+    """The p-values of 200 worlds without a relation, five to one seeds a variant: as many below 5 % as there should be."""
+    rng, seeds = np.random.default_rng(1), (5, 5, 5, 3, 3, 1)
+    index = pd.MultiIndex.from_tuples([(f"v{i}", s) for i, n in enumerate(seeds) for s in range(n)], names=["variant", "seed"])
+    drawn = lambda: np.repeat(rng.normal(size=len(seeds)), seeds) + 0.3 * rng.normal(size=len(index))
+    found = [alignment._correlations(pd.DataFrame({"cosine": drawn(), "delta": drawn()}, index), 2, 0)[0]["p"] for _ in range(200)]
+    assert 0.01 <= np.mean(np.array(found) < 0.05) <= 0.09
+
+
 def test_four_variants_in_perfect_order_decide_nothing():
     """Their bootstrap intervals have no width; the rarest of 24 orders is not rare."""
     points = pd.DataFrame(

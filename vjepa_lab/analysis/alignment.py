@@ -327,7 +327,8 @@ def predictions(
 
     averaged: of `averages`, or any table of its columns with metrics `names`;  rows: probe results (`results.load`), of which top-1 counts,
     benchmarks ending in /LABEL. A variant's seeds are no independent evidence, so intervals resample variants, then seeds (no
-    narrower than `stats.rank_ends` over variants), and p-values permute whole variants (in every order of up to 8).
+    narrower than `stats.rank_ends` over variants), and p-values of the same correlation permute whole variants (in every order of up to
+    8); where variants have unequally many seeds, p is near, not exact.
     Columns benchmark, predictor, rho, lo, hi, p, partial (with the norm ratio held fixed), variants, seeds, points, moments (of `averaged`,
     or nan); the predictor "neutral utility - cosine" is the pre-registered comparison. Benchmarks with fewer than 4 variants are left
     out; if none is left, ValueError.
@@ -358,11 +359,9 @@ def _correlations(points: pd.DataFrame, draws: int, seed: int) -> list[dict]:
         chosen = [blocks[i] for i in rng.integers(0, len(blocks), len(blocks))]
         resampled.append(_ranked(np.concatenate([b[rng.integers(0, len(b), len(b))] for b in chosen])))
     whole, boot = _ranked(points.to_numpy()), np.array(resampled)  # [columns], [draws columns]
-    size = min(map(len, blocks))
-    fixed = np.stack([b[:size] for b in blocks])  # [v s columns]; variants can change places where they have as many seeds
-    dealt = np.abs(_dealt(fixed, rng))  # [orders columns], the first as it was measured
+    dealt = np.abs(_dealt(blocks, rng))  # [orders columns], the first as it was measured
     p = (dealt >= dealt[0] - 1e-9).mean(0)
-    about = {"variants": len(blocks), "seeds": size, "points": len(points)}
+    about = {"variants": len(blocks), "seeds": min(map(len, blocks)), "points": len(points)}
     rows = []
     for i, name in enumerate(names):
         held = _partial(points, name) if "norm ratio" in names and name != "norm ratio" else np.nan
@@ -383,13 +382,15 @@ def _wide_enough(rho: float, boot: np.ndarray, variants: int) -> dict[str, float
 DIFFERENCE = "neutral utility - cosine"
 
 
-def _dealt(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Spearman correlations [orders columns - 1] of the columns of points [v s columns] with the last one, the benefit, as it was measured
-    and dealt to other variants (`dealt_out`)."""
-    count = len(points)
-    orders = dealt_out(count, rng)
-    ranks = _unit_ranks(points.reshape(-1, points.shape[-1]))
-    return ranks[:, -1].reshape(count, -1)[orders].reshape(len(orders), -1) @ ranks[:, :-1]
+def _dealt(blocks: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Spearman correlations [orders columns - 1] of the columns of all variants' points [s columns] with the last one, the benefit, as it
+    was measured and dealt to other variants (`dealt_out`); one with more seeds than the other goes through that one's again."""
+    starts = np.cumsum([0, *map(len, blocks)])
+    ranks, orders = _unit_ranks(np.concatenate(blocks)), dealt_out(len(blocks), rng)
+    turns = [[first + np.arange(len(own)) % len(other) for first, other in zip(starts, blocks, strict=False)] for own in blocks]
+    dealt = np.concatenate([ranks[np.array(rows)[order], -1] for rows, order in zip(turns, orders.T, strict=True)], axis=1)
+    dealt -= dealt.mean(1, keepdims=True)
+    return dealt / np.maximum(np.linalg.norm(dealt, axis=1, keepdims=True), 1e-12) @ ranks[:, :-1]
 
 
 def _ranked(points: np.ndarray) -> np.ndarray:
