@@ -117,10 +117,10 @@ def place_names(ax, points: np.ndarray, names: Sequence[str], size: float = 5.2)
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])
         extent = text.get_window_extent(renderer)
         half = np.array([extent.width / 2 + unit, extent.height / 2])
-        offsets = [(radius * unit + half) * (np.cos(a), np.sin(a)) for radius in (3.5, 9, 15) for a in np.deg2rad(ANGLES)]
+        offsets = [(radius * unit + half) * (np.cos(a), np.sin(a)) for radius in (3.5, 9, 15, 22, 30) for a in np.deg2rad(ANGLES)]
         boxes = [(*(at[k] + offset - half), *(at[k] + offset + half)) for offset in offsets]
         cost = [
-            sum(_overlap(box, other) for other in taken) + 1e6 * _leaves(box, frame) + np.hypot(*o)
+            9 * sum(_overlap(box, other) for other in taken) + 1e6 * _leaves(box, frame) + np.hypot(*o)
             for box, o in zip(boxes, offsets, strict=True)
         ]
         best = int(np.argmin(cost))
