@@ -186,7 +186,8 @@ def foretold(found: pd.DataFrame, *, note: str = "", smoke: bool = False, paper:
             ax.tick_params(axis="y", length=0)
         axes.flat[len(marks) // 2 if side else -1].set_xlabel("rank correlation with the gain")
         least, many, seeds = int(found["variants"].min()), int(found["variants"].max()), int(found["seeds"].min())
-        count = f"{least}{f' to {many}' * (least < many)} variants x {seeds} seed{'s' * (seeds != 1)}"
+        more = bool(found["points"].gt(found["variants"] * found["seeds"]).any())
+        count = f"{least}{f' to {many}' * (least < many)} variants x {seeds} seed{'s' * (seeds != 1)}{' or more' * more}"
         legend = f"Spearman, gain over the baseline; {count}."
         legend += " Intervals: variants, then seeds resampled, no narrower than Fisher's over variants."
         legend += " Empty: not measured." * bool(found.pivot(index="predictor", columns="benchmark", values="rho").isna().any(axis=None))
