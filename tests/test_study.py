@@ -217,12 +217,13 @@ def test_a_study_that_cannot_run_is_refused(change, message):
         assert Study("s", **about).cells
 
 
-def test_a_study_knows_the_probes_that_there_are():
+def test_a_study_knows_the_probes_and_encoders_that_there_are():
     """It names them itself, so that planning loads no torch."""
+    from vjepa_lab.analysis import subjects
     from vjepa_lab.evaluation import evaluate
     from vjepa_lab.study import grid
 
-    assert grid.PROBES == evaluate.PROBES
+    assert grid.PROBES == evaluate.PROBES and grid.ENCODERS == subjects.ENCODERS
 
 
 @pytest.mark.parametrize(

@@ -327,8 +327,7 @@ def predictions(
 
     averaged: of `averages`, or any table of its columns with metrics `names`;  rows: probe results (`results.load`), of which top-1 counts,
     benchmarks ending in /LABEL. A variant's seeds are no independent evidence, so intervals resample variants, then seeds (no
-    narrower than `stats.rank_ends` over variants), and p-values of the same correlation permute whole variants (in every order of up to
-    8); where variants have unequally many seeds, p is near, not exact.
+    narrower than `stats.rank_ends` over variants), and p-values permute whole variants (every order of up to 8; exact for equal seeds).
     Columns benchmark, predictor, rho, lo, hi, p, partial (with the norm ratio held fixed), variants, seeds, points, moments (of `averaged`,
     or nan); the predictor "neutral utility - cosine" is the pre-registered comparison. Benchmarks with fewer than 4 variants are left
     out; if none is left, ValueError.
@@ -358,9 +357,8 @@ def _correlations(points: pd.DataFrame, draws: int, seed: int) -> list[dict]:
     for _ in range(draws):
         chosen = [blocks[i] for i in rng.integers(0, len(blocks), len(blocks))]
         resampled.append(_ranked(np.concatenate([b[rng.integers(0, len(b), len(b))] for b in chosen])))
-    whole, boot = _ranked(points.to_numpy()), np.array(resampled)  # [columns], [draws columns]
-    dealt = np.abs(_dealt(blocks, rng))  # [orders columns], the first as it was measured
-    p = (dealt >= dealt[0] - 1e-9).mean(0)
+    boot, dealt = np.array(resampled), _dealt(blocks, rng)  # [draws columns], [orders columns]
+    whole, p = dealt[0], (np.abs(dealt) >= np.abs(dealt[0]) - 1e-9).mean(0)  # the first order is as it was measured
     about = {"variants": len(blocks), "seeds": min(map(len, blocks)), "points": len(points)}
     rows = []
     for i, name in enumerate(names):

@@ -120,6 +120,7 @@ def place_names(ax, points: np.ndarray, names: Sequence[str], size: float = 5.2)
         offsets = [(radius * unit + half) * (np.cos(a), np.sin(a)) for radius in (3.5, 9, 15, 22, 30) for a in np.deg2rad(ANGLES)]
         boxes = [(*(at[k] + offset - half), *(at[k] + offset + half)) for offset in offsets]
         cost = [
+            # Pixels that two names share weigh more than those between a name and its point: what lies under another cannot be read.
             9 * sum(_overlap(box, other) for other in taken) + 1e6 * _leaves(box, frame) + np.hypot(*o)
             for box, o in zip(boxes, offsets, strict=True)
         ]
