@@ -20,8 +20,8 @@ from vjepa_lab.data.core import ClipError, Fault, Faults, Sample, Source
 from vjepa_lab.data.edited import Frozen
 from vjepa_lab.data.encode import write_video
 from vjepa_lab.data.memory import Memory
+from vjepa_lab.data.splits import still
 from vjepa_lab.data.throughput import throughput
-from vjepa_lab.evaluation.evaluate import still
 from vjepa_lab.presets import preset
 
 

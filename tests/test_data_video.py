@@ -20,10 +20,10 @@ from vjepa_lab.data.check import check
 from vjepa_lab.data.core import ClipError
 from vjepa_lab.data.crops import random_crop, view_crop
 from vjepa_lab.data.encode import write_video
-from vjepa_lab.data.files import apart
 from vjepa_lab.data.listing import list_folder, list_manifest
 from vjepa_lab.data.prepare import prepare
 from vjepa_lab.data.sampling import Sampling
+from vjepa_lab.data.splits import apart
 from vjepa_lab.data.video import BACKENDS, Video, check_seek, probe, read_image
 
 BITS = 8

@@ -132,9 +132,10 @@ def test_what_only_starts_or_looks_at_runs_loads_no_model(tmp_path, command):
     bench = Bench(tmp_path, "baseline", 1, wait=0)
     words = [command, str(bench.file), "--runs", str(bench.runs)]
     words += ["--notebooks", str(tmp_path / "notebooks"), bench.study.cells[0].name] if command == "cell" else []
-    code = f"import sys; from vjepa_lab.study.cli import main; status = main({words!r}); print(status or 0, 'timm' in sys.modules)"
+    code = f"import sys; from vjepa_lab.study.cli import main; status = main({words!r})"
+    code += "; print(status or 0, {'timm', 'torchvision'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], env=bench.env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stdout.endswith("0 False\n"), (done.stdout, done.stderr)
+    assert done.returncode == 0 and done.stdout.endswith("0 set()\n"), (done.stdout, done.stderr)
     assert bench.states() == {bench.study.cells[0].name: "done" if command == "cell" else "open"}
 
 
@@ -646,12 +647,43 @@ def test_an_option_that_the_probe_lacks_is_missed_before_training(tmp_path):
     assert not (bench.runs / "ledger.txt").exists()
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"labels": ("moton",)}, r"plain \[train\] has no label 'moton'; it has .*motion"),
+        ({"labels": ("motion",), "splits": ("train", "tset")}, "tset"),
+        ({"labels": ("class",), "data": "synthtic:plain"}, "no data set is called 'synthtic:plain'"),
+    ],
+)
+def test_what_a_benchmarks_data_lacks_is_missed_before_training(tmp_path, asked, said):
+    bench = Bench(tmp_path, "ld", 2)
+    study = replace(bench.study, benchmarks=(Benchmark("wrong", **asked),))
+    with pytest.raises(ValueError, match=said):
+        cells.run(study.cells[0], bench.runs, tmp_path / "notebooks", progress=False)
+    with pytest.raises(ValueError, match=said):
+        local.run(study, bench.file, bench.runs, notebooks=tmp_path / "notebooks", progress=False)
+    assert not (bench.runs / "ledger.txt").exists() and not cells.failures(bench.runs / study.cells[0].name)
+
+
+def test_a_relative_path_is_left_to_notebooks_that_work_elsewhere(tmp_path, monkeypatch):
+    """Started in a project's folder of notebooks they go up from it, where the list may lie."""
+    (tmp_path / "pyproject.toml").touch()
+    bench = Bench(tmp_path, "ld", 1)
+    (cell,) = replace(bench.study, benchmarks=(Benchmark("lists", data="list.csv", labels=("class",)),)).cells
+    (*_, step) = cell.steps(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"'list\.csv'"):
+        cells.check_probe(cell, step)
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert cells.check_probe(cell, step) is None
+
+
 def test_a_further_execution_of_a_probe_need_not_say_everything(tmp_path):
     bench = Bench(tmp_path, "ld", 1, wait=0, extras=(Extra("02_probe", {"labels": ["shape"]}),))
     (*_, step) = bench.study.cells[0].steps(tmp_path)
-    cells._check(tmp_path / "notebooks/02_probe.ipynb", step)
+    cells.check(bench.study.cells[0], [step], tmp_path / "notebooks")
     with pytest.raises(ValueError, match="epoch: unknown to the probe 'linear'"):
-        cells._check(tmp_path / "notebooks/02_probe.ipynb", replace(step, params=step.params | {"options": {"epoch": 3}}))
+        cells.check(bench.study.cells[0], [replace(step, params=step.params | {"options": {"epoch": 3}})], tmp_path / "notebooks")
 
 
 def test_a_changed_study_leaves_a_finished_run_as_it_is(tmp_path):

@@ -19,6 +19,7 @@ from torch import nn
 import vjepa_lab as vl
 from vjepa_lab import weights
 from vjepa_lab.evaluation.evaluate import subject_of
+from vjepa_lab.evidence import results
 from vjepa_lab.masks import Mask
 from vjepa_lab.model import VJEPA, Encoder, Predictor, count, gather
 from vjepa_lab.presets import PRESETS
@@ -246,6 +247,27 @@ def test_an_evaluation_reads_the_teacher_of_a_file_that_holds_both(tmp_path):
         torch.testing.assert_close(subject.encoder(x), plain_encoder(state, x, "vjepa2"), **CLOSE)
     alone = weights.open(f"vjepa2:{save(tmp_path, {'encoder': student})}", heads=HEADS)
     assert subject_of(alone).name == "student"
+
+
+def test_released_weights_stand_beside_what_they_have_to_beat(tmp_path, monkeypatch):
+    """With an encoder of their build that was never trained; rows go to the folder of their name."""
+    monkeypatch.chdir(tmp_path)
+    released(tmp_path / "w.pt", "vjepa2")
+    opened = weights.open(f"vjepa2:{tmp_path / 'w.pt'}", heads=HEADS)
+    before = torch.random.get_rng_state()
+    drawn = [[p.clone() for p in opened.encoder("initial", seed).parameters()] for seed in (0, 0, 1)]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert [p.shape for p in drawn[0]] == [p.shape for p in opened.encoder().parameters()]
+    assert all(map(torch.equal, drawn[0], drawn[1])) and not all(map(torch.equal, drawn[0], drawn[2]))
+    how = {"frames": 4, "size": 32, "save": True, "limit": 40, "epochs": 2, "progress": False}
+    table = vl.baselines("synthetic:plain", opened, "motion", **how)
+    assert list(table["predictor"][-3:]) == ["frame-difference 1-NN", "random-init encoder", "vjepa2"]
+    assert table.attrs["note"].startswith("vjepa2: released weights; 40 test clips.") and "against one of its build" in table.attrs["note"]
+    rows = results.read_run(tmp_path / "runs" / "vjepa2")
+    kept = rows[rows["benchmark"].eq("synthetic:plain/motion, 40 clips") & rows["metric"].eq("top1")].set_index("encoder")["value"]
+    assert kept["random-init"] == table["value"].iloc[-2] and kept["teacher"] == table["value"].iloc[-1]
+    with pytest.raises(ValueError, match="an encoder of your own"):
+        vl.baselines("synthetic:plain", opened.encoder(), "motion", **how)
 
 
 def test_the_distilled_models_average_is_the_teacher(tmp_path):

@@ -9,8 +9,9 @@ from scipy import stats as sps
 
 import vjepa_lab as vl
 from vjepa_lab import data
+from vjepa_lab.analysis import halves, openset, robustness, subjects, transfer
 from vjepa_lab.data.edited import Frozen
-from vjepa_lab.data.files import apart
+from vjepa_lab.data.splits import apart
 from vjepa_lab.evaluation.yardsticks import COLUMNS, baselines
 from vjepa_lab.evidence import results, stats
 
@@ -97,6 +98,16 @@ def test_the_same_files_are_no_training_and_test_set_whatever_is_made_of_them(pi
     with pytest.raises(ValueError, match=shared):
         apart(opened("first", "train"), mixed)
     apart(*(data.open("synthetic", split, n=4, **shape) for split in ("train", "train")))  # clips of no file
+
+
+@pytest.mark.parametrize("study", [robustness.corrupted, openset.held_out, halves.halves])
+def test_no_study_teaches_the_clips_that_it_asks(study, pictures, monkeypatch):
+    monkeypatch.setattr(subjects.Subject, "features", lambda *_, **__: pytest.fail("clips were read"))
+    run = vl.pretrain("baseline", "synthetic", "smoke", steps=0, out=pictures / "run", progress=False)
+    with pytest.raises(ValueError, match="are the same 10 clips"):
+        study([run], f"kenburns:{pictures / 'all.txt'}", clips=(50, 50), progress=False)
+    with pytest.raises(ValueError, match="are the same 10 clips"):
+        transfer.across([run], str(pictures / "all.txt"), str(pictures / "all.txt"), progress=False)
 
 
 def test_parts_of_one_file_are_apart_where_they_share_no_time(tmp_path):

@@ -62,14 +62,19 @@ class Interrupted(KeyboardInterrupt):
         self.notebook, self.signal = notebook, number
 
 
-def home() -> Path:
-    """Work in the project's folder if the kernel started in its `notebooks` or `runs`, as JupyterLab does; anywhere else, stay."""
+def workplace() -> Path:
+    """Where notebooks work that are started here: the project's folder, if this is in its `notebooks` or `runs`; anywhere else, here."""
     here = Path.cwd()
     for folder in here.parents:
         if (folder / "pyproject.toml").is_file() and here.relative_to(folder).parts[0] in ("notebooks", "runs"):
-            os.chdir(folder)
             return folder
     return here
+
+
+def home() -> Path:
+    """Go to the `workplace`, since JupyterLab starts a kernel beside its notebook."""
+    os.chdir(folder := workplace())
+    return folder
 
 
 # ------------------------------------------------------------------------------------------------------------------------- parameters

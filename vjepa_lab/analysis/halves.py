@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from vjepa_lab.analysis.changes import over_seeds, shown
 from vjepa_lab.analysis.subjects import Run, clip_size, subjects
 from vjepa_lab.data.edited import Frozen
+from vjepa_lab.data.splits import pair
 from vjepa_lab.data.synthetic import APPEARANCE, DYNAMICS
-from vjepa_lab.evaluation.evaluate import still
 from vjepa_lab.evaluation.features import Features
 from vjepa_lab.evidence import results
 from vjepa_lab.evidence.stats import Interval, t_interval
@@ -152,7 +152,7 @@ def halves(
     """
     found = subjects(runs, encoders)
     size = clip_size(found, shape)
-    sources = [still(world, part, size, n) for part, n in zip(("train", "test"), clips, strict=True)]
+    sources = pair(world, ("train", "test"), (), size, clips)
     groups = {kind: [n for n in names if n in sources[0].classes] for kind, names in (("appearance", APPEARANCE), ("dynamics", DYNAMICS))}
     if not all(groups.values()):
         raise ValueError(f"{world}: its clips are labelled {', '.join(sources[0].classes)}; expected appearance and dynamics factors")

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from vjepa_lab.analysis.readers import Reader
 from vjepa_lab.analysis.shifts import Kept
 from vjepa_lab.analysis.subjects import Run, Subject, clip_size, subjects
-from vjepa_lab.evaluation.evaluate import labelled, still
+from vjepa_lab.data.splits import labelled, pair
 from vjepa_lab.evaluation.features import Features
 
 SCORES = ("max-logit", "energy", "prototype")
@@ -104,7 +104,7 @@ def held_out(
 
     found = subjects(runs, encoders)
     size, rows, how = clip_size(found, shape), [], how | {"progress": False}
-    train, test = (Kept(still(world, part, size, n)) for part, n in zip(("train", "test"), clips or (None, None), strict=True))
+    train, test = map(Kept, pair(world, ("train", "test"), (), size, clips))
     labels = list(labels) or [name for name in LABELS if name in test.classes] or ["class"]
     labelled((train, test), labels)
     for subject in tqdm(found, desc="open set", unit="encoder", disable=not progress):

@@ -19,7 +19,7 @@ from vjepa_lab import data
 from vjepa_lab.analysis.changes import changes, over_seeds, shown
 from vjepa_lab.analysis.geometry import Motion, alpha_req, cka, cross_correlation, lidar, participation_ratio, rankme
 from vjepa_lab.analysis.subjects import Run, Subject, clip_size, subjects
-from vjepa_lab.evaluation.evaluate import still
+from vjepa_lab.data.splits import still
 from vjepa_lab.evaluation.features import coarse, device_for, passes
 from vjepa_lab.evidence import results
 from vjepa_lab.model import Encoder

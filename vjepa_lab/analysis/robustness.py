@@ -25,8 +25,8 @@ from vjepa_lab.analysis.readers import PARTS, Reader, constant, differences, sta
 from vjepa_lab.analysis.shifts import CLEAN, SCENES, Condition, Line, conditions, mean_corrupted
 from vjepa_lab.analysis.subjects import Run, Subject, clip_size, subjects
 from vjepa_lab.data.core import Source
+from vjepa_lab.data.splits import labelled, pair
 from vjepa_lab.data.synthetic import FactorMotion
-from vjepa_lab.evaluation.evaluate import labelled, still
 from vjepa_lab.evaluation.features import Features
 from vjepa_lab.evidence import results
 from vjepa_lab.evidence.stats import benjamini_hochberg
@@ -68,7 +68,7 @@ def corrupted(
     """
     found = subjects(runs, encoders)
     size, wanted = clip_size(found, shape), conditions(corruptions, severities)
-    train, test = (still(world, part, size, n) for part, n in zip(("train", "test"), clips or (None, None), strict=True))
+    train, test = pair(world, ("train", "test"), (), size, clips)
     factor = isinstance(test, FactorMotion)
     names = (list(SCENES) if factor else []) if scenes is None else list(scenes)
     others = {name: _scene(world, test, name, size) for name in names}

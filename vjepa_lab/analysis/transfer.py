@@ -18,8 +18,8 @@ from vjepa_lab.analysis.openset import nearness, prototypes
 from vjepa_lab.analysis.readers import Reader, constant
 from vjepa_lab.analysis.shifts import Kept
 from vjepa_lab.analysis.subjects import Run, Subject, clip_size, subjects
+from vjepa_lab.data.splits import pair
 from vjepa_lab.evaluation import ava
-from vjepa_lab.evaluation.evaluate import still
 from vjepa_lab.evaluation.features import Features
 from vjepa_lab.evidence import results
 
@@ -110,8 +110,8 @@ def across(
     """
     found = subjects(runs, encoders)
     size, how = clip_size(found, shape), how | {"progress": False}
-    counts = dict(zip(("train", "test"), clips or (None, None), strict=True))
-    sides = [{part: Kept(still(spec, part, size, n)) for part, n in counts.items()} for spec in (source, target)]
+    both = ("train", "test")
+    sides = [dict(zip(both, map(Kept, pair(spec, both, (), size, clips)), strict=True)) for spec in (source, target)]
     names = [side["train"].classes.get(label) for side, label in zip(sides, labels, strict=True)]
     for spec, label, there in zip((source, target), labels, names, strict=True):
         if there is None:

@@ -6,6 +6,7 @@ from .loader import loader
 from .memory import Memory
 from .mixture import Mixture
 from .sources import is_synthetic, open
+from .splits import pair, still
 
 __all__ = [
     "Batch",
@@ -24,4 +25,6 @@ __all__ = [
     "loader",
     "normalize",
     "open",
+    "pair",
+    "still",
 ]

@@ -12,12 +12,16 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from .crops import Crop
+
+if TYPE_CHECKING:
+    from .listing import Clip
 
 NO_LABEL = -1
 """A sample's label when its source does not know that factor (an image has no motion)."""
@@ -274,6 +278,11 @@ class Source(Dataset):
         """Files that clips come from, of which some may be unreadable."""
         return len(self)
 
+    @property
+    def file_clips(self) -> list[Clip]:
+        """The clips of files that it is made of, before edits; none of a world that is drawn."""
+        return []
+
     def read(self, index: int, epoch: int = 0) -> Sample:
         """The sample at `index`; raises ClipError if it cannot be read."""
         raise NotImplementedError
@@ -407,6 +416,10 @@ class Derived(Source):
     @property
     def files(self) -> int:
         return self.source.files
+
+    @property
+    def file_clips(self) -> list[Clip]:
+        return self.source.file_clips
 
     @property
     def labels(self) -> dict[str, Tensor]:

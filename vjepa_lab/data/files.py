@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -95,6 +93,10 @@ class Files(Source):
     def files(self) -> int:
         return len(self.listing.clips)
 
+    @property
+    def file_clips(self) -> list[Clip]:
+        return self.listing.clips
+
     def where(self, index: int) -> str:
         return self.listing.clips[index // self.copies].path
 
@@ -161,46 +163,3 @@ def _cut(frames: Tensor, box) -> Tensor:
     left, top = int(max(x1, 0) * width), int(max(y1, 0) * height)
     right, bottom = round(min(x2, 1) * width), round(min(y2, 1) * height)
     return frames[..., top : max(bottom, top + 1), left : max(right, left + 1)]
-
-
-FRAME_S = 1 / 24
-"Seconds that two clips may share: times are rounded, and one frame teaches nothing about the rest."
-
-
-def apart(train: Source, test: Source) -> None:
-    """Raise DataError if two splits share clips of files, which overlap in time (and in place, where both have boxes).
-
-    Edits, corruptions and mixtures count as the files that they are made of; clips of no file, such as a synthetic world's, are never
-    shared. One and the same source given as both is taken as it is: its caller knows."""
-    if train is test:
-        return
-    taught: dict[str, list[Clip]] = {}
-    for clip in file_clips(train):
-        taught.setdefault(os.path.abspath(clip.path), []).append(clip)
-    asked = file_clips(test)
-    shared = [clip for clip in asked if any(_overlap(clip, other) for other in taught.get(os.path.abspath(clip.path), ()))]
-    if shared:
-        what = f"are the same {len(asked)} clips" if len(shared) == len(asked) else f"share {len(shared)} of {len(asked)} test clips"
-        raise DataError(
-            f"{test.name}: the splits {train.split} and {test.split} {what} ({shared[0].path}, ...), so what was taught would be asked; "
-            "add a `split` column to the list, or give a list for each: data=(open(TRAIN), open(TEST))"
-        )
-
-
-def file_clips(source: Source) -> list[Clip]:
-    """The clips of files that a source is made of."""
-    if isinstance(source, Files):
-        return source.listing.clips
-    made_of = [source.source] if hasattr(source, "source") else getattr(source, "sources", [])
-    return [clip for part in made_of for clip in file_clips(part)]
-
-
-def _overlap(a: Clip, b: Clip) -> bool:
-    """Whether two clips of one file share more than a frame of time, and a place where both are cut out of it."""
-    until = min(math.inf if clip.end is None else clip.end for clip in (a, b))
-    since = max(clip.start or 0 for clip in (a, b))
-    if a.box is not None and b.box is not None:
-        (left, top, right, bottom), (x, y, u, v) = a.box, b.box
-        if min(right, u) <= max(left, x) or min(bottom, v) <= max(top, y):
-            return False
-    return until - since > FRAME_S

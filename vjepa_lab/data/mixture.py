@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .core import NO_LABEL, DataError, Sample, Source
+from .listing import Clip
 from .loader import positions, shuffled
 
 BLOCK = 1 << 14
@@ -43,6 +44,10 @@ class Mixture(Source):
 
     def __len__(self) -> int:
         return self.ends[-1]
+
+    @property
+    def file_clips(self) -> list[Clip]:
+        return [clip for source in self.sources for clip in source.file_clips]
 
     def place(self, index: int) -> tuple[int, int]:
         """Which source an index belongs to, and its index there."""

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from vjepa_lab import data as video
 from vjepa_lab.arguments import suggest
-from vjepa_lab.data.files import apart
 from vjepa_lab.evaluation import probes
 from vjepa_lab.evaluation.features import device_for, spread
 from vjepa_lab.evaluation.layers import Layers
@@ -23,6 +23,9 @@ from vjepa_lab.files import differing, write_json
 from vjepa_lab.model import Encoder
 from vjepa_lab.training.runs import Run, load_run
 from vjepa_lab.training.trainer import fast_bf16
+
+if TYPE_CHECKING:
+    from vjepa_lab.weights import Weights
 
 PROBES = ("linear", "stepwise", "attentive", "knn")
 
@@ -62,7 +65,8 @@ def probe(
              the run was pretrained on. Two splits that share files are refused
     labels   names of the labels to read off, such as ("motion", "shape") in the factor world
     probe    "linear" (mean-pooled) | "stepwise" (linear, time steps side by side) | "attentive" (all tokens) | "knn"
-    encoder  "student" | "teacher" | "initial"; by default the recipe's choice, of released weights the teacher
+    encoder  "student" | "teacher" | "initial"; by default the recipe's choice, of released weights the teacher. The initial one of released
+             weights is drawn anew (seed 0)
     layers   blocks of the encoder, counted from 0, whose tokens the probe reads together, such as (17, 19, 21, 23) of ViT-L for Diving-48
              in V-JEPA 2; by default the last one's. The rows name them with the probe
     segments  clips in time of each video; with `merge="tokens"` the probe reads them together, in training and test, as V-JEPA's do
@@ -87,10 +91,7 @@ def probe(
     labels = (labels,) if isinstance(labels, str) else tuple(labels)
     if data is None and subject.data is None:
         raise ValueError("data=None: name the data set, this encoder was pretrained on none that is known")
-    pair = data if isinstance(data, tuple | list) else (data or subject.data,) * 2
-    sources = [still(part, split, subject, limit) for part, split in zip(pair, splits, strict=True)]
-    apart(*sources)
-    labelled(sources, labels)
+    sources = video.pair(data or subject.data, splits, labels, subject, limit)
     tokens = probe in ("attentive", "stepwise") and (torch.float32 if exact else True)
     kept = {"tokens": tokens, "cache": cache, "workers": workers, "device": device}
     kept |= {"encoder_name": subject.name, "progress": progress, "merge": merge}
@@ -120,13 +121,6 @@ def check_options(kind: str, options: Iterable[str]) -> None:
     known = [name for name in dict.fromkeys(known) if (kind, name) != ("stepwise", "name")]
     if unknown := [name for name in options if name not in known]:
         raise ValueError(f"{unknown[0]}: unknown to the probe {kind!r}; {suggest(unknown[0], known)}")
-
-
-def labelled(sources: Iterable[video.Source], labels: Sequence[str]) -> None:
-    """Raises ValueError where a source lacks one of these labels: before anything is read."""
-    for source in sources:
-        if unknown := [label for label in labels if label not in source.classes]:
-            raise ValueError(f"{source.name} [{source.split}] has no label {unknown[0]!r}; it has {', '.join(source.classes)}")
 
 
 @dataclass(frozen=True)
@@ -188,38 +182,54 @@ def subject_of(run, encoder: str | None = None, out: str | Path | None = None, d
     A run's encoder is read in the precision of its training; another one in bf16 where `device` is fast at it. Raises FileNotFoundError for
     what is neither a run folder nor released weights.
     """
-    from vjepa_lab import weights
-
-    bf16 = fast_bf16(device_for(device))
+    bf16, run = fast_bf16(device_for(device)), opened(run)
     if isinstance(run, nn.Module):
         name = encoder or "encoder"
         config = {"variant": Path(out).name, "encoder_name": name} if out else None
         return Subject(run, name, folder=out and Path(out), bf16=bf16, config=config)
-    if isinstance(run, weights.Weights) or (not isinstance(run, Run) and weights.are_weights(run)):
-        opened = run if isinstance(run, weights.Weights) else weights.open(run)
-        which = encoder or ("teacher" if "teacher" in opened.slots else "student")
-        name = opened.release.name
-        folder = Path(out) if out else Path("runs") / name
-        config = {"variant": name, "regime": "released weights", "pretrain": name, "init": opened.about}
-        return Subject(opened.encoder(which), which, 16, opened.crop, 4, None, folder, bf16, config)
-    if not isinstance(run, Run) and not Path(run).exists():
+    shape = vars(usual_shape(run))
+    if not isinstance(run, Run):
+        which = encoder or ("teacher" if "teacher" in run.slots else "student")
+        config = {"variant": run.name, "regime": "released weights", "pretrain": run.name, "init": run.about}
+        folder = Path(out) if out else Path("runs") / run.name
+        return Subject(run.encoder(which), _named(which), **shape, folder=folder, bf16=bf16, config=config)
+    which = encoder or run.config["probe"]
+    known = {"data": run.config["spec"], "folder": Path(out or run.path), "bf16": run.config["bf16"]}
+    return Subject(run.encoder(which), _named(which), **shape, **known)
+
+
+def opened(run) -> Run | Weights | nn.Module:
+    """The run in a folder, or released weights by their name or file; what is open already, and a module, as it is.
+
+    Raises FileNotFoundError for what is neither, with the near names.
+    """
+    from vjepa_lab import weights
+
+    if isinstance(run, Run | weights.Weights | nn.Module):
+        return run
+    if weights.are_weights(run):
+        return weights.open(run)
+    if not Path(run).exists():
         name = str(run).partition(":")[0]
         near = f", and no released model is called that; {suggest(name, weights.RELEASES)}" if Path(name).name == name else ""
         raise FileNotFoundError(f"{run}: not a run folder: there is no such place{near}")
-    run = load_run(run)
-    which, p = encoder or run.config["probe"], run.preset
-    name = {"initial": "random-init"}.get(which, which)
-    return Subject(run.encoder(which), name, p.frames, p.size, p.stride, run.config["spec"], Path(out or run.path), run.config["bf16"])
+    return load_run(run)
 
 
-def still(spec, split: str, shape, limit: int | None = None) -> video.Source:
-    """One split of a data set for probing: no augmentation, at most `limit` clips (None or 0: all), chosen as `Source.limited` does.
+@dataclass(frozen=True)
+class Shape:
+    """Of a clip: frames, pixels a side, and how many frames of the video go by for one of the clip."""
 
-    spec: as `data.open` takes it; of a Source, a part.  shape: a preset, or what has frames, size, stride.
-    Raises ValueError for a limit below 0, and for one on a mixture, which gives all of its clips or none.
-    """
-    if limit is not None and limit < 0:
-        raise ValueError(f"limit={limit}: expected at most so many clips of each split, 1 or more, or 0 for all")
-    shape = {"frames": shape.frames, "size": shape.size, "stride": shape.stride}
-    source = video.open(spec, split, augment=False, **shape)
-    return source.limited(limit) if limit else source
+    frames: int
+    size: int
+    stride: int
+
+
+def usual_shape(run: Run | Weights) -> Shape:
+    """The clips that an encoder is shown unless asked otherwise: a run's own, of released weights those of upstream's evaluations."""
+    return Shape(run.preset.frames, run.preset.size, run.preset.stride) if isinstance(run, Run) else Shape(16, run.crop, 4)
+
+
+def _named(which: str) -> str:
+    """What rows call an encoder."""
+    return {"initial": "random-init"}.get(which, which)

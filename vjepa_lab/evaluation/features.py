@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vjepa_lab import data
-from vjepa_lab.data.files import file_clips
 from vjepa_lab.files import replacing
 from vjepa_lab.model import Encoder
 from vjepa_lab.training import provenance
@@ -259,7 +258,7 @@ def fingerprint(encoder: nn.Module, source: data.Source, *options) -> str:
 def clips_of(source: data.Source) -> str:
     """`provenance.fingerprint`, or name and length of a source that tells its labels only clip by clip; with times and boxes of clips of
     files."""
-    cut = [(clip.start, clip.end, clip.box) for clip in file_clips(source)]
+    cut = [(clip.start, clip.end, clip.box) for clip in source.file_clips]
     try:
         known = provenance.fingerprint(source)
     except NotImplementedError:

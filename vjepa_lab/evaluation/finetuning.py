@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from vjepa_lab import data as video
-from vjepa_lab.data.files import apart
+from vjepa_lab.data.splits import apart
 from vjepa_lab.evaluation.classifier import HEADS, Classifier, predictions
 from vjepa_lab.evaluation.evaluate import Subject, subject_of
 from vjepa_lab.evaluation.features import clips_of, options_of

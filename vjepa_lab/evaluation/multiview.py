@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vjepa_lab.data.core import Sample, Source
 from vjepa_lab.data.files import Files
+from vjepa_lab.data.listing import Clip
 from vjepa_lab.evaluation.features import Features, extract
 
 Merge = Literal["tokens", "softmax"]
@@ -32,6 +33,10 @@ class OneView(Source):
 
     def __len__(self) -> int:
         return self.source.files
+
+    @property
+    def file_clips(self) -> list[Clip]:
+        return self.source.file_clips
 
     def read(self, index: int, epoch: int = 0) -> Sample:
         return self.source.read(index * self.source.copies + self.place, epoch)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from torch.nn import Module
 
-from vjepa_lab.data import Source
-from vjepa_lab.data.files import apart
+from vjepa_lab.data import Source, pair
 from vjepa_lab.evaluation import evaluate, pixels
 from vjepa_lab.evaluation.probes import ProbeResult
 from vjepa_lab.evidence import results, stats
 from vjepa_lab.presets import Preset
 from vjepa_lab.presets import preset as preset_of
+from vjepa_lab.training.runs import Run
 
 COLUMNS = ["predictor", "value", "lo", "hi", "recording_lo", "recording_hi", "n", "recordings", "flag"]
 
@@ -29,6 +31,7 @@ def baselines(
     seed: int = 0,
     runs: str | Path = "runs",
     probe: str = "linear",
+    splits: tuple[str, str] = ("train", "test"),
     limit: int | None = None,
     found: ProbeResult | Sequence[ProbeResult] | None = None,
     save: bool = False,
@@ -44,30 +47,38 @@ def baselines(
     (`stats.cluster_interval`), which is the honest one. `flag`: which constant predictor the row cannot be told from.
 
     data     a name as `data.open` takes it, or a pair of Sources (train, test)
-    run      the trained run, or its folder; None: the plain baseline is pretrained here on the training clips, `steps` of `preset`
+    run      the trained run, or its folder, or released weights as `vjepa_lab.probe` takes them; None: the plain baseline is pretrained
+             here on the training clips, `steps` of `preset`
     found    the trained encoder's result under this probe, one per label, if it is there already
     save     add the encoders' rows to the run's folder
-    options  go to `vjepa_lab.probe`: encoder, cache, workers, epochs, ...
+    options  go to `vjepa_lab.probe`: encoder, cache, workers, epochs, ...; frames, size and stride decide the clips that pixels are read
+             from, too
 
-    `attrs["note"]` says what the trained row is and whether it could be evidence. Raises ValueError if `found` is not one result per label,
-    for an unknown one, and for an option that the probe lacks; DataError, a ValueError, for splits that share files.
+    `attrs["note"]` says what the trained row is and whether it could be evidence. Raises ValueError for an encoder of your own, an unknown
+    label, an option that the probe lacks, and where `found` is not one result per label; DataError, a ValueError, for splits that share
+    files.
     """
     from vjepa_lab import train
 
-    run = run if run is None else train.load_run(run)
-    size = run.preset if run is not None else preset_of(preset)
-    pair = data if isinstance(data, tuple | list) else (data, data)
-    sources = [evaluate.still(part, split, size, limit) for part, split in zip(pair, ("train", "test"), strict=True)]
-    apart(*sources)
-    names = [labels] if isinstance(labels, str) else list(labels)
-    evaluate.labelled(sources, names)
     evaluate.check_options(probe, options)
+    names = [labels] if isinstance(labels, str) else list(labels)
+    if run is None:
+        size = preset_of(preset)
+    elif isinstance(run := evaluate.opened(run), Module):
+        raise ValueError(
+            "run: expected a run, or released weights; an encoder of your own has no untrained one beside it that we could build"
+        )
+    else:
+        size = evaluate.usual_shape(run)
+    size = replace(size, **{name: options[name] for name in ("frames", "size", "stride") if options.get(name)})
+    sources = pair(data, splits, names, size, limit)
     if run is None:
         over = {} if steps is None else {"steps": steps, "warmup": min(size.warmup, max(steps // 10, 1))}
-        run = train.pretrain("baseline", pair[0], size, seed, runs=runs, progress=progress, **over)
+        pretrained_on = data[0] if isinstance(data, tuple | list) else data
+        run = train.pretrain("baseline", pretrained_on, size, seed, runs=runs, progress=progress, **over)
     how = options | {"probe": probe, "limit": limit, "save": save, "progress": progress}
     small = zip(*(pixels.small(source, progress=progress) for source in sources), strict=True)  # (train, test) of each view
-    measured = {f"{name} 1-NN": [pixels.nearest(*pair, label) for label in names] for name, pair in zip(pixels.VIEWS, small, strict=True)}
+    measured = {f"{name} 1-NN": [pixels.nearest(*both, label) for label in names] for name, both in zip(pixels.VIEWS, small, strict=True)}
     measured["random-init encoder"] = evaluate.probe(run, sources, names, **how | {"encoder": "initial"})
     trained = [found] if isinstance(found, ProbeResult) else found or evaluate.probe(run, sources, names, **how)
     if len(trained) != len(names):
@@ -133,13 +144,15 @@ def _note(run, table: pd.DataFrame, untrained: ProbeResult, trained: ProbeResult
     both = a.merge(b, on="id", suffixes=("", "_before"))
     cluster = both["id"] if recordings is None else recordings[both["id"]]
     change = stats.cluster_interval(both["hit"].astype(int) - both["hit_before"].astype(int), cluster)
-    steps = run.steps_done  # not what was asked for: a run may have been stopped
     over = f" of {table['recordings'].max():.0f} recordings" * (recordings is not None)
-    says = [f"{run.name}: {steps} pretraining steps, one seed; {len(both)} test clips{over}."]
-    if len(both) < results.SMOKE_N or steps < results.SMOKE_STEPS:
+    steps = run.steps_done if isinstance(run, Run) else None  # not what was asked for: a run may have been stopped
+    trained_how = "released weights" if steps is None else f"{steps} pretraining steps, one seed"
+    says = [f"{run.name}: {trained_how}; {len(both)} test clips{over}."]
+    if len(both) < results.SMOKE_N or (steps is not None and steps < results.SMOKE_STEPS):
         says.append("Smoke size: shows that it runs and what must be beaten, not what an objective does.")
     does = "lifts the probe" if change.lo > 0 else "lowers the probe" if change.hi < 0 else "cannot be told from no change"
-    change_said = f"{change.value:+.1f} pp against the same encoder before it [{change.lo:+.1f}, {change.hi:+.1f}]"
+    before = "the same encoder before it" if steps is not None else "one of its build, never trained"
+    change_said = f"{change.value:+.1f} pp against {before} [{change.lo:+.1f}, {change.hi:+.1f}]"
     never = trained.rows[0]["encoder"] == untrained.rows[0]["encoder"]
     says.append("Both rows are of the encoder before its training." if never else f"This training {does}: {change_said}.")
     return " ".join([*says, f"The best predictor without it reaches {table.iloc[:-1]['value'].max():.1f} %."])

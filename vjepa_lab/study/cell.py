@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,8 +173,7 @@ def run(
         wanted = open_steps(cell, folder)
         if lacking := [step.notebook for step in wanted if not (source / f"{step.notebook}.ipynb").is_file()]:
             raise FileNotFoundError(f"{source / lacking[0]}.ipynb: no such notebook; the study names it for every cell")
-        for step in wanted:
-            _check(source / f"{step.notebook}.ipynb", step)
+        check(cell, wanted, source)
         if wanted and wanted[0] == cell.steps(folder)[0]:
             _refuse_another(cell, folder)
             if not (folder / WEIGHTS).exists() and (folder / "report.json").exists():  # finished once, its weights deleted since
@@ -189,16 +188,28 @@ def run(
     return folder
 
 
-def _check(source: Path, step: Step) -> None:
-    """Raise ValueError if a notebook, or the probe in it, does not take a step's parameters: known before hours of training, not after."""
-    try:
-        notebook.check(source, step.params)
-        if step.notebook == "02_probe" and isinstance(options := step.params.get("options"), Mapping) and options:
-            from ..evaluation.evaluate import check_options  # only here: it takes seconds
+def check(cell: Cell, steps: Iterable[Step], source: Path) -> None:
+    """Raise ValueError if a notebook, or the probe in it, cannot take a step's parameters: known before hours of training, not after."""
+    for step in steps:
+        try:
+            notebook.check(source / f"{step.notebook}.ipynb", step.params)
+            check_probe(cell, step)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{source / step.notebook}.ipynb: {error}") from None
 
-            check_options(step.params.get("probe", "linear"), options)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{source}: {error}") from None
+
+def check_probe(cell: Cell, step: Step) -> None:
+    """Raise ValueError if a step is a probe that lacks an option, or whose data lacks a split or a label that is asked for."""
+    params = step.params if step.notebook == "02_probe" else {}
+    if isinstance(options := params.get("options"), Mapping) and options:
+        from ..evaluation.evaluate import check_options  # only here: it takes seconds
+
+        check_options(params.get("probe", "linear"), options)
+    if "labels" in params and notebook.workplace() == Path.cwd():  # elsewhere, the notebook takes a relative path for another
+        from ..data import pair
+
+        splits = params.get("train_split", "train"), params.get("test_split", "test")
+        pair(params.get("data") or cell.regime.data, splits, params["labels"], cell.size, params.get("limit"))
 
 
 def _refuse_another(cell: Cell, folder: Path) -> None:

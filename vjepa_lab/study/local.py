@@ -93,11 +93,16 @@ def run(
 ) -> Tally:
     """Run what is missing of a study, but the cells named in `but`; a cell that fails is tried again `retries` times, after the others.
 
+    Raises ValueError before anything starts where a probe could not do what it is asked (`cell.check_probe`).
     Cells that another process runs are left to it and waited for. Ctrl-C and SIGTERM are passed on to the cells, which save; once more
     stops them at once. `file` is where the study came from: the cells' processes read it again.
     """
     chosen = study.chosen(only, but)
-    return _Run(study, Path(file), Path(runs), preset, chosen, notebooks, retries, void_after_s).go(slots(study, jobs), progress)
+    at_work = _Run(study, Path(file), Path(runs), preset, chosen, notebooks, retries, void_after_s)
+    for cell in {cell.regime.name: cell for cell in at_work.open}.values():  # one stands for all of its regime
+        for step in cells.open_steps(cell, at_work.runs / cell.name):
+            cells.check_probe(cell, step)
+    return at_work.go(slots(study, jobs), progress)
 
 
 class _Run:

@@ -82,6 +82,11 @@ class Weights:
     no_predictor: str = ""
 
     @property
+    def name(self) -> str:
+        """The release's."""
+        return self.release.name
+
+    @property
     def crop(self) -> int:
         """Pixels a side that the weights saw last in training."""
         return (self.checkpoint.config or {}).get("crop_size", self.release.crop)
@@ -98,8 +103,15 @@ class Weights:
             raise WeightsError(f"{self.checkpoint.path} has no {which}; it has {', '.join(self.slots)}")
         return our_encoder(self.checkpoint.encoders[slot], after_of(self.options))
 
-    def encoder(self, which: str | None = None) -> Encoder:
-        """The encoder, frozen and in eval mode: the "teacher" where there is one, as upstream's evaluations take it, else the "student"."""
+    def encoder(self, which: str | None = None, seed: int = 0) -> Encoder:
+        """The encoder, frozen and in eval mode: the "teacher" where there is one, as upstream's evaluations take it, else the "student".
+
+        "initial" is one of the same build that was never trained, drawn from `seed`: the weights that upstream began with are not known.
+        """
+        if which == "initial":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return Encoder(**self.options).eval().requires_grad_(False)
         with torch.device("meta"):
             encoder = Encoder(**self.options)
         fill(encoder, self.state(which), f"{self.checkpoint.path} [{which or 'encoder'}]")

@@ -10,7 +10,7 @@ def opened(data, split: str, size, clips: int) -> video.Source:
 
     size  a preset. Raises ValueError for less than one clip
     """
-    from ..evaluation.evaluate import still
+    from ..data import still
 
     if clips < 1:
         raise ValueError(f"clips={clips}: expected 1 clip to look at, or more")

@@ -1,0 +1,80 @@
+"""A data set as probes read it: no augmentation, a training and a test split that share nothing, the labels that are asked for."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+
+from .core import DataError, Source
+from .listing import Clip
+from .sources import open
+
+
+def pair(data, splits: Sequence[str], labels: Sequence[str], shape, limits: int | Sequence[int | None] | None = None) -> list[Source]:
+    """The training and the test split that a probe reads: both `still`, `apart`, and with these labels. No clip is read.
+
+    data: a name as `open` takes it, or a pair of Sources.  limits: at most so many clips of each split, or of either its own.
+    Raises ValueError for a label that a split lacks; DataError, a ValueError, for splits that share clips.
+    """
+    parts = data if isinstance(data, tuple | list) else (data, data)
+    limits = limits if isinstance(limits, tuple | list) else (limits, limits)
+    sources = [still(part, split, shape, limit) for part, split, limit in zip(parts, splits, limits, strict=True)]
+    apart(*sources)
+    labelled(sources, labels)
+    return sources
+
+
+def still(spec, split: str, shape, limit: int | None = None) -> Source:
+    """One split of a data set for probing: no augmentation, at most `limit` clips (None or 0: all), chosen as `Source.limited` does.
+
+    spec: as `data.open` takes it; of a Source, a part.  shape: a preset, or what has frames, size, stride.
+    Raises ValueError for a limit below 0, and for one on a mixture, which gives all of its clips or none.
+    """
+    if limit is not None and limit < 0:
+        raise ValueError(f"limit={limit}: expected at most so many clips of each split, 1 or more, or 0 for all")
+    shape = {"frames": shape.frames, "size": shape.size, "stride": shape.stride}
+    source = open(spec, split, augment=False, **shape)
+    return source.limited(limit) if limit else source
+
+
+def labelled(sources: Iterable[Source], labels: Sequence[str]) -> None:
+    """Raises ValueError where a source lacks one of these labels: before anything is read."""
+    for source in sources:
+        if unknown := [label for label in labels if label not in source.classes]:
+            raise ValueError(f"{source.name} [{source.split}] has no label {unknown[0]!r}; it has {', '.join(source.classes)}")
+
+
+FRAME_S = 1 / 24
+"Seconds that two clips may share: times are rounded, and one frame teaches nothing about the rest."
+
+
+def apart(train: Source, test: Source) -> None:
+    """Raise DataError if two splits share clips of files, which overlap in time (and in place, where both have boxes).
+
+    Edits, corruptions and mixtures count as the files that they are made of; clips of no file, such as a synthetic world's, are never
+    shared. One and the same source given as both is taken as it is: its caller knows."""
+    if train is test:
+        return
+    taught: dict[str, list[Clip]] = {}
+    for clip in train.file_clips:
+        taught.setdefault(os.path.abspath(clip.path), []).append(clip)
+    asked = test.file_clips
+    shared = [clip for clip in asked if any(_overlap(clip, other) for other in taught.get(os.path.abspath(clip.path), ()))]
+    if shared:
+        what = f"are the same {len(asked)} clips" if len(shared) == len(asked) else f"share {len(shared)} of {len(asked)} test clips"
+        raise DataError(
+            f"{test.name}: the splits {train.split} and {test.split} {what} ({shared[0].path}, ...), so what was taught would be asked; "
+            "add a `split` column to the list, or give a list for each: data=(open(TRAIN), open(TEST))"
+        )
+
+
+def _overlap(a: Clip, b: Clip) -> bool:
+    """Whether two clips of one file share more than a frame of time, and a place where both are cut out of it."""
+    until = min(math.inf if clip.end is None else clip.end for clip in (a, b))
+    since = max(clip.start or 0 for clip in (a, b))
+    if a.box is not None and b.box is not None:
+        (left, top, right, bottom), (x, y, u, v) = a.box, b.box
+        if min(right, u) <= max(left, x) or min(bottom, v) <= max(top, y):
+            return False
+    return until - since > FRAME_S
