@@ -7,6 +7,7 @@ from torch import nn
 import vjepa_lab as vl
 from vjepa_lab import data
 from vjepa_lab.evaluation import features, layers
+from vjepa_lab.evidence import results
 from vjepa_lab.model import Encoder
 
 CLIP = torch.randn(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -58,6 +59,10 @@ def test_a_probe_that_reads_several_blocks_says_so_in_its_rows(tmp_path):
     assert {row["probe"] for row in deep.rows} == {"attentive, blocks 0 1"} and {row["probe"] for row in plain.rows} == {"attentive"}
     assert {row["encoder"] for row in deep.rows} == {row["encoder"] for row in plain.rows}
     assert len(list((run.path / "predictions").glob("*attentive*.parquet"))) == 2
+    (other,) = vl.probe(run, frames=4, size=24, **how)
+    assert {row["probe"] for row in other.rows} == {"attentive, 4 frames, 24 pixels"}
+    rows = results.read_run(run.path).query("metric == 'rankme'")
+    assert rows["probe"].tolist() == ["none, blocks 0 1", "none", "none, 4 frames, 24 pixels"] and rows["value"].is_unique
 
 
 @pytest.mark.parametrize("blocks", [(), (3, 1), (1, 1), (0, 4), (-1, 3)])

@@ -176,9 +176,9 @@ def test_probabilities_of_a_videos_clips_are_averaged():
 def test_clips_of_one_training_video_lie_on_one_side_of_the_selection():
     index = torch.arange(20).repeat(3)
     y = (torch.arange(20) % 2).repeat(3)
-    held = probes._files_held_out(y, index, 0.2, 0)
+    held = probes._origins_held_out(y, index, 0.2, 0)
     assert held.sum() == 12 and all(len(set(held[index == i].tolist())) == 1 for i in range(20))
-    alone = probes._files_held_out(y[:20], index[:20], 0.2, 0)
+    alone = probes._origins_held_out(y[:20], index[:20], 0.2, 0)
     assert torch.equal(alone, probes.held_out(y[:20], 0.2, 0))
 
 
@@ -193,16 +193,16 @@ def test_neighbours_of_the_same_video_do_not_vote():
 @pytest.mark.parametrize("probe", ["linear", "attentive", "knn", "stepwise"])
 @pytest.mark.parametrize("merge", ["tokens", "softmax"])
 def test_every_probe_takes_views(videos, tmp_path, probe, merge):
-    more = {} if probe == "knn" else {"epochs": 8}
+    more, name = {} if probe == "knn" else {"epochs": 8}, f"{probe} 2x3" + ", mean of clips" * (merge == "softmax")
     (result,) = vl.probe(
         Colours((0, 0, 1)), str(videos), probe=probe, merge=merge, segments=2, views=3, frames=4, size=32, stride=1, out=tmp_path / "mine",
         cache=tmp_path / "cache", progress=False, **({"ks": (1, 3)} if probe == "knn" else more),
     )  # fmt: skip
-    assert result.rows[0]["n"] == 8 and result.rows[0]["probe"] == f"{probe} 2x3" and len(result.predictions) == 8
+    assert result.rows[0]["n"] == 8 and result.rows[0]["probe"] == name and len(result.predictions) == 8
     if probe != "attentive":  # eight videos are too few to train attention on
         assert result.value() == 100
     table = results.read_run(tmp_path / "mine").query("source == 'run'")
-    own = table[table["probe"].eq(f"{probe} 2x3") & table["metric"].eq("top1")]
+    own = table[table["probe"].eq(name) & table["metric"].eq("top1")]
     assert own["views"].tolist() == [3] and own["segments"].tolist() == [2] and own["variant"].tolist() == ["mine"]
     (file,) = (tmp_path / "mine" / "predictions").iterdir()
     assert len(pd.read_parquet(file)) == 8

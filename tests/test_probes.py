@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 import vjepa_lab as vl
@@ -234,6 +235,41 @@ def test_knn_in_parts_is_knn_at_once():
     assert knn(train, train, ks=(5,)).search["val_top1"].item() == pytest.approx(100 * float((votes.argmax(1) == y).float().mean()))
 
 
+def recorded(recordings: int, each: int, seed: int):
+    """Clips of two classes, `each` near-twins of every recording; the class shows weakly, the recording strongly."""
+    g = torch.Generator().manual_seed(seed)
+    of = torch.arange(recordings).repeat_interleave(each)
+    y = of % 2
+    own = torch.randn(recordings, 1, DIM, generator=g)[of]
+    tokens = own + 0.02 * torch.randn(len(of), 2, DIM, generator=g) + 0.7 * F.one_hot(y, DIM)[:, None]
+    return replace(features(tokens, y, 2), recordings=of)
+
+
+def test_clips_of_one_recording_lie_on_one_side_of_the_selection():
+    """Otherwise twins would answer for each other, and whatever fits the recording best is chosen."""
+    train, test = recorded(40, 6, 0), recorded(40, 6, 1)
+    apart, together = knn(train, test), knn(replace(train, recordings=None), test)
+    assert (together.search["val_top1"] == 100).any() and together.selected["k"] == 1
+    assert apart.search["val_top1"].max() < 90 and apart.selected["k"] > 1
+    held = probes._origins_held_out(train.labels["class"], train.origin, 0.2, 0)
+    assert held.sum() == 48 and not set(train.recordings[held].tolist()) & set(train.recordings[~held].tolist())
+    few = recorded(8, 3, 0)  # four recordings a class: a fifth of them is none, one is held out all the same
+    assert probes._origins_held_out(few.labels["class"], few.origin, 0.2, 0).sum() == 6
+    alone = replace(recorded(2, 5, 0), recordings=torch.zeros(10, dtype=torch.long))
+    assert np.isfinite(knn(alone, alone).search["val_top1"]).all()
+
+
+def test_recordings_come_with_the_features(tmp_path):
+    for name in ("v_a_g08_c01", "v_a_g08_c02", "v_b_g08_c01", "v_b_g09_c01"):
+        (tmp_path / name[2]).mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (len(list(tmp_path.rglob("*.png"))) * 50,) * 3).save(tmp_path / name[2] / f"{name}.png")
+    source = data.open(tmp_path, frames=4, size=32, augment=False)
+    assert len(set(source.recordings)) == 3 and source.recordings[0] == source.recordings[1]
+    found = extract(Patches(), source, device="cpu", **QUICK)
+    assert found.origin.tolist() == [0, 0, 1, 2] and found.subset(torch.tensor([1, 3])).origin.tolist() == [0, 2]
+    assert data.open("synthetic").recordings is None
+
+
 def test_ridge_finds_a_planted_value_and_none_in_noise():
     g = torch.Generator().manual_seed(0)
     train, test = (features(torch.randn(n, 16, DIM, generator=g), torch.zeros(n, dtype=torch.long), 1) for n in (300, 200))
@@ -364,7 +400,7 @@ def test_positions_tell_every_token_apart_and_name_its_place():
 
 
 class Patches(nn.Module):
-    """A stand-in encoder: mean colour of 8 x 8 x 2 patches through a linear map; counts its calls."""
+    """A stand-in encoder: mean colour of 8 x 8 x 2 patches through a linear map; counts its calls with several clips."""
 
     def __init__(self):
         super().__init__()
@@ -375,7 +411,7 @@ class Patches(nn.Module):
         return clip.shape[2] // 2, clip.shape[3] // 8, clip.shape[4] // 8
 
     def forward(self, clip):
-        self.calls += 1
+        self.calls += len(clip) > 1
         return self.dropout(self.map(F.avg_pool3d(clip, (2, 8, 8)).flatten(2).transpose(1, 2)))
 
 
@@ -398,6 +434,25 @@ def test_features_are_every_clips_tokens_in_order(source):
     lean = extract(encoder, source, batch=10, device="cpu", **QUICK)
     assert lean.tokens is None
     torch.testing.assert_close(lean.pooled, kept.pooled)
+
+
+class Choosy(Patches):
+    """What it gives is decided by an attribute that no weight shows."""
+
+    def __init__(self, gain: float):
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, clip):
+        return self.gain * super().forward(clip)
+
+
+def test_features_of_another_choice_of_your_own_encoder_are_not_taken_from_the_cache(source, tmp_path):
+    encoder, found = Choosy(1.0), []
+    for encoder.gain in (1.0, 2.0, 1.0):
+        found.append(extract(encoder, source, cache=tmp_path, device="cpu", **QUICK))
+    one, two, again = found
+    assert torch.equal(2 * one.pooled, two.pooled) and torch.equal(one.pooled, again.pooled) and len(list(tmp_path.iterdir())) == 2
 
 
 def test_cached_features_are_reused_until_weights_or_clips_change(source, tmp_path):
@@ -479,14 +534,14 @@ def test_tokens_that_float16_would_round_away_are_told_and_can_be_kept(source, t
         whole = extract(narrow, source, tokens=torch.float32, cache=tmp_path, **quick)
         extract(narrow, source, tokens=True, settled=True, **quick)
         extract(built(2.0), source, tokens=True, **quick)
-        shape = {"frames": 4, "size": 32, "stride": 1, "probe": "stepwise", "epochs": 1, "lrs": (1e-3,), "wds": (0.0,), **quick}
-        vl.probe(narrow, (source, source), "hue", exact=True, **shape)
+        how = {"probe": "stepwise", "epochs": 1, "lrs": (1e-3,), "wds": (0.0,), **quick}
+        vl.probe(narrow, (source, source), "hue", exact=True, **how)
     clips = torch.stack([source[i].clip for i in range(len(source))])
     with torch.no_grad():
         tokens = narrow(data.normalize(clips))
     assert torch.equal(whole.tokens, tokens) and torch.equal(half.tokens, tokens.half()) and torch.equal(half.pooled, whole.pooled)
     with pytest.warns(UserWarning, match="float16") as told:
-        vl.probe(narrow, (source, source), "hue", **shape)
+        vl.probe(narrow, (source, source), "hue", **how)
     assert len([each for each in told if "float16" in str(each.message)]) == 1
 
 
@@ -498,7 +553,7 @@ def test_several_classes_at_once_are_refused_by_name():
 
 
 def test_a_limit_holds_for_sources_and_is_said_only_where_it_left_some_out():
-    how = {"labels": "shape", "probe": "knn", "frames": 4, "size": 32, "stride": 1, "device": "cpu", "ks": (1,), **QUICK}
+    how = {"labels": "shape", "probe": "knn", "device": "cpu", "ks": (1,), **QUICK}
     pair = [data.open("synthetic", split, frames=4, size=32, n=n) for split, n in (("train", 40), ("test", 30))]
     for limit, name, n in ((None, "synthetic/shape", 30), (40, "synthetic/shape", 30), (20, "synthetic/shape, 20 clips", 20)):
         row = vl.probe(Patches(), pair, limit=limit, **how)[0].rows[0]
@@ -528,13 +583,13 @@ def test_the_test_split_is_read_as_the_training_split(source, monkeypatch):
     true = features_of._extract
     monkeypatch.setattr(features_of, "_extract", lambda *a, **k: read.append(k.get("bf16", False)) or true(*a, **k))
     monkeypatch.setattr(evaluate, "fast_bf16", lambda device: True)
-    shape = {"frames": 4, "size": 32, "stride": 1, "probe": "knn", "device": "cpu", **QUICK}
+    how = {"probe": "knn", "device": "cpu", **QUICK}
     with pytest.warns(UserWarning, match="read in fp32"):
-        vl.probe(built(0.01), (source, source), "hue", **shape)
+        vl.probe(built(0.01), (source, source), "hue", **how)
     assert read == [True, False, False]
     read.clear()
     monkeypatch.setattr(features_of, "deviation", lambda pooled, found=iter([1.0, 0.0, 0.0]): next(found))
-    vl.probe(built(2.0), (source, source), "hue", **shape)
+    vl.probe(built(2.0), (source, source), "hue", **how)
     assert read == [True, True]
 
 
@@ -545,14 +600,14 @@ def test_precision_is_that_of_the_device_asked_for(monkeypatch):
 
 
 def test_measurements_of_another_split_and_of_a_part_stay_beside_the_usual_one(tmp_path):
-    how = {"labels": "shape", "probe": "knn", "frames": 4, "size": 32, "stride": 1, "out": tmp_path, "device": "cpu", "ks": (1,), **QUICK}
+    how = {"labels": "shape", "probe": "knn", "out": tmp_path, "device": "cpu", "ks": (1,), **QUICK}
     encoder = Patches()
     train, test, val = (data.open("synthetic", split, frames=4, size=32, n=40) for split in ("train", "test", "val"))
     vl.probe(encoder, (train, test), **how)
     before = (tmp_path / "rows.csv").read_text()
     vl.probe(encoder, (train, val), **how)
     for splits in (("train", "test"), ("train", "val")):
-        vl.probe(encoder, "synthetic", splits=splits, limit=30, **how)
+        vl.probe(encoder, "synthetic", splits=splits, limit=30, frames=4, size=32, stride=1, **how)
     assert (tmp_path / "rows.csv").read_text().startswith(before)
     rows = results.read_run(tmp_path).query("source == 'run' and metric == 'top1'")
     names = [f"synthetic/shape{part}" for part in ("", ", val", ", 30 clips", ", val, 30 clips")]

@@ -208,7 +208,7 @@ def test_an_expression_is_a_variant():
         ),
         *(
             ({"benchmarks": (*MOTION, Benchmark("again", labels=("motion",), options=option))}, "'again' would write the same rows")
-            for option in ({"batch": 32}, {"exact": True})
+            for option in ({"batch": 32}, {"exact": True}, {"seed": 1})
         ),
     ],
 )
@@ -634,7 +634,7 @@ def test_a_failure_that_was_cut_short_hides_no_other(tmp_path):
 def test_a_wrong_parameter_is_missed_before_training(tmp_path):
     bench = Bench(tmp_path, "ld", 1, extras=(Extra("02_probe-again", {"limt": 3}),))
     shutil.copy(tmp_path / "notebooks/02_probe.ipynb", tmp_path / "notebooks/02_probe-again.ipynb")
-    with pytest.raises(ValueError, match=r"02_probe-again.ipynb: unknown parameter 'limt': did you mean limit"):
+    with pytest.raises(ValueError, match=r"02_probe-again.ipynb, for 02_probe-again: unknown parameter 'limt': did you mean limit"):
         cells.run(bench.study.cells[0], bench.runs, tmp_path / "notebooks", progress=False)
     assert not (bench.runs / "ledger.txt").exists()
 
@@ -642,7 +642,7 @@ def test_a_wrong_parameter_is_missed_before_training(tmp_path):
 def test_an_option_that_the_probe_lacks_is_missed_before_training(tmp_path):
     bench = Bench(tmp_path, "ld", 1)
     study = replace(bench.study, benchmarks=(Benchmark("motion", labels=("motion",), options={"epoch": 3}),))
-    with pytest.raises(ValueError, match=r"02_probe.ipynb: epoch: unknown to the probe 'linear'; did you mean epochs"):
+    with pytest.raises(ValueError, match=r"02_probe.ipynb, for 02_probe-motion: epoch: unknown to the probe 'linear'; did you mean epochs"):
         cells.run(study.cells[0], bench.runs, tmp_path / "notebooks", progress=False)
     assert not (bench.runs / "ledger.txt").exists()
 
@@ -660,7 +660,7 @@ def test_what_a_benchmarks_data_lacks_is_missed_before_training(tmp_path, asked,
     study = replace(bench.study, benchmarks=(Benchmark("wrong", **asked),))
     with pytest.raises(ValueError, match=said):
         cells.run(study.cells[0], bench.runs, tmp_path / "notebooks", progress=False)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=f"02_probe-wrong: .*{said}"):
         local.run(study, bench.file, bench.runs, notebooks=tmp_path / "notebooks", progress=False)
     assert not (bench.runs / "ledger.txt").exists() and not cells.failures(bench.runs / study.cells[0].name)
 
@@ -673,9 +673,9 @@ def test_a_relative_path_is_left_to_notebooks_that_work_elsewhere(tmp_path, monk
     (*_, step) = cell.steps(tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"'list\.csv'"):
-        cells.check_probe(cell, step)
+        cells.check(cell, [step], tmp_path / "notebooks")
     monkeypatch.chdir(tmp_path / "notebooks")
-    assert cells.check_probe(cell, step) is None
+    assert cells.check(cell, [step], tmp_path / "notebooks") is None
 
 
 def test_a_further_execution_of_a_probe_need_not_say_everything(tmp_path):
@@ -684,6 +684,29 @@ def test_a_further_execution_of_a_probe_need_not_say_everything(tmp_path):
     cells.check(bench.study.cells[0], [step], tmp_path / "notebooks")
     with pytest.raises(ValueError, match="epoch: unknown to the probe 'linear'"):
         cells.check(bench.study.cells[0], [replace(step, params=step.params | {"options": {"epoch": 3}})], tmp_path / "notebooks")
+
+
+@pytest.mark.parametrize("params", [{"labels": "motion"}, {"labels": '["motion", "shape"]'}, {"limit": "100"}, {"options": '{"ks": [1]}'}])
+def test_parameters_are_checked_as_the_notebook_reads_them(tmp_path, params):
+    """A notebook takes a text for a list, a number or a dict: so must who looks before."""
+    bench = Bench(tmp_path, "ld", 1, extras=(Extra("02_probe", {"probe": "knn", "labels": ["shape"]} | params),))
+    (cell,) = bench.study.cells
+    (*_, step) = cell.steps(tmp_path)
+    cells.check(cell, [step], tmp_path / "notebooks")
+    for wrong in ({"labels": "moton"}, {"labels": "motion", "options": '{"epoch": 3}'}, {"limit": "-1"}):
+        with pytest.raises(ValueError, match=r"moton|epoch|limit=-1"):
+            cells.check(cell, [replace(step, params=step.params | wrong)], tmp_path / "notebooks")
+
+
+def test_a_benchmark_is_checked_where_any_cell_still_needs_it(tmp_path):
+    """The first cell of a regime may have finished what another still lacks."""
+    bench = Bench(tmp_path, "ld", 2, wait=0)
+    as_run(bench)
+    second = cells.result(bench.runs / bench.study.cells[1].name, bench.study.cells[1].steps(tmp_path)[-1])
+    second.unlink()
+    wrong = replace(bench.study, benchmarks=(*MOTION, Benchmark("wrong", labels=("moton",))))
+    with pytest.raises(ValueError, match=r"02_probe-wrong: .*moton"):
+        local.run(wrong, bench.file, bench.runs, notebooks=tmp_path / "notebooks", progress=False)
 
 
 def test_a_changed_study_leaves_a_finished_run_as_it_is(tmp_path):

@@ -9,7 +9,7 @@ from scipy import stats as sps
 
 import vjepa_lab as vl
 from vjepa_lab import data
-from vjepa_lab.analysis import halves, openset, robustness, subjects, transfer
+from vjepa_lab.analysis import ends, halves, openset, robustness, subjects, transfer
 from vjepa_lab.data.edited import Frozen
 from vjepa_lab.data.splits import apart
 from vjepa_lab.evaluation.yardsticks import COLUMNS, baselines
@@ -93,11 +93,41 @@ def test_the_same_files_are_no_training_and_test_set_whatever_is_made_of_them(pi
         baselines((opened("first", "train"), opened("last", "test")), preset="smoke", progress=False)
     frozen = Frozen(opened("last", "test", "kenburns:"))
     with pytest.raises(ValueError, match=shared):
-        vl.probe(torch.nn.Identity(), (opened("first", "train"), frozen), stride=1, **shape)
+        vl.probe(torch.nn.Identity(), (opened("first", "train"), frozen))
     mixed = data.Mixture([data.open("synthetic", "test", n=4, **shape), opened("last", "test")], [1, 1], "test")
     with pytest.raises(ValueError, match=shared):
         apart(opened("first", "train"), mixed)
     apart(*(data.open("synthetic", split, n=4, **shape) for split in ("train", "train")))  # clips of no file
+
+
+def test_sources_opened_for_training_are_not_asked(pictures):
+    """Their clips are cut anew each time; a shape and splits are for what is opened by name."""
+    shape = {"frames": 4, "size": 16}
+    train, test = (data.open(pictures / f"{name}.txt", **shape) for name in ("first", "last"))
+    assert train.augment and data.Mixture([train], [1]).augment and not data.open("synthetic").augment
+    for one in (train, Frozen(train), data.Mixture([train, train], [1, 1])):
+        with pytest.raises(data.DataError, match=r"opened for training: .* open it with augment=False"):
+            data.still(one, "train", vl.preset("smoke"))
+    with pytest.raises(data.DataError, match="opened for training"):
+        vl.probe(torch.nn.Identity(), (train, test))
+    calm = [data.open(pictures / f"{name}.txt", augment=False, **shape) for name in ("first", "last")]
+    for asked in ({"frames": 8}, {"size": 32}, {"splits": ("train", "val")}):
+        with pytest.raises(ValueError, match=r"Sources have splits and a clip shape of their own"):
+            vl.probe(torch.nn.Identity(), calm, **asked)
+        with pytest.raises(ValueError, match=r"Sources have splits and a clip shape of their own"):
+            baselines(calm, preset="smoke", progress=False, **asked)
+    (pictures / "rest.txt").write_text("".join(f"{pictures}/{i}.png {i % 2}\n" for i in range(6, 10)))
+    first, rest = data.pair((pictures / "first.txt", pictures / "rest.txt"), ("train", "test"), ("class",), vl.preset("smoke"))
+    assert not first.augment and len(first) == 6 and len(rest) == 4  # names of two lists, as the refusal of one list advises
+
+
+def test_a_clip_shape_is_for_the_probe_and_not_for_the_pretraining(tmp_path):
+    how = {"labels": "motion", "preset": "smoke", "runs": tmp_path, "limit": 20, "epochs": 1, "save": True, "progress": False}
+    baselines("synthetic", **how)
+    baselines("synthetic", frames=4, **how)
+    (folder,) = tmp_path.iterdir()
+    rows = results.read_run(folder).query("metric == 'top1' and source == 'run'")
+    assert set(rows["probe"]) == {"linear", "linear, 4 frames"} and vl.load_run(folder).preset.frames == 8
 
 
 @pytest.mark.parametrize("study", [robustness.corrupted, openset.held_out, halves.halves])
@@ -108,6 +138,19 @@ def test_no_study_teaches_the_clips_that_it_asks(study, pictures, monkeypatch):
         study([run], f"kenburns:{pictures / 'all.txt'}", clips=(50, 50), progress=False)
     with pytest.raises(ValueError, match="are the same 10 clips"):
         transfer.across([run], str(pictures / "all.txt"), str(pictures / "all.txt"), progress=False)
+
+
+def test_who_reads_one_set_is_not_asked_about_its_clips_in_another(pictures, monkeypatch):
+    monkeypatch.setattr(subjects.Subject, "features", lambda *_, **__: pytest.fail("clips were read"))
+    run = vl.pretrain("baseline", "synthetic", "smoke", steps=0, out=pictures / "run", progress=False)
+    for name, trains in (("here", "012"), ("there", "345")):
+        lines = "".join(f"{pictures}/{i}.png,{i % 2},{'train' if str(i) in trains else 'test'}\n" for i in range(6))
+        (pictures / f"{name}.csv").write_text(f"path,label,split\n{lines}")
+    with pytest.raises(ValueError, match=r"share|are the same"):
+        transfer.across([run], str(pictures / "here.csv"), str(pictures / "there.csv"), progress=False)
+    run = vl.pretrain("baseline", "synthetic", "smoke", steps=1, out=pictures / "trained", progress=False)
+    with pytest.raises(ValueError, match="are the same 10 clips"):
+        ends.align(run, data=f"kenburns:{pictures / 'all.txt'}")
 
 
 def test_parts_of_one_file_are_apart_where_they_share_no_time(tmp_path):

@@ -311,7 +311,7 @@ def doctor(parser):
 
 
 OWN_ARGUMENTS = {
-    "bench": "measure speed and memory: the training step, the loader, the probes",
+    "bench": "measure speed and memory: the training step, what objectives add, growth, the loader",
     "study": "run, resume and tabulate a grid of runs",
 }
 "Commands whose module reads its arguments itself, `main(argv) -> exit status`; they are offered where the module is there."

@@ -257,10 +257,10 @@ class Loss(nn.Module):
     def _part(name: str, term: Term, latents: tuple, head: nn.Module) -> Tensor:
         try:
             part = mean_of([m for part in latents for m in term.maps(part, head)])
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise type(error)(f"{name}: {error}") from error
         except Exception as error:
-            error.add_note(f"in the term {name}")
+            if type(error) in (ValueError, TypeError, RuntimeError):
+                raise type(error)(f"{name}: {error}") from error
+            error.add_note(f"in the term {name}")  # one of another kind may be made of more than a text
             raise
         if torch.is_grad_enabled() and not (part.requires_grad or term.idle):
             raise ValueError(f"{name}: its error depends on nothing that trains; use view.z, view.pred or a head in it")

@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from vjepa_lab import data as video
 from vjepa_lab.analysis import alignment, subjects
+from vjepa_lab.data import pair
 from vjepa_lab.files import replacing
 from vjepa_lab.objective import Recipe
 from vjepa_lab.training.runs import Run
@@ -57,10 +57,9 @@ def align(
     for run in bar:
         bar.set_postfix_str(run.name)
         size, spec = run.preset, data or run.config["spec"]
-        asked = (spec, size.frames, size.size)
+        asked = (spec, size.frames, size.size, size.stride)
         if asked not in probes:
-            train, test = (video.open(spec, split, frames=size.frames, size=size.size) for split in ("train", "test"))
-            probes[asked] = alignment.ProbeSet.of(train, test, labels, clips, fit)
+            probes[asked] = alignment.ProbeSet.of(*pair(spec, ("train", "test"), labels, size), labels, clips, fit)
         table = ends(run, probes[asked], on)
         with replacing(run.path / alignment.FILE) as part:
             table.to_csv(part, index=False)

@@ -18,7 +18,7 @@ from vjepa_lab.analysis.openset import nearness, prototypes
 from vjepa_lab.analysis.readers import Reader, constant
 from vjepa_lab.analysis.shifts import Kept
 from vjepa_lab.analysis.subjects import Run, Subject, clip_size, subjects
-from vjepa_lab.data.splits import pair
+from vjepa_lab.data.splits import apart, pair
 from vjepa_lab.evaluation import ava
 from vjepa_lab.evaluation.features import Features
 from vjepa_lab.evidence import results
@@ -112,6 +112,7 @@ def across(
     size, how = clip_size(found, shape), how | {"progress": False}
     both = ("train", "test")
     sides = [dict(zip(both, map(Kept, pair(spec, both, (), size, clips)), strict=True)) for spec in (source, target)]
+    apart(sides[0]["train"], sides[1]["test"])  # who read the source is asked about the target
     names = [side["train"].classes.get(label) for side, label in zip(sides, labels, strict=True)]
     for spec, label, there in zip((source, target), labels, names, strict=True):
         if there is None:

@@ -258,6 +258,7 @@ class Source(Dataset):
     `fixed` says that the epoch makes no difference, so clips can be kept; `spec` is what `open` was given, so that a run can be probed and
     resumed from its folder. Subclasses write `read` and `__len__`.
     `ids`: the numbers of clips that are drawn by number, and so are in no order.  `limit`: the most that a part was to have (`limited`).
+    `augment`: whether clips are cropped and flipped at random, as for training.
     """
 
     name: str = ""
@@ -265,6 +266,7 @@ class Source(Dataset):
     split: str = "train"
     classes: dict[str, list[str]]
     fixed: bool = False
+    augment: bool | str = False
     bad: float = 0.05
     ids: Sequence[int] | None = None
     limit: int | None = None
@@ -282,6 +284,11 @@ class Source(Dataset):
     def file_clips(self) -> list[Clip]:
         """The clips of files that it is made of, before edits; none of a world that is drawn."""
         return []
+
+    @property
+    def recordings(self) -> list[str] | None:
+        """Of each file, the recording that it was cut from; None where the set does not know. Clips of one recording are alike."""
+        return None
 
     def read(self, index: int, epoch: int = 0) -> Sample:
         """The sample at `index`; raises ClipError if it cannot be read."""
@@ -408,7 +415,7 @@ class Derived(Source):
 
     def __init__(self, source: Source):
         self.source, self.name, self.split, self.classes = source, source.name, source.split, source.classes
-        self.fixed, self.bad, self.limit = source.fixed, source.bad, source.limit
+        self.fixed, self.augment, self.bad, self.limit = source.fixed, source.augment, source.bad, source.limit
 
     def __len__(self) -> int:
         return len(self.source)
@@ -420,6 +427,10 @@ class Derived(Source):
     @property
     def file_clips(self) -> list[Clip]:
         return self.source.file_clips
+
+    @property
+    def recordings(self) -> list[str] | None:
+        return self.source.recordings
 
     @property
     def labels(self) -> dict[str, Tensor]:

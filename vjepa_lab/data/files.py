@@ -97,6 +97,11 @@ class Files(Source):
     def file_clips(self) -> list[Clip]:
         return self.listing.clips
 
+    @property
+    def recordings(self) -> list[str] | None:
+        clips = self.listing.clips
+        return [f"{clip.labels.get('class')}/{clip.group}" for clip in clips] if all(clip.group for clip in clips) else None
+
     def where(self, index: int) -> str:
         return self.listing.clips[index // self.copies].path
 

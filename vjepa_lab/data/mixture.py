@@ -49,6 +49,10 @@ class Mixture(Source):
     def file_clips(self) -> list[Clip]:
         return [clip for source in self.sources for clip in source.file_clips]
 
+    @property
+    def augment(self) -> bool:
+        return any(source.augment for source in self.sources)
+
     def place(self, index: int) -> tuple[int, int]:
         """Which source an index belongs to, and its index there."""
         which = bisect_right(self.ends, index)

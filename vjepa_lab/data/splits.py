@@ -14,8 +14,8 @@ from .sources import open
 def pair(data, splits: Sequence[str], labels: Sequence[str], shape, limits: int | Sequence[int | None] | None = None) -> list[Source]:
     """The training and the test split that a probe reads: both `still`, `apart`, and with these labels. No clip is read.
 
-    data: a name as `open` takes it, or a pair of Sources.  limits: at most so many clips of each split, or of either its own.
-    Raises ValueError for a label that a split lacks; DataError, a ValueError, for splits that share clips.
+    data: a name as `open` takes it; or a pair, of names or of Sources.  limits: at most so many clips of each split, or of either its own.
+    Raises ValueError for a label that a split lacks; DataError, a ValueError, for splits that share clips, and for an augmented Source.
     """
     parts = data if isinstance(data, tuple | list) else (data, data)
     limits = limits if isinstance(limits, tuple | list) else (limits, limits)
@@ -28,14 +28,25 @@ def pair(data, splits: Sequence[str], labels: Sequence[str], shape, limits: int 
 def still(spec, split: str, shape, limit: int | None = None) -> Source:
     """One split of a data set for probing: no augmentation, at most `limit` clips (None or 0: all), chosen as `Source.limited` does.
 
-    spec: as `data.open` takes it; of a Source, a part.  shape: a preset, or what has frames, size, stride.
-    Raises ValueError for a limit below 0, and for one on a mixture, which gives all of its clips or none.
+    spec: as `data.open` takes it; of a Source, a part.  shape: a preset, or what has frames, size, stride; a Source has its own.
+    Raises ValueError for a limit below 0, and for one on a mixture, which gives all of its clips or none; DataError, a ValueError, for a
+    Source that is augmented.
     """
     if limit is not None and limit < 0:
         raise ValueError(f"limit={limit}: expected at most so many clips of each split, 1 or more, or 0 for all")
     shape = {"frames": shape.frames, "size": shape.size, "stride": shape.stride}
-    source = open(spec, split, augment=False, **shape)
+    source = unaugmented(open(spec, split, augment=False, **shape))
     return source.limited(limit) if limit else source
+
+
+def unaugmented(source: Source) -> Source:
+    """The source. Raises DataError for one whose clips are cropped and flipped at random: they would be others each time that one asks."""
+    if source.augment:
+        raise DataError(
+            f"{source.name} [{source.split}] is opened for training: its clips are cropped and flipped at random; open it with "
+            "augment=False, or give its name"
+        )
+    return source
 
 
 def labelled(sources: Iterable[Source], labels: Sequence[str]) -> None:
@@ -65,7 +76,7 @@ def apart(train: Source, test: Source) -> None:
         what = f"are the same {len(asked)} clips" if len(shared) == len(asked) else f"share {len(shared)} of {len(asked)} test clips"
         raise DataError(
             f"{test.name}: the splits {train.split} and {test.split} {what} ({shared[0].path}, ...), so what was taught would be asked; "
-            "add a `split` column to the list, or give a list for each: data=(open(TRAIN), open(TEST))"
+            "add a `split` column to the list, or give a list for each: data=(TRAIN, TEST)"
         )
 
 

@@ -38,7 +38,7 @@ def probe(
     probe: str = "linear",
     encoder: str | None = None,
     layers: Sequence[int] | None = None,
-    splits: tuple[str, str] = ("train", "test"),
+    splits: tuple[str, str] | None = None,
     segments: int = 1,
     views: int = 1,
     merge: Merge = "tokens",
@@ -61,8 +61,8 @@ def probe(
 
     run      a Run or its folder; or released weights, as `weights.open` takes them ("vjepa2-vitl:vitl.pt"); or an encoder of your own,
              any module clip [b c f y x] -> tokens [b n d] with `.grid(clip)`
-    data     what the probe trains and is tested on: a name as `data.open` takes it, or a pair of Sources (train, test); by default what
-             the run was pretrained on. Two splits that share files are refused
+    data     what the probe trains and is tested on: a name as `data.open` takes it, or a pair (train, test) of names or of Sources; by
+             default what the run was pretrained on. Two splits that share files are refused
     labels   names of the labels to read off, such as ("motion", "shape") in the factor world
     probe    "linear" (mean-pooled) | "stepwise" (linear, time steps side by side) | "attentive" (all tokens) | "knn"
     encoder  "student" | "teacher" | "initial"; by default the recipe's choice, of released weights the teacher. The initial one of released
@@ -72,33 +72,39 @@ def probe(
     segments  clips in time of each video; with `merge="tokens"` the probe reads them together, in training and test, as V-JEPA's do
     views    crops across the picture of each test video (3: left, centre, right); the softmax is averaged, one prediction per video
     merge    "tokens", or "softmax": the probe is trained on the centre clip and its softmax averaged over all segments and views
-    frames   frames per clip; by default the run's, of released weights 16
+    frames   frames per clip; by default the run's, of released weights 16. Where this and the next two are others, the rows name them
+             with the probe; Sources have a shape of their own
     size     pixels a side; by default the run's, of released weights those of their last training
     stride   frames of the video for one of the clip; by default the run's, of released weights 4
-    splits   (train, test); where the test split is another than "test", the rows name it with the benchmark
+    splits   of what is opened here, by default ("train", "test"); where the test split is another than "test", the rows name it with the
+             benchmark
     limit    at most so many clips of each split; None or 0: all. Where it leaves some out, the rows name it with the benchmark
     exact    the attentive and stepwise probes read tokens in float32, twice the memory of the usual float16 (see `features.FINE`)
     out      where the rows go; by default the run's folder, of released weights `runs`/<name>, of an encoder of your own nowhere
     options  go to the probe: epochs, lrs, form, ...
 
     Raises ValueError for an unknown probe, option or label, for a block that is not there or of an encoder that is not of this package,
-    for an encoder of your own without a clip shape or data; DataError, a ValueError, for splits that share files.
+    for an encoder of your own without data, or without a clip shape where data is to be opened, for a shape or splits beside Sources;
+    DataError, a ValueError, for splits that share files, and for Sources that are opened for training.
     """
     check_options(probe, options)
-    subject = subject_of(run, encoder, out, device).shaped(frames, size, stride)
+    subject, shape = subject_of(run, encoder, out, device), {"frames": frames, "size": size, "stride": stride}
+    if not given(data, **shape, splits=splits):
+        subject = subject.shaped(**shape)
     if layers is not None:
         subject = replace(subject, encoder=Layers(subject.encoder, layers))
     labels = (labels,) if isinstance(labels, str) else tuple(labels)
     if data is None and subject.data is None:
         raise ValueError("data=None: name the data set, this encoder was pretrained on none that is known")
-    sources = video.pair(data or subject.data, splits, labels, subject, limit)
+    sources = video.pair(data or subject.data, splits or ("train", "test"), labels, subject, limit)
     tokens = probe in ("attentive", "stepwise") and (torch.float32 if exact else True)
     kept = {"tokens": tokens, "cache": cache, "workers": workers, "device": device}
     kept |= {"encoder_name": subject.name, "progress": progress, "merge": merge}
     train = extract_views(subject.encoder, sources[0], segments if merge == "tokens" else 1, 1, bf16=subject.bf16, **kept)
     test = extract_views(subject.encoder, sources[1], segments, views, bf16=train.bf16, settled=True, **kept)
     limited = next((source.limit for source in sources if source.limit), None)
-    train, test = (replace(part, blocks=tuple(layers or ()), limit=limited) for part in (train, test))
+    read = subject.unusual() + (", mean of clips" if merge == "softmax" and segments > 1 else "")
+    train, test = (replace(part, blocks=tuple(layers or ()), limit=limited, read=read) for part in (train, test))
 
     fit = getattr(probes, probe)
     if probe != "knn":
@@ -110,6 +116,15 @@ def probe(
         for result in results:
             result.save(subject.folder)
     return results
+
+
+def given(data, **asked) -> bool:
+    """Whether data is a pair with a Source in it, which was opened as it is. Raises ValueError for what is asked of clips that are opened
+    here."""
+    ready = isinstance(data, tuple | list) and any(isinstance(part, video.Source) for part in data)
+    if ready and (wrong := [f"{name}={value!r}" for name, value in asked.items() if value is not None]):
+        raise ValueError(f"{', '.join(wrong)}: Sources have splits and a clip shape of their own; open them so, or give the set's name")
+    return ready
 
 
 def check_options(kind: str, options: Iterable[str]) -> None:
@@ -124,10 +139,19 @@ def check_options(kind: str, options: Iterable[str]) -> None:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """Of a clip: frames, pixels a side, and how many frames of the video go by for one of the clip."""
+
+    frames: int
+    size: int
+    stride: int
+
+
+@dataclass(frozen=True)
 class Subject:
     """A frozen encoder with what its evaluation needs: its name in the rows, clip shape, pretraining data, and where its rows go.
 
-    config: what the folder's config.json says of an encoder that no run of ours trained.
+    config: what the folder's config.json says of an encoder that no run of ours trained.  usual: the clips that it is shown by default.
     """
 
     encoder: nn.Module
@@ -139,6 +163,7 @@ class Subject:
     folder: Path | None = None
     bf16: bool = False
     config: dict | None = None
+    usual: Shape | None = None
 
     def shaped(self, frames: int | None, size: int | None, stride: int | None) -> Subject:
         """The clip shape with what was asked for in place of what is usual.
@@ -157,6 +182,12 @@ class Subject:
                 near = _near(found.frames, tubelet)
                 raise ValueError(f"frames={found.frames} does not divide by the encoder's tubelet of {tubelet} frames: {near}")
         return found
+
+    def unusual(self) -> str:
+        """How rows call a clip shape that is not the usual one: ", 4 frames, 64 pixels"; empty where it is, or where there is none."""
+        units = {"frames": "{} frames", "size": "{} pixels", "stride": "every {}. frame"}
+        changed = {name: getattr(self, name) for name in units if self.usual and getattr(self, name) != getattr(self.usual, name)}
+        return "".join(f", {units[name].format(value)}" for name, value in changed.items())
 
     def introduce(self) -> None:
         """Write config.json, unless a run has; raises ValueError for a folder that speaks of another encoder."""
@@ -187,7 +218,8 @@ def subject_of(run, encoder: str | None = None, out: str | Path | None = None, d
         name = encoder or "encoder"
         config = {"variant": Path(out).name, "encoder_name": name} if out else None
         return Subject(run, name, folder=out and Path(out), bf16=bf16, config=config)
-    shape = vars(usual_shape(run))
+    usual = usual_shape(run)
+    shape = vars(usual) | {"usual": usual}
     if not isinstance(run, Run):
         which = encoder or ("teacher" if "teacher" in run.slots else "student")
         config = {"variant": run.name, "regime": "released weights", "pretrain": run.name, "init": run.about}
@@ -214,15 +246,6 @@ def opened(run) -> Run | Weights | nn.Module:
         near = f", and no released model is called that; {suggest(name, weights.RELEASES)}" if Path(name).name == name else ""
         raise FileNotFoundError(f"{run}: not a run folder: there is no such place{near}")
     return load_run(run)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Of a clip: frames, pixels a side, and how many frames of the video go by for one of the clip."""
-
-    frames: int
-    size: int
-    stride: int
 
 
 def usual_shape(run: Run | Weights) -> Shape:

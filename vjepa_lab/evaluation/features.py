@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -43,6 +44,8 @@ class Features:
     name, split, encoder: where they come from.  clips: segments and views of each file; the clips of one file share its index.
     blocks: of the encoder, whose tokens stand one after the other (`layers.Layers`); none: its output.
     bf16: whether the encoder ran under autocast.  limit: the most clips of the split that were to be read, where these are not all.
+    read: how the clips were read where that is not as usual, such as ", 4 frames".
+    recordings: of each place in the source, the number of the recording that its file was cut from; None where the set does not know.
     """
 
     pooled: Tensor
@@ -58,9 +61,20 @@ class Features:
     blocks: tuple[int, ...] = ()
     bf16: bool = False
     limit: int | None = None
+    read: str = ""
+    recordings: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pooled)
+
+    @property
+    def origin(self) -> Tensor:
+        """What each clip was cut from, by number [n]: its recording, or its file. Clips of one origin are alike."""
+        return self.index if self.recordings is None else self.recordings[self.index]
+
+    def named(self, probe: str) -> str:
+        """What the rows call a probe of these clips, `named`."""
+        return named(probe, self.clips, self.blocks) + self.read
 
     def benchmark(self, label: str = "class") -> str:
         """What the rows call a label of these clips: "ucf101", "synthetic/motion"; of a split of another name than "train" (what a list is
@@ -97,6 +111,13 @@ class Features:
         if not known.any():
             raise ValueError(f"no clip of {self.name} [{self.split}] has the label {label!r}")
         return self if known.all() else self.subset(known)
+
+
+def named(probe: str, clips: tuple[int, int], blocks: tuple[int, ...] = ()) -> str:
+    """What the rows call a probe on several segments and views of each file or several blocks, such as "attentive 4x3, blocks 2 5 8 11":
+    another measurement than on one."""
+    read = f", blocks {' '.join(map(str, blocks))}" if blocks else ""
+    return probe + (f" {clips[0]}x{clips[1]}" if clips != (1, 1) else "") + read
 
 
 def extract(
@@ -177,6 +198,7 @@ def _extract(encoder, source, *, tokens, batch, workers, device, encoder_name, p
         split=source.split,
         encoder=encoder_name,
         bf16=bf16,
+        recordings=None if source.recordings is None else torch.from_numpy(np.unique(source.recordings, return_inverse=True)[1]),
     )
 
 
@@ -243,16 +265,29 @@ def clip_bar(source: data.Source, what: str, progress: bool) -> tqdm:
 
 
 def fingerprint(encoder: nn.Module, source: data.Source, *options) -> str:
-    """A hash of what decides the features: the weights and how they are used, every clip's place and labels, the first and the last clip's
-    pixels, and the options."""
-    built = [type(encoder).__qualname__, *(options_of(part) for part in encoder.modules() if isinstance(part, Encoder))]
+    """A hash of what decides the features: the weights and how they are used, every clip's place, labels and recording, the first and the
+    last clip's pixels, the options, and of an encoder of your own what it makes of the first clip: its attributes are not known here."""
+    known = [part for part in encoder.modules() if isinstance(part, Encoder)]
+    built = [type(encoder).__qualname__, *map(options_of, known), *([source.recordings] if source.recordings else [])]
     digest = hashlib.sha256(repr((repr(source), len(source), clips_of(source), built, options)).encode())
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     for place in (0, len(source) - 1):
         digest.update(source[place].clip.contiguous().numpy())
+    if not known:
+        digest.update(_of_first_clip(encoder, source).numpy())
     return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def _of_first_clip(encoder: nn.Module, source: data.Source) -> Tensor:
+    """What an encoder makes of a source's first clip, where it lies, [n d] on the CPU."""
+    training, device = encoder.training, next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    try:
+        return encoder.eval()(data.normalize(source[0].clip[None].to(device)))[0].float().cpu()
+    finally:
+        encoder.train(training)
 
 
 def clips_of(source: data.Source) -> str:
@@ -294,7 +329,7 @@ def spread(features: Features) -> list[dict]:
     centred = features.pooled.double() - features.pooled.double().mean(0)
     share = torch.linalg.svdvals(centred)
     share = share / share.sum().clamp_min(1e-12) + 1e-7
-    about = {"benchmark": features.benchmark(), "probe": "none", "n": len(features), "encoder": features.encoder}
+    about = {"benchmark": features.benchmark(), "probe": features.named("none"), "n": len(features), "encoder": features.encoder}
     measured = {"rankme": float(torch.exp(-(share * share.log()).sum())), "std": float(centred.std(0).mean())}
     return [about | {"metric": metric, "value": value} for metric, value in measured.items()]
 
@@ -307,9 +342,10 @@ def rank_in_class(y: Tensor, seed: int) -> Tensor:
     return torch.empty_like(y).scatter_(0, order, torch.arange(len(y)) - first[y[order]])
 
 
-def held_out(y: Tensor, share: float, seed: int) -> Tensor:
-    """A stratified `share` of the samples, as a bool mask [n]; a class too small to give one away gives none."""
-    return rank_in_class(y, seed) < (share * torch.bincount(y)).floor()[y]
+def held_out(y: Tensor, share: float, seed: int, least: int = 0) -> Tensor:
+    """A stratified `share` of the samples, as a bool mask [n]; a class too small to give one away gives `least`, but never its last."""
+    count = torch.bincount(y)
+    return rank_in_class(y, seed) < (share * count).floor().clamp_min(least).minimum((count - 1).clamp_min(0))[y]
 
 
 def scaling(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,11 +21,11 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from vjepa_lab import data as video
-from vjepa_lab.data.splits import apart
+from vjepa_lab.data.splits import apart, unaugmented
 from vjepa_lab.evaluation.classifier import HEADS, Classifier, predictions
 from vjepa_lab.evaluation.evaluate import Subject, subject_of
-from vjepa_lab.evaluation.features import clips_of, options_of
-from vjepa_lab.evaluation.scoring import ProbeResult, named, scored
+from vjepa_lab.evaluation.features import clips_of, named, options_of
+from vjepa_lab.evaluation.scoring import ProbeResult, scored
 from vjepa_lab.evidence import results
 from vjepa_lab.files import differing, write_json
 from vjepa_lab.model import Encoder
@@ -197,7 +197,7 @@ def finetune(
     pair = isinstance(data, tuple | list)
     train = _opened(data[0] if pair else data, splits[0], shape, seed=seed)
     counts = _counts(train, label)
-    test = _opened(data[1] if pair else data, splits[1], shape, augment=False)
+    test = unaugmented(_opened(data[1] if pair else data, splits[1], shape, augment=False))
     apart(train, test)
     config = _about(model, subject) | shape | {
         "data": Path(train.name).name, "spec": None if pair else str(data), "label": label, "finetune_seed": seed, "plan": asdict(plan),

@@ -38,6 +38,10 @@ class OneView(Source):
     def file_clips(self) -> list[Clip]:
         return self.source.file_clips
 
+    @property
+    def recordings(self) -> list[str] | None:
+        return self.source.recordings
+
     def read(self, index: int, epoch: int = 0) -> Sample:
         return self.source.read(index * self.source.copies + self.place, epoch)
 

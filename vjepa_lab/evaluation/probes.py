@@ -103,17 +103,19 @@ def _validate(heads: nn.Module, group: Sequence[tuple[float, float]], x: _Inputs
     ]
 
 
-def _files_held_out(y: Tensor, index: Tensor, share: float, seed: int) -> Tensor:
-    """As `held_out`, of files: the clips of one file, which share its place `index`, lie on one side."""
-    places, back = index.unique(return_inverse=True)
+def _origins_held_out(y: Tensor, origin: Tensor, share: float, seed: int) -> Tensor:
+    """As `held_out`, of files or recordings: the clips of one `origin` lie on one side, since they are alike. A class with two or more
+    recordings of several clips each gives one at least, where their share would be none."""
+    places, back = origin.unique(return_inverse=True)
     if len(places) == len(y):
         return held_out(y, share, seed)
-    return held_out(torch.empty_like(places).scatter_(0, back, y), share, seed)[back]
+    kind = torch.empty_like(places).scatter_(0, back, y)
+    return held_out(kind, share, seed, least=1)[back]
 
 
-def _choose(recipe: _Recipe, x: _Inputs, y: Tensor, index: Tensor, val: float, seed: int, bar) -> tuple[nn.Module, dict, list[dict]]:
+def _choose(recipe: _Recipe, x: _Inputs, y: Tensor, origin: Tensor, val: float, seed: int, bar) -> tuple[nn.Module, dict, list[dict]]:
     """Train every candidate on a part of train, score it on the rest -> the best head, its hyperparameters, all scores."""
-    held = _files_held_out(y, index, val, seed)
+    held = _origins_held_out(y, origin, val, seed)
     if not held.any():
         raise ValueError(
             f"{len(y)} training clips of {len(y.unique())} classes leave none to choose among {len(recipe.candidates)} candidates on "
@@ -148,7 +150,7 @@ def _probe(
     with tqdm(total=passes * recipe.epochs, desc=f"{recipe.probe} probe: {label}", unit="epoch", disable=not progress, leave=False) as bar:
         selected, search = dict(zip(("lr", "wd"), recipe.candidates[0], strict=True)), []
         if choose:
-            head, selected, search = _choose(recipe, seen, y, train.index, val, seed, bar)
+            head, selected, search = _choose(recipe, seen, y, train.origin, val, seed, bar)
         if refit:
             head = _train(recipe, [(selected["lr"], selected["wd"])], seen, y, torch.arange(len(y)), seed, bar)
     probability = _logits(head, unseen, torch.arange(len(test)))[0].softmax(-1)
@@ -272,20 +274,20 @@ def knn(
 ) -> ProbeResult:
     """Weighted k nearest neighbours by cosine on standardised mean-pooled features, votes exp(cosine / temperature) (Wu et al. 2018, DINO).
 
-    k is chosen by leaving one out of train.
+    k is chosen by leaving one out of train: one file, or the recording that several were cut from.
     """
     train, test = paired(train, test, label)
     x, z = (F.normalize(part) for part in _standardise(train.pooled, test.pooled))
     y, classes, most = train.labels[label], len(train.classes[label]), min(max(ks), len(x) - 1)
     ks = [k for k in ks if k <= most] or [most]
 
-    def neighbours(clips: Tensor, files: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Cosines and places of the nearest training clips, [n most] each; none of a clip's own file, where `files` says it."""
+    def neighbours(clips: Tensor, origin: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and places of the nearest training clips, [n most] each; none of a clip's own `origin`, where that is said."""
         found = []
         for rows in torch.arange(len(clips)).split(1024):  # a whole table of cosines would be 100 GB for 160 000 clips
             near = clips[rows] @ x.T
-            if files is not None:
-                near.masked_fill_(files[rows, None] == train.index, -torch.inf)
+            if origin is not None:
+                near.masked_fill_(origin[rows, None] == origin, -torch.inf)
             found.append(near.topk(most))
         return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
 
@@ -294,7 +296,7 @@ def knn(
         weight = ((closeness - 1) / temperature).exp()
         return torch.zeros(len(place), classes).scatter_add_(1, y[place], weight) / weight.sum(1, keepdim=True)
 
-    among = neighbours(x, train.index)
+    among = neighbours(x, train.origin if len(train.origin.unique()) > 1 else train.index)
     search = [{"k": k, "val_top1": 100 * float((vote(among, k).argmax(1) == y).double().mean())} for k in ks]
     selected = max(search, key=lambda row: row["val_top1"]) | {"val_n": len(x)}
     return scored(vote(neighbours(z), selected["k"]), y, test, label, "knn", benchmark, 0, selected, search)

@@ -97,7 +97,7 @@ def scored(
         )
     test, probability = per_file(test, probability.cpu().double())
     y, names = test.labels[label], test.classes[label]
-    about = {"benchmark": benchmark or test.benchmark(label), "probe": named(probe, test.clips, test.blocks)}
+    about = {"benchmark": benchmark or test.benchmark(label), "probe": test.named(probe)}
     if test.clips != (1, 1):
         about |= {"segments": test.clips[0], "views": test.clips[1]}
     top1 = probability.argmax(1)
@@ -118,13 +118,6 @@ def scored(
     predictions = pd.DataFrame({"id": test.index, "label": y, "top1": top1, "margin": margin} | about | {"encoder": test.encoder})
     beside = controls(taught, y, len(names), about["benchmark"])
     return ProbeResult(rows, per_class, predictions, selected, pd.DataFrame(search), beside)
-
-
-def named(probe: str, clips: tuple[int, int], blocks: tuple[int, ...] = ()) -> str:
-    """What the rows call a probe on several segments and views of each file or several blocks, such as "attentive 4x3, blocks 2 5 8 11":
-    another measurement than on one."""
-    read = f", blocks {' '.join(map(str, blocks))}" if blocks else ""
-    return probe + (f" {clips[0]}x{clips[1]}" if clips != (1, 1) else "") + read
 
 
 def per_file(features: Features, probability: Tensor) -> tuple[Features, Tensor]:

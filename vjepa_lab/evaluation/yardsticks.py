@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from torch.nn import Module
 
-from vjepa_lab.data import Source, pair
+from vjepa_lab.data import pair
 from vjepa_lab.evaluation import evaluate, pixels
 from vjepa_lab.evaluation.probes import ProbeResult
 from vjepa_lab.evidence import results, stats
@@ -31,7 +31,7 @@ def baselines(
     seed: int = 0,
     runs: str | Path = "runs",
     probe: str = "linear",
-    splits: tuple[str, str] = ("train", "test"),
+    splits: tuple[str, str] | None = None,
     limit: int | None = None,
     found: ProbeResult | Sequence[ProbeResult] | None = None,
     save: bool = False,
@@ -49,6 +49,7 @@ def baselines(
     data     a name as `data.open` takes it, or a pair of Sources (train, test)
     run      the trained run, or its folder, or released weights as `vjepa_lab.probe` takes them; None: the plain baseline is pretrained
              here on the training clips, `steps` of `preset`
+    seed     of that pretraining, and of the probes
     found    the trained encoder's result under this probe, one per label, if it is there already
     save     add the encoders' rows to the run's folder
     options  go to `vjepa_lab.probe`: encoder, cache, workers, epochs, ...; frames, size and stride decide the clips that pixels are read
@@ -61,32 +62,34 @@ def baselines(
     from vjepa_lab import train
 
     evaluate.check_options(probe, options)
+    shape = {name: options.pop(name, None) for name in ("frames", "size", "stride")}
+    evaluate.given(data, **shape, splits=splits)
     names = [labels] if isinstance(labels, str) else list(labels)
     if run is None:
-        size = preset_of(preset)
+        size = own = preset_of(preset)
     elif isinstance(run := evaluate.opened(run), Module):
         raise ValueError(
             "run: expected a run, or released weights; an encoder of your own has no untrained one beside it that we could build"
         )
     else:
         size = evaluate.usual_shape(run)
-    size = replace(size, **{name: options[name] for name in ("frames", "size", "stride") if options.get(name)})
-    sources = pair(data, splits, names, size, limit)
+    size = replace(size, **{name: value for name, value in shape.items() if value is not None})
+    sources = pair(data, splits or ("train", "test"), names, size, limit)
     if run is None:
-        over = {} if steps is None else {"steps": steps, "warmup": min(size.warmup, max(steps // 10, 1))}
+        over = {} if steps is None else {"steps": steps, "warmup": min(own.warmup, max(steps // 10, 1))}
         pretrained_on = data[0] if isinstance(data, tuple | list) else data
-        run = train.pretrain("baseline", pretrained_on, size, seed, runs=runs, progress=progress, **over)
-    how = options | {"probe": probe, "limit": limit, "save": save, "progress": progress}
+        run = train.pretrain("baseline", pretrained_on, own, seed, runs=runs, progress=progress, **over)
+    how = options | shape | {"splits": splits, "probe": probe, "seed": seed, "limit": limit, "save": save, "progress": progress}
     small = zip(*(pixels.small(source, progress=progress) for source in sources), strict=True)  # (train, test) of each view
     measured = {f"{name} 1-NN": [pixels.nearest(*both, label) for label in names] for name, both in zip(pixels.VIEWS, small, strict=True)}
-    measured["random-init encoder"] = evaluate.probe(run, sources, names, **how | {"encoder": "initial"})
-    trained = [found] if isinstance(found, ProbeResult) else found or evaluate.probe(run, sources, names, **how)
+    measured["random-init encoder"] = evaluate.probe(run, data, names, **how | {"encoder": "initial"})
+    trained = [found] if isinstance(found, ProbeResult) else found or evaluate.probe(run, data, names, **how)
     if len(trained) != len(names):
         raise ValueError(
             f"found: {len(trained)} results for {len(names)} labels ({', '.join(names)}); pass what probe() gave for these labels"
         )
     measured[run.name] = list(trained)
-    recordings = _recordings(sources[1])
+    recordings = None if sources[1].recordings is None else np.array(sources[1].recordings)
     columns = zip(names, *measured.values(), strict=True)
     tables = [_table(run, sources, label, dict(zip(measured, each, strict=True)), recordings) for label, *each in columns]
     return tables[0] if isinstance(labels, str) else tables
@@ -102,14 +105,6 @@ def _table(run, sources, label: str, measured: dict[str, ProbeResult], recording
     table = table[COLUMNS]
     table.attrs["note"] = _note(run, table, measured["random-init encoder"], measured[run.name], recordings)
     return table
-
-
-def _recordings(source: Source) -> np.ndarray | None:
-    """Of each file, the recording that it was cut from; None where the set does not know."""
-    listing = getattr(source, "listing", None)
-    if listing is None or not all(clip.group for clip in listing.clips):
-        return None
-    return np.array([f"{clip.labels.get('class')}/{clip.group}" for clip in listing.clips])
 
 
 def _interval(correct: np.ndarray, ids: np.ndarray, recordings: np.ndarray | None) -> dict:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import notebook
@@ -191,25 +191,29 @@ def run(
 def check(cell: Cell, steps: Iterable[Step], source: Path) -> None:
     """Raise ValueError if a notebook, or the probe in it, cannot take a step's parameters: known before hours of training, not after."""
     for step in steps:
+        path = source / f"{step.notebook}.ipynb"
         try:
-            notebook.check(source / f"{step.notebook}.ipynb", step.params)
-            check_probe(cell, step)
+            usual = {name: argument.default for name, argument in notebook.parameters(path).items()}
+            values = usual | notebook.check(path, step.params)
+            if step.notebook == "02_probe":
+                check_probe(cell, values)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{source / step.notebook}.ipynb: {error}") from None
+            raise ValueError(f"{path}, for {step.name}: {error}") from None
 
 
-def check_probe(cell: Cell, step: Step) -> None:
-    """Raise ValueError if a step is a probe that lacks an option, or whose data lacks a split or a label that is asked for."""
-    params = step.params if step.notebook == "02_probe" else {}
-    if isinstance(options := params.get("options"), Mapping) and options:
+def check_probe(cell: Cell, values: Mapping) -> None:
+    """Raise ValueError or TypeError if a probe lacks an option that 02_probe would give it, or its data a split or a label."""
+    options, own = values.get("options") or {}, {}
+    if options:
         from ..evaluation.evaluate import check_options  # only here: it takes seconds
 
-        check_options(params.get("probe", "linear"), options)
-    if "labels" in params and notebook.workplace() == Path.cwd():  # elsewhere, the notebook takes a relative path for another
+        check_options(values.get("probe") or "linear", options)
+        own = {name: options[name] for name in ("frames", "size", "stride") if options.get(name)}
+    if any(values.get("labels") or ()) and notebook.workplace() == Path.cwd():  # elsewhere, the notebook takes a relative path for another
         from ..data import pair
 
-        splits = params.get("train_split", "train"), params.get("test_split", "test")
-        pair(params.get("data") or cell.regime.data, splits, params["labels"], cell.size, params.get("limit"))
+        splits = values.get("train_split") or "train", values.get("test_split") or "test"
+        pair(values.get("data") or cell.regime.data, splits, values["labels"], replace(cell.size, **own), values.get("limit"))
 
 
 def _refuse_another(cell: Cell, folder: Path) -> None:

@@ -26,8 +26,9 @@ from ..values import Value
 KEEP = ("all", "model", "rows")
 PROBES = ("linear", "stepwise", "attentive", "knn")
 ENCODERS = ("student", "teacher", "initial")
-FITTING = ("epochs", "lrs", "wds", "batch", "val", "refit", "exact", "with_positions", "ks", "temperature")
-"Options that say how a probe is fitted, on tokens of which precision, and how neighbours vote: no row tells them apart."
+FITTING = ("epochs", "lrs", "wds", "batch", "val", "refit", "seed", "exact", "with_positions", "ks", "temperature")
+"""Options that say how a probe is fitted, on tokens of which precision, and how neighbours vote: rows or predictions of two that differ in
+these alone would have one name."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -180,7 +181,7 @@ class Study(Value):
             raise ValueError(f"study {self.name!r}: seed {wrong[0]!r}; expected whole numbers, 0 or more")
         if unknown := [name for name in self.first if name not in self.variants]:
             raise ValueError(f"study {self.name!r}: first names {unknown[0]!r}, which is not among its variants")
-        steps = ["01_pretrain", *(f"02_probe-{b.name}" for b in self.benchmarks), *(extra.name for extra in self.extras)]
+        steps = ["01_pretrain", *self.probes, *(extra.name for extra in self.extras)]
         if twice := {name for name in steps if steps.count(name) > 1}:
             said = f"study {self.name!r}: several notebooks would be kept under the name {', '.join(sorted(twice))}"
             raise ValueError(f"{said}; give the extras names of their own")
@@ -200,6 +201,11 @@ class Study(Value):
     def at(self, preset: str) -> Study:
         """The same study at another size."""
         return replace(self, preset=preset)
+
+    @property
+    def probes(self) -> dict[str, Benchmark]:
+        """What the executed notebook of each benchmark is kept as."""
+        return {f"02_probe-{b.name}": b for b in self.benchmarks}
 
     @property
     def cores(self) -> int:
@@ -355,12 +361,12 @@ class Cell:
             "device": study.device, "devices": study.gpus, "workers": study.workers,
         }  # fmt: skip
         steps = [Step("01_pretrain", "01_pretrain", train)]
-        for b in study.benchmarks:
+        for name, b in study.probes.items():
             probe = {
                 "run": str(folder), "data": b.data, "labels": list(b.labels), "probe": b.probe, "encoder": b.encoder, "limit": b.limit,
                 "train_split": b.splits[0], "test_split": b.splits[1], "options": b.options, "controls": False, "workers": study.workers,
             }  # fmt: skip
-            steps.append(Step("02_probe", f"02_probe-{b.name}", probe))
+            steps.append(Step("02_probe", name, probe))
         for extra in study.extras:
             steps.append(Step(extra.notebook, extra.name, {"run": str(folder)} | extra.params))
         return tuple(steps)

@@ -99,10 +99,19 @@ def run(
     """
     chosen = study.chosen(only, but)
     at_work = _Run(study, Path(file), Path(runs), preset, chosen, notebooks, retries, void_after_s)
-    for cell in {cell.regime.name: cell for cell in at_work.open}.values():  # one stands for all of its regime
-        for step in cells.open_steps(cell, at_work.runs / cell.name):
-            cells.check_probe(cell, step)
+    _check(at_work.open, at_work.runs)
     return at_work.go(slots(study, jobs), progress)
+
+
+def _check(open: Sequence[Cell], runs: Path) -> None:
+    """Raise ValueError for a benchmark that cannot be had: of the cells of a regime the first stands for all."""
+    asked = {(cell.regime.name, step.name): (cell, step) for cell in reversed(open) for step in cells.open_steps(cell, runs / cell.name)}
+    for cell, step in asked.values():
+        if step.name in cell.study.probes:
+            try:
+                cells.check_probe(cell, step.params)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{step.name}: {error}") from None
 
 
 class _Run:
