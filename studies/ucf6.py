@@ -3,8 +3,8 @@
     VJEPA_CLIPS=/data/ucf101_6cls_128p python -m vjepa_lab study run studies/ucf6.py
 
 VJEPA_CLIPS is a folder with a folder of clips per class (Archery, BasketballDunk, HorseRace, PlayingPiano, PlayingViolin, Surfing), under
-their UCF-101 names: groups 1 to 7 are the test set, as in split 1. With groups 1, 2 and 8 to 11 of each class that is 120 clips to train on and 62 to test: enough to see that real video goes through, too few to
-rank objectives.
+their UCF-101 names: groups 1 to 7 are the test set, as in split 1. With groups 1, 2 and 8 to 11 of each class that is 120 clips to train on
+and 62 to test: enough to see that real video goes through, too few to rank objectives.
 """
 
 import os
