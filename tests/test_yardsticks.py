@@ -110,6 +110,8 @@ def test_sources_opened_for_training_are_not_asked(pictures):
             data.still(one, "train", vl.preset("smoke"))
     with pytest.raises(data.DataError, match="opened for training"):
         vl.probe(torch.nn.Identity(), (train, test))
+    with pytest.raises(data.DataError, match=r"is one split; give a pair of Sources"):
+        vl.probe(torch.nn.Identity(), data.open("synthetic", **shape), stride=1, **shape)
     calm = [data.open(pictures / f"{name}.txt", augment=False, **shape) for name in ("first", "last")]
     for asked in ({"frames": 8}, {"size": 32}, {"splits": ("train", "val")}):
         with pytest.raises(ValueError, match=r"Sources have splits and a clip shape of their own"):

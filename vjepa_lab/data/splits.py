@@ -15,8 +15,11 @@ def pair(data, splits: Sequence[str], labels: Sequence[str], shape, limits: int 
     """The training and the test split that a probe reads: both `still`, `apart`, and with these labels. No clip is read.
 
     data: a name as `open` takes it; or a pair, of names or of Sources.  limits: at most so many clips of each split, or of either its own.
-    Raises ValueError for a label that a split lacks; DataError, a ValueError, for splits that share clips, and for an augmented Source.
+    Raises ValueError for a label that a split lacks; DataError, a ValueError, for splits that share clips, for a Source that is augmented,
+    and for one alone.
     """
+    if isinstance(data, Source):
+        raise DataError(f"{data.name} [{data.split}] is one split; give a pair of Sources, (train, test), or the set's name")
     parts = data if isinstance(data, tuple | list) else (data, data)
     limits = limits if isinstance(limits, tuple | list) else (limits, limits)
     sources = [still(part, split, shape, limit) for part, split, limit in zip(parts, splits, limits, strict=True)]
