@@ -271,13 +271,14 @@ def collapse(study: Collected) -> pd.DataFrame:
 
 
 def features(study: Collected) -> pd.DataFrame:
-    """How a run's pooled features spread over clips, as probed (the student's where several encoders were), means over worlds.
+    """How a run's pooled features spread over clips, as probed (the student's, its output's, where there are others), means over worlds.
 
     Columns run; std: mean over channels of their standard deviation over clips; rankme (both `evaluation.features.spread`). The column std
     of training logs is another: of the teacher's tokens, over clips and places."""
     own = study.rows[study.rows["source"].eq("run") & study.rows["metric"].isin(["std", "rankme"]) & study.rows["encoder"].ne(UNTRAINED)]
-    student = own["encoder"].eq("student")
-    own = own[student | ~own["run"].isin(own.loc[student, "run"])]
+    for column, name in (("encoder", "student"), ("probe", "none")):  # of the encoder's output, on clips as it is usually shown
+        usual = own[column].eq(name)
+        own = own[usual | ~own["run"].isin(own.loc[usual, "run"])]
     table = own.pivot_table(values="value", index="run", columns="metric", aggfunc="mean")
     return table.reindex(columns=["std", "rankme"]).reset_index()
 
