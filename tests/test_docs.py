@@ -1,10 +1,13 @@
-"""The documentation's Python runs: all blocks of a page in order, as one script, at the smallest size."""
+"""The documentation's Python runs: all blocks of a page in order, as one script, at the smallest size and on few clips."""
 
 import re
 import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+import vjepa_lab as vl
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -19,6 +22,7 @@ def blocks(page: Path) -> list[str]:
 def test_every_block_runs(page, tmp_path, monkeypatch):
     (tmp_path / "data").symlink_to(ROOT / "data")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(vl, "probe", partial(vl.probe, limit=200))
     script = tmp_path / "page.py"
     script.write_text("\n\n".join(blocks(page)).replace('"micro"', '"smoke"').replace('"tiny"', '"smoke"'))
     runpy.run_path(str(script), run_name="__main__")
