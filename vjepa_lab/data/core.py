@@ -281,14 +281,19 @@ class Source(Dataset):
         return len(self)
 
     @property
+    def made_of(self) -> Sequence[Source]:
+        """The sources whose clips it gives, edited or mixed; none of one that reads its own."""
+        return ()
+
+    @property
     def file_clips(self) -> list[Clip]:
         """The clips of files that it is made of, before edits; none of a world that is drawn."""
-        return []
+        return [clip for source in self.made_of for clip in source.file_clips]
 
     @property
     def recordings(self) -> list[str] | None:
         """Of each file, the recording that it was cut from; None where the set does not know. Clips of one recording are alike."""
-        return None
+        return self.made_of[0].recordings if len(self.made_of) == 1 else None
 
     def read(self, index: int, epoch: int = 0) -> Sample:
         """The sample at `index`; raises ClipError if it cannot be read."""
@@ -425,12 +430,8 @@ class Derived(Source):
         return self.source.files
 
     @property
-    def file_clips(self) -> list[Clip]:
-        return self.source.file_clips
-
-    @property
-    def recordings(self) -> list[str] | None:
-        return self.source.recordings
+    def made_of(self) -> tuple[Source, ...]:
+        return (self.source,)
 
     @property
     def labels(self) -> dict[str, Tensor]:

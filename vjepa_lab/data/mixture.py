@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from .core import NO_LABEL, DataError, Sample, Source
-from .listing import Clip
 from .loader import positions, shuffled
 
 BLOCK = 1 << 14
@@ -46,8 +45,8 @@ class Mixture(Source):
         return self.ends[-1]
 
     @property
-    def file_clips(self) -> list[Clip]:
-        return [clip for source in self.sources for clip in source.file_clips]
+    def made_of(self) -> list[Source]:
+        return self.sources
 
     @property
     def augment(self) -> bool:

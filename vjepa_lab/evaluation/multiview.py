@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from vjepa_lab.data.core import Sample, Source
 from vjepa_lab.data.files import Files
-from vjepa_lab.data.listing import Clip
 from vjepa_lab.evaluation.features import Features, extract
 
 Merge = Literal["tokens", "softmax"]
@@ -35,12 +34,8 @@ class OneView(Source):
         return self.source.files
 
     @property
-    def file_clips(self) -> list[Clip]:
-        return self.source.file_clips
-
-    @property
-    def recordings(self) -> list[str] | None:
-        return self.source.recordings
+    def made_of(self) -> tuple[Source, ...]:
+        return (self.source,)
 
     def read(self, index: int, epoch: int = 0) -> Sample:
         return self.source.read(index * self.source.copies + self.place, epoch)
