@@ -10,6 +10,7 @@ from scipy import stats as sps
 
 from vjepa_lab.evidence import claims, results
 from vjepa_lab.evidence.claims import claim
+from vjepa_lab.evidence.worlds import Worlds
 
 PAPER = Path(__file__).parents[1] / "data" / "paper"
 
@@ -171,8 +172,7 @@ def test_simulated_differences_are_the_paired_t_interval():
     from vjepa_lab.evidence import stats
 
     df = runs({"baseline": {"SSv2": 20.0}, "ld": {"SSv2": 22.0}}, seeds=4, noise=1.0, shared=3.0)
-    worlds = claims.from_rows(df, draws=20_000).draws
-    drawn = [world.delta("SSv2", "ld", "mixed") for world in worlds]
+    drawn = claims.from_rows(df, draws=20_000).draws.together.delta("SSv2", "ld", "mixed")
     expected = stats.compare(df).iloc[0]
     assert np.quantile(drawn, [0.025, 0.975]) == pytest.approx([expected["lo"], expected["hi"]], abs=0.15)
 
@@ -180,7 +180,7 @@ def test_simulated_differences_are_the_paired_t_interval():
 def test_one_seed_is_simulated_by_jeffreys_posterior_of_its_clips():
     """Beta(hits + 1/2, misses + 1/2) in percent, its mean, its spread and its tail."""
     df = runs({"baseline": {"SSv2": 5.0}, "ld": {"SSv2": 40.0}}, seeds=1, noise=0.0).assign(n=20)
-    drawn = np.array([world.acc("SSv2", "baseline", "mixed") for world in claims.from_rows(df, draws=20_000).draws])
+    drawn = claims.from_rows(df, draws=20_000).draws.together.acc("SSv2", "baseline", "mixed")
     posterior = sps.beta(1.5, 19.5)
     assert [drawn.mean(), drawn.std(), *np.quantile(drawn, [0.025, 0.975])] == pytest.approx(
         [100 * posterior.mean(), 100 * posterior.std(), *(100 * posterior.ppf([0.025, 0.975]))], rel=0.05
@@ -240,6 +240,69 @@ def test_the_papers_predicates_are_their_parts_together():
             except claims.MissingEvidence:
                 continue
             assert all(truths) == bool(claims.compile_predicate(text)(env)), text
+
+
+TIES = np.round(np.random.default_rng(0).uniform(8, 14, (60, 4)), 1)
+TIES[:3] = [[10, 11, 11, 11], [10, 10, 10, 10], [10.1, 10.45, 9.75, 10.1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "at_once"),
+    [
+        ('delta("S", "a", "here") > 1 or not acc("S", "b", "here") > 11', True),
+        ('1 < delta("S", "a", "here") <= 2', True),
+        ('acc("S", "a", "here") > 9 and acc("S", "a", "here") > 12', True),
+        ('any(delta("S", m, "here") > 2 for m in ["a", "b"])', True),
+        ('any(delta("S", m, "here") > 2 and delta("S", m, "here") < 3 for m in ["a", "b"])', True),
+        ('count(d > 0 for d in deltas("S", None, "here")) >= 2', True),
+        ('sum(d > 0 for d in deltas("S", None, "here")) == 2', True),
+        ('max(deltas("S", None, "here")) - min(deltas("S", None, "here")) > 2', True),
+        ('max(delta("S", "a", "here"), 0) > 1', True),
+        ('mean(deltas("S", None, "here")) > 0.5', True),
+        ('round(delta("S", "a", "here"), 1) >= 0.4', True),
+        ('round(-delta("S", "b", "here")) == 0', True),
+        ('rank_desc("S", "a", "here") <= 2', True),
+        ('max(methods("here"), key=lambda m: delta("S", m, "here")) == "a"', True),
+        ('deltas("S", None, "here") == [1.0, 1.0, 1.0]', True),
+        ('spearman([acc("S", m, "here") for m in methods("here")], [1, 2, 3]) > 0.6', True),
+        ('(acc("S", "a", "here") if len(methods("here")) > 5 else acc("S", "b", "here")) > 11', True),
+        ('(acc("S", "a", "here") if acc("S", "c", "here") > 11 else acc("S", "b", "here")) > 11', False),
+        ('sorted(methods("here"), key=lambda m: delta("S", m, "here"))[0] == "c"', False),
+        ('len([d for d in deltas("S", None, "here") if d > 0]) > 1 and [d for d in deltas("S", None, "here") if d > 0][1] > 1', False),
+        ('set(deltas("S", None, "here")) == set([0])', False),
+    ],
+)
+def test_many_worlds_at_once_are_each_by_itself(text, at_once):
+    """Truth for truth, ties and halves too; what has no meaning for all at once says so, and is asked world by world."""
+    many = Worlds(TIES, lambda row: claims.World({"here": {m: {"S": x} for m, x in zip(["baseline", *"abc"], row, strict=True)}}, {}))
+    whole, parts = claims.compile_predicate(text), claims.compile_parts(text)
+    each = [bool(whole(world.env)) for world in many]
+    assert len(set(each)) == 2, "else this shows nothing"
+    if at_once:
+        assert np.all(np.broadcast_arrays(*parts(many.together.env)), axis=0).tolist() == each
+    else:
+        with pytest.raises((LookupError, TypeError, ValueError)):
+            parts(many.together.env)
+    evidence = claims.Evidence("here", many[0], many)
+    (judged,) = claims.evaluate(evidence, [claim("x", "x", text)])
+    assert judged["share"]["p"] >= np.mean(each) - 1e-12 and judged["point"]["p"] == each[0]
+    if not at_once:
+        assert judged["share"]["p"] == pytest.approx(np.mean(each))
+
+
+def test_the_papers_predicates_mean_the_same_of_many_worlds_at_once():
+    known = claims.from_rows(results.load(PAPER / "released.csv"), draws=20, baseline_seed=42)
+    compared = 0
+    for item in claims.load():
+        for text in item.predicates.values():
+            parts = claims.compile_parts(text)
+            try:
+                at_once = np.transpose(np.broadcast_arrays(*parts(known.draws.together.env), np.zeros(20)))[:, :-1].tolist()
+            except (LookupError, TypeError, ValueError):
+                continue
+            assert at_once == [parts(world.env) for world in known.draws], text
+            compared += 1
+    assert compared > 50
 
 
 def test_many_parts_that_are_undecided_contradict_nothing():

@@ -40,8 +40,8 @@ import pandas as pd
 
 from . import results
 from .intervals import floored, rounding
-from .predicates import MissingEvidence, compile_parts, compile_predicate
-from .worlds import BENCH, SYNTHETIC_MOTION, World
+from .predicates import Code, MissingEvidence, compile_parts, compile_predicate
+from .worlds import BENCH, SYNTHETIC_MOTION, World, Worlds
 
 PAPER = Path(__file__).resolve().parents[2] / "data" / "paper"
 COLUMNS = dict(zip(BENCH, ("d48", "in100", "ssv2"), strict=True))
@@ -63,12 +63,12 @@ LEVEL = 0.975
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What claims are judged on: `point`, the numbers as they are, and `draws`, the numbers as they might have been (empty for a
+    """What claims are judged on: `point`, the numbers as they are, and `draws`, the numbers as they might have been (None for a
     document)."""
 
     name: str
     point: World
-    draws: Sequence[World] = ()
+    draws: Worlds | None = None
     basis: str = "as printed"
     seeds: int = 1
     left_out: int = 0
@@ -123,10 +123,10 @@ def from_rows(df: pd.DataFrame, name: str = "runs", *, baseline_seed: int | None
     cells = _Cells(rows)
     tables, variants = _tables(PAPER), _variants(PAPER)
     slots = _slots(cells.keys, tables, variants)
-    world = lambda accuracies: World(_fill(slots, accuracies.tolist()), tables, variants)
+    world = lambda accuracies: World(_fill(slots, accuracies), tables, variants)
     basis = "seeds" if cells.seeds > 1 else "sampling of test examples only (one seed)"
-    simulated = [world(a) for a in cells.simulate(draws, np.random.default_rng(seed))]
-    return Evidence(name, world(cells.mean), simulated, basis, cells.seeds, int(small.sum()))
+    simulated = Worlds(cells.simulate(draws, np.random.default_rng(seed)), world)
+    return Evidence(name, world(cells.mean.tolist()), simulated, basis, cells.seeds, int(small.sum()))
 
 
 def _of_baseline(rows: pd.DataFrame, seed: int, name: str) -> pd.DataFrame:
@@ -218,7 +218,7 @@ def _slots(keys: dict, tables: dict, variants: dict) -> dict:
     return slots
 
 
-def _fill(slots: dict, accuracies: list[float]) -> dict:
+def _fill(slots: dict, accuracies: Sequence) -> dict:
     """The slots with each index replaced by its accuracy."""
     put = lambda row: {bench: None if k is None else accuracies[k] for bench, k in row.items()}
     return {table: {method: put(row) for method, row in methods.items()} for table, methods in slots.items()}
@@ -315,15 +315,22 @@ def _point_and_shares(text: str, known: Evidence) -> tuple[bool, list[float]]:
     """Whether a predicate holds for the mean accuracies; the share of the accuracies that the evidence allows in which each part holds."""
     whole, parts = compile_predicate(text), compile_parts(text)
     point = bool(whole(known.point.env))
-    if not known.draws:
+    if known.draws is None:
         return point, [float(point)]
     try:
-        truths = [parts(world.env) for world in known.draws]
+        return point, [float(np.mean(truths)) for truths in parts(known.draws.together.env)]
+    except (LookupError, TypeError, ValueError):  # what is asked differs between worlds
+        return point, _shares_one_by_one(whole, parts, known.draws)
+
+
+def _shares_one_by_one(whole: Code, parts: Code, worlds: Sequence[World]) -> list[float]:
+    try:
+        truths = [parts(world.env) for world in worlds]
     except (LookupError, TypeError, ValueError):  # one part guards another, as in `len(xs) > 1 and xs[1] > 0`
         truths = []
     if len(set(map(len, truths))) != 1:
-        truths = [[bool(whole(world.env))] for world in known.draws]
-    return point, np.mean(truths, axis=0).tolist()
+        truths = [[bool(whole(world.env))] for world in worlds]
+    return np.mean(truths, axis=0).tolist()
 
 
 def _decide(shares: Mapping[str, Sequence[float] | None]) -> dict[str, bool | None]:

@@ -1,12 +1,16 @@
-"""The language of predicates: one expression, parsed and checked against a short list of what it may hold; nothing else is executed."""
+"""The language of predicates: one expression, parsed and checked against a short list of what it may hold; nothing else is executed.
+
+A number may be an array with a value for each of many worlds; a truth is then an array too (`elementwise`).
+"""
 
 from __future__ import annotations
 
 import ast
 import difflib
 import operator
-from collections.abc import Callable, Sequence
-from statistics import mean
+from collections.abc import Callable, Iterator, Sequence
+
+from .elementwise import FUNCTIONS, Truth, every, is_number, no, some, truth
 
 MARGIN_PP, MARGIN_CORRELATION = 1.0, 0.1
 """How far "equals" reaches on measured data: points, and correlations."""
@@ -16,11 +20,10 @@ class MissingEvidence(LookupError):
     """The predicate needs a number that this evidence does not hold."""
 
 
-BUILTINS = {f.__name__: f for f in (all, any, min, max, abs, len, round, sum, sorted, mean, set, zip, float, int)}
 LOOKUPS = ("acc", "delta", "deltas", "methods", "reported", "rank_desc", "kin", "dominated", "value")
-NAMES = frozenset([*BUILTINS, *LOOKUPS, "spearman", "count", "num", "BENCH", "T"])
+NAMES = frozenset([*FUNCTIONS, *LOOKUPS, "spearman", "count", "num", "BENCH", "T"])
 BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-UNARY = {ast.Not: operator.not_, ast.USub: operator.neg, ast.UAdd: operator.pos}
+UNARY = {ast.Not: no, ast.USub: operator.neg, ast.UAdd: operator.pos}
 COMPARE = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -90,9 +93,9 @@ def _parts(node: ast.expr, names: frozenset[str]) -> Code:
             return lambda env: [other <= own(env) for other in every(env)]
         case ast.Compare(left=left, ops=[ast.Eq() as op], comparators=[right]):
             a, b, whole, margin = build(left), build(right), build(node), _margin(op, left, right)
-            return lambda env: _both_sides(a(env), b(env), margin * env["near"]) or [bool(whole(env))]
+            return lambda env: _both_sides(a(env), b(env), margin * env["near"]) or [truth(whole(env))]
     code = build(node)
-    return lambda env: [bool(code(env))]
+    return lambda env: [truth(code(env))]
 
 
 def _together(parts: Sequence[Code]) -> Code:
@@ -102,17 +105,17 @@ def _together(parts: Sequence[Code]) -> Code:
 def _best(among: Code, key: Code, best: Code) -> Code:
     """`best` is one of them, and no other has a larger key."""
 
-    def parts(env: Env) -> list[bool]:
+    def parts(env: Env) -> list[Truth]:
         every, score, first = list(among(env)), key(env), best(env)
         return [score(other) <= score(first) for other in every if other != first] if first in every else [False]
 
     return parts
 
 
-def _both_sides(a, b, margin: float) -> list[bool]:
+def _both_sides(a, b, margin: float) -> list[Truth]:
     """a <= b and a >= b of numbers, or of lists of numbers, within a margin; nothing where they are no numbers."""
     a, b = (x if isinstance(x, list | tuple) else [x] for x in (a, b))
-    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (*a, *b))
+    numbers = all(map(is_number, (*a, *b)))
     return [side <= margin for x, y in zip(a, b, strict=True) for side in (x - y, y - x)] if numbers and len(a) == len(b) else []
 
 
@@ -128,7 +131,7 @@ def _build(node: ast.expr, names: frozenset[str]) -> Code:
             parts, kind = [build(item) for item in items], {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)]
             return lambda env: kind(part(env) for part in parts)
         case ast.BoolOp(op=op, values=values):
-            parts, fold = [build(value) for value in values], all if isinstance(op, ast.And) else any
+            parts, fold = [build(value) for value in values], every if isinstance(op, ast.And) else some
             return lambda env: fold(part(env) for part in parts)
         case ast.UnaryOp(op=op, operand=operand) if type(op) in UNARY:
             act, part = UNARY[type(op)], build(operand)
@@ -167,9 +170,10 @@ def _name(name: str, names: frozenset[str]) -> Code:
 
 def _plain(a, b, op):
     """Arithmetic is for numbers and `+` also for text, so that no predicate can grow a value without bound."""
-    numbers = all(isinstance(x, int | float) for x in (a, b))
+    numbers = all(is_number(x) or isinstance(x, bool) for x in (a, b))
     if not numbers and not (isinstance(op, ast.Add) and isinstance(a, str) and isinstance(b, str)):
-        raise MissingEvidence("arithmetic on a number that was not reported") if None in (a, b) else TypeError("arithmetic is for numbers")
+        lacking = a is None or b is None
+        raise MissingEvidence("arithmetic on a number that was not reported") if lacking else TypeError("arithmetic is for numbers")
     return a, b
 
 
@@ -180,18 +184,16 @@ def _comparison(node: ast.Compare, build: Callable[[ast.expr], Code]) -> Code:
     steps = [(build(sides[k + 1]), COMPARE[type(op)], _margin(op, *sides[k : k + 2])) for k, op in enumerate(node.ops)]
     first = build(node.left)
 
-    def compare(env: Env) -> bool:
+    def compare(env: Env) -> Iterator[Truth]:
         left = first(env)
         for part, act, margin in steps:
             right = part(env)
-            if None in (left, right) and act is not operator.eq:
+            if (left is None or right is None) and act is not operator.eq:
                 raise MissingEvidence("a number that was not reported")
-            if not (_near(left, right, margin * env["near"]) if margin else act(left, right)):
-                return False
+            yield _near(left, right, margin * env["near"]) if margin else act(left, right)
             left = right
-        return True
 
-    return compare
+    return lambda env: every(compare(env))
 
 
 def _margin(op: ast.cmpop, left: ast.expr, right: ast.expr) -> float:
@@ -203,9 +205,10 @@ def _margin(op: ast.cmpop, left: ast.expr, right: ast.expr) -> float:
     return MARGIN_CORRELATION if correlation else MARGIN_PP
 
 
-def _near(a, b, margin: float) -> bool:
+def _near(a, b, margin: float) -> Truth:
     a, b = (x if isinstance(x, list | tuple) else [x] for x in (a, b))
-    return len(a) == len(b) and None not in (*a, *b) and all(abs(x - y) <= margin for x, y in zip(a, b, strict=True))
+    known = len(a) == len(b) and all(x is not None for x in (*a, *b))
+    return known and every(abs(x - y) <= margin for x, y in zip(a, b, strict=True))
 
 
 def _literals(node: ast.expr) -> list[ast.expr]:

@@ -1,15 +1,16 @@
-"""One set of accuracies, and what a predicate may ask of it."""
+"""One set of accuracies, or many at once, and what a predicate may ask of it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-from .predicates import BUILTINS, Env, MissingEvidence
+from .elementwise import FUNCTIONS, Truth, count, every, rounded, some
+from .predicates import Env, MissingEvidence
 
 BENCH = ["D-48", "IN-100", "SSv2"]
 SYNTHETIC_MOTION = "synthetic-motion"  # the only benchmark of Table 6, whose predicates name none
@@ -17,7 +18,8 @@ SYNTHETIC_MOTION = "synthetic-motion"  # the only benchmark of Table 6, whose pr
 
 @dataclass(frozen=True)
 class World:
-    """One set of accuracies: `values[table][method][benchmark]` in percent, None where the paper left the cell empty too."""
+    """One set of accuracies: `values[table][method][benchmark]` in percent, None where the paper left the cell empty too; or many sets at
+    once, each value an array `[worlds]`."""
 
     values: dict[int | str, dict[str, dict[str | None, float | None]]]
     printed: dict[int, list[dict[str, str]]]
@@ -45,7 +47,7 @@ class World:
             return None
         if base is None:
             raise MissingEvidence(f"the baseline on {bench} (table {table})")
-        return round(value - base, 2)
+        return rounded(value - base, 2)
 
     def methods(self, table=4) -> list[str]:
         return list(self._methods(table))[1:]
@@ -66,11 +68,12 @@ class World:
     def kin(self) -> list[str]:
         return [method for method in self.methods(3) if method.startswith("Kin.")]
 
-    def dominated(self, method, methods, table=4) -> bool:
+    def dominated(self, method, methods, table=4) -> Truth:
         """Another method is at least as good on every benchmark and better on one."""
         own = [self.delta(bench, method, table) for bench in BENCH]
         others = [[self.delta(bench, other, table) for bench in BENCH] for other in methods if other != method]
-        return any(all(o >= m for o, m in zip(d, own, strict=True)) and d != own for d in others)
+        pairs = [list(zip(d, own, strict=True)) for d in others]
+        return some(every(o >= m for o, m in each) & some(o != m for o, m in each) for each in pairs)
 
     def value(self, table, row, column=None) -> str:
         first = next(iter(self.printed[table][0]))
@@ -87,10 +90,30 @@ class World:
         }
         tables = self.printed if self.document else _Unreadable()
         return (
-            BUILTINS
+            FUNCTIONS
             | own
-            | {"BENCH": BENCH, "T": tables, "count": _count, "spearman": _spearman, "num": _num, "near": 0 if self.document else 1}
+            | {"BENCH": BENCH, "T": tables, "count": count, "spearman": _spearman, "num": _num, "near": 0 if self.document else 1}
         )
+
+
+class Worlds(Sequence[World]):
+    """Many worlds of the same cells: one by one, and all `together`.
+
+    accuracies: `[worlds cells]` in percent. world: makes a world of the cells' values, each a number or an array.
+    """
+
+    def __init__(self, accuracies: np.ndarray, world: Callable[[Sequence], World]):
+        self._accuracies, self._world = accuracies, world
+
+    def __len__(self) -> int:
+        return len(self._accuracies)
+
+    def __getitem__(self, k: int) -> World:
+        return self._world(self._accuracies[k].tolist())
+
+    @cached_property
+    def together(self) -> World:
+        return self._world(list(self._accuracies.T))
 
 
 class _Unreadable:
@@ -98,16 +121,16 @@ class _Unreadable:
         raise MissingEvidence("the rows of a printed table (this evidence is not the document)")
 
 
-def _count(xs: Iterable) -> int:
-    return sum(map(bool, xs))
-
-
-def _spearman(x: Sequence[float], y: Sequence[float]) -> float:
+def _spearman(x: Sequence, y: Sequence) -> float | np.ndarray:
     from scipy.stats import rankdata
 
     if len(x) != len(y) or len(x) < 3:
         raise MissingEvidence("equally many deltas on both benchmarks")
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+    ranks = rankdata(np.reshape(np.broadcast_arrays(*x, *y), (2, len(x), -1)), axis=1)  # [2 methods worlds]
+    a, b = ranks - ranks.mean(1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # all alike: no correlation
+        found = (a * b).sum(0) / np.sqrt((a * a).sum(0) * (b * b).sum(0))
+    return found if len(found) > 1 else float(found[0])
 
 
 def _num(text: str) -> float:
