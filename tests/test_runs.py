@@ -1,6 +1,7 @@
 """Run folders: which class a run was trained with, which run is the latest to look into, how a run shows itself."""
 
 import hashlib
+import importlib
 import inspect
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import cloudpickle
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
@@ -120,6 +122,72 @@ def test_a_base_without_source_counts_too():
 
 def test_a_term_of_a_file_is_known_by_its_source_as_ever():
     assert fingerprint(Straight) == hashlib.sha1(inspect.getsource(Straight).encode()).hexdigest()[:12]
+
+
+BESIDE = """
+import functools
+TAU, LOG = 0.5, []
+@functools.lru_cache
+def inner(x):
+    return TAU * x
+def outer(x):
+    LOG.append(x)
+    return inner(x) if x > 1 else outer(2 * x)
+def unused(x):
+    return x
+class Helper:
+    def act(self, x):
+        return outer(x) + 1
+class Base(Term):
+    def error(self, view, head):
+        return Helper().act(view.z.abs().mean(-1))
+class Swift(Base):
+    power: float = 1.0
+    slope = property(lambda self: slope(self.power))
+def slope(x):
+    return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("edit", "another"),
+    [
+        (("TAU, LOG = 0.5", "TAU, LOG = 0.7"), True), (("TAU * x", "TAU + x"), True), (("else outer(2 * x)", "else outer(3 * x)"), True),
+        (("outer(x) + 1", "outer(x) - 1"), True), (("abs()", "square()"), True), 
+        (("def slope(x):\n    return x", "def slope(x):\n    return -x"), True),
+        (("def unused(x):\n    return x", "def unused(x):\n    return 2 * x"), False), (("LOG = 0.5, []", "LOG = 0.5, [1]"), False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kept", [True, False], ids=["in a file", "at a prompt"])
+def test_what_a_term_uses_of_its_module_is_part_of_it(edit, another, kept, tmp_path, monkeypatch):
+    """Functions, classes, bases and constants, through each other; neither what it does not use nor what changes while it runs."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def known(text: str, name: str) -> str:
+        if not kept:
+            return fingerprint(defined(text))
+        (tmp_path / f"{name}.py").write_text("from vjepa_lab.objective import Term\n" + text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return fingerprint(importlib.import_module(name).Swift)
+
+    assert known(BESIDE, "given") == known(BESIDE, "again")
+    assert (known(BESIDE.replace(*edit), "edited") != known(BESIDE, "same")) == another
+
+
+def test_what_stands_beside_a_class_is_read_anew_where_it_can_be():
+    """A function edited in the next cell counts; a class that came from another process keeps what it was there."""
+    space = {"__name__": "nowhere", "Term": Term}
+    exec(SWIFT.replace("self.power\n", "slope(self.power)\n") + "def slope(x):\n    return x", space)
+    before = fingerprint(space["Swift"])
+    exec("def slope(x):\n    return x ** 2", space)
+    after = fingerprint(space["Swift"])
+    assert before != after
+    told = subprocess.run(
+        [sys.executable, "-c", "import pickle, sys; from vjepa_lab.training.fingerprints import fingerprint; "
+         "print(fingerprint(pickle.load(sys.stdin.buffer)))"],
+        input=cloudpickle.dumps(space["Swift"]), capture_output=True, check=True,
+    )  # fmt: skip
+    assert told.stdout.decode().strip() == after
 
 
 # --- recipes ---

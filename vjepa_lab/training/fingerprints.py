@@ -1,28 +1,104 @@
 """What a class defined elsewhere, such as a term in a notebook, consists of: where it was edited, a run of it is another run."""
 
 import dataclasses
+import dis
 import hashlib
 import inspect
 import re
-from types import CodeType
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+from weakref import WeakSet
 
 GENERATED = {"__init__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__replace__"}
 MADE = ("<string>", dataclasses.__file__)
 "Methods that dataclasses write for a class, from nothing but its fields, and the files that these are said to be from."
+HOLDERS = ("fget", "fset", "func")
+"Where a property and functools.partial keep their functions."
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_known_here: WeakSet[type] = WeakSet()
+"Classes that were read in this process; the others of which a fingerprint is known came with it from another one."
 
 
 def fingerprint(kind: type) -> str:
-    """A hash of a class's source. It stays with the class, for a process that gets it without its source.
+    """A hash of a class's source, and of what it uses of its own module: functions, classes and constants, and what these use in turn.
 
-    What the class calls is not in it: a function that stands beside it may change unseen.
+    It stays with the class, for a process that gets it without its source. Not in it: what comes from other modules; a list, a dict and
+    whatever else may change while it runs.
     """
-    if "_fingerprint" not in vars(kind):
-        try:
-            source = inspect.getsource(kind)
-        except (OSError, TypeError):  # in a notebook, whose __main__ is no file
-            source = _content(kind)
-        kind._fingerprint = hashlib.sha1(source.encode()).hexdigest()[:12]
+    if "_fingerprint" not in vars(kind) or kind in _known_here:
+        told = "\n".join([_source(kind), *_beside(kind)])
+        kind._fingerprint = hashlib.sha1(told.encode()).hexdigest()[:12]
+        _known_here.add(kind)
     return kind._fingerprint
+
+
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # in a notebook, whose __main__ is no file
+        return _content(kind)
+
+
+def _beside(kind: type) -> list[str]:
+    """What a class uses of its module and does not tell of itself: its bases there, and what stands outside of it, by name."""
+    told: set[str] = set()
+    read, waiting = {kind}, [*_bases(kind), *_functions(kind)]
+    while waiting:
+        part = waiting.pop()
+        for name, value in [(part.__qualname__, part)] if isinstance(part, type) else _used(part):
+            inner = inspect.unwrap(value) if callable(value) else value
+            if isinstance(inner, type | FunctionType):
+                if inner.__module__ != kind.__module__ or inner in read:
+                    continue
+                read.add(inner)
+                waiting += [*_bases(inner), *_functions(inner)]
+                told.add(f"{name} = {_source(inner) if isinstance(inner, type) else _told(inner, ())}")
+            elif _constant(value):
+                told.add(f"{name} = {_plain(value)}")
+    return sorted(told)
+
+
+def _bases(part) -> list[type]:
+    return [base for base in part.__mro__[1:] if base.__module__ == part.__module__] if isinstance(part, type) else []
+
+
+def _functions(part) -> Iterator[FunctionType]:
+    """The functions that a function, a class, a property or the like consists of."""
+    inner = inspect.unwrap(part)
+    if isinstance(inner, FunctionType):
+        yield inner
+        return
+    if isinstance(inner, type):
+        held = [value for name, value in vars(inner).items() if _written(name, value) and not isinstance(value, type)]
+    else:
+        held = [value for name in HOLDERS if callable(value := getattr(inner, name, None))]
+    for each in held:
+        yield from _functions(each)
+
+
+def _used(function: FunctionType) -> Iterator[tuple[str, object]]:
+    """Names outside a function that it reads and does not set, with their values."""
+    space = dict(function.__globals__)
+    loads, stores, codes = set(), set(), [function.__code__]
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            space[name] = cell.cell_contents
+        except ValueError:  # not given yet
+            continue
+        loads.add(name)
+    while codes:
+        code = codes.pop()
+        codes += [part for part in code.co_consts if isinstance(part, CodeType)]
+        for step in dis.get_instructions(code):
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                loads.add(step.argval)
+            elif step.opname in ("STORE_GLOBAL", "STORE_DEREF"):
+                stores.add(step.argval)
+    return ((name, space[name]) for name in sorted(loads - stores) if name in space and not name.startswith("__"))
+
+
+def _constant(value) -> bool:
+    return all(map(_constant, value)) if isinstance(value, tuple | frozenset) else isinstance(value, PLAIN)
 
 
 def _content(kind: type, seen: tuple[type, ...] = ()) -> str:
@@ -63,7 +139,7 @@ def _told(value, seen: tuple[type, ...]) -> str:
         return f"{_compiled(code)} {_plain(inner.__defaults__)} {_plain(inner.__kwdefaults__)}"
     if isinstance(inner, type) and inner.__module__ == "__main__":
         return inner.__qualname__ if inner in seen else _content(inner, seen)
-    held = [part for name in ("fget", "fset", "func") if callable(part := getattr(inner, name, None))]  # a property, functools.partial
+    held = [part for name in HOLDERS if callable(part := getattr(inner, name, None))]
     return " ".join([_plain(inner), *(_told(part, seen) for part in held)])
 
 
