@@ -318,7 +318,8 @@ def study(strength, variants=10, seeds=3, noise=0.3):
             for metric, at_end in told.items():
                 for progress in (0.0, 0.5, 1.0):
                     about = {"run": f"{name}-s{seed}", "variant": name, "seed": seed, "term": "auxiliaries", "group": "all"}
-                    watched.append(about | {"metric": metric, "progress": progress, "value": 2 * progress * at_end})
+                    value = abs(at_end) + 0.1 if metric == "norm ratio" else 2 * progress * at_end
+                    watched.append(about | {"metric": metric, "progress": progress, "value": value})
     about = {"source": "run", "regime": "x", "edition": "sound", "benchmark": "x/motion", "probe": "linear", "metric": "top1", "n": 100}
     return pd.DataFrame(watched), pd.DataFrame(rows).assign(**about)
 
@@ -329,6 +330,21 @@ def test_averages_are_over_time():
     part = watched[(watched["run"] == "v0-s0") & (watched["metric"] == "cosine")]
     mean = averaged[(averaged["run"] == "v0-s0") & (averaged["metric"] == "cosine")]["value"].item()
     assert mean == pytest.approx(part["value"].iloc[1])  # linear in progress: the middle
+
+
+def test_gradients_of_rounding_foretell_nothing():
+    """Two rows whose auxiliary has no gradient before the first step have a cosine of noise there, so no average; others keep theirs."""
+    watched, rows = study(1.0)
+    tiny = watched["variant"].isin(["v0", "v1"]) & watched["progress"].eq(0)
+    value = watched["value"].mask(tiny & watched["metric"].eq("norm ratio"), 0.003).mask(tiny & watched["metric"].eq("cosine"), -0.99)
+    averaged = alignment.averages(watched.assign(value=value)).set_index(["metric", "variant"])["value"]
+    for metric in ("cosine", "norm ratio"):
+        assert averaged[metric][["v0", "v1"]].isna().all() and averaged[metric].drop(["v0", "v1"]).notna().all()
+    others = ~averaged.index.get_level_values("variant").isin(["v0", "v1"])
+    before = alignment.averages(watched).set_index(["metric", "variant"])["value"]
+    pd.testing.assert_series_equal(averaged[others], before[others])
+    found = alignment.predictions(alignment.averages(watched.assign(value=value)), rows, draws=20)
+    assert set(found["variants"]) == {watched["variant"].nunique() - 2}
 
 
 def test_averages_are_over_the_moments_that_all_runs_have():

@@ -10,7 +10,7 @@ from test_notebooks_run import execute, pictures, printed
 from test_plots import assert_legible, texts
 
 from vjepa_lab import plots
-from vjepa_lab.analysis import collected
+from vjepa_lab.analysis import collected, foretelling
 from vjepa_lab.evidence import claims, results, stats
 
 WORLD = {"synthetic:plain/motion": ("linear", 8), "synthetic:plain/texture": ("linear", 3), "synthetic:plain-order/order": ("stepwise", 2)}
@@ -102,30 +102,37 @@ def test_ranks_of_encoders_that_stand_still_are_ranks_of_rounding(tmp_path):
     curves.to_parquet(folder / "curves.parquet", index=False)
     study = collected.load(folder)
     said = collected.says_collapse(collected.collapse(study))
-    assert "The features of 6 of 45 have a standard deviation over clips below 0.05 as probed (ac 1 of 5, ltc 5 of 5)" in said
+    assert (
+        "The features of 6 of 45 have a standard deviation over clips below 0.05 and were read in bfloat16 (ac 1 of 5, ltc 5 of 5)" in said
+    )
     assert "rank (RankMe 5 to 10) is in part one of rounding" in said
-    known = collected.predictors(study)
+    known = foretelling.predictors(study)
     assert known.attrs["left_out"] == ["ac-plain-micro-s0", *(f"ltc-plain-micro-s{s}" for s in range(5))]
     assert set(known["run"]).isdisjoint(known.attrs["left_out"]) and known["run"].nunique() == 39
-    found = collected.foretold(study)
+    found = foretelling.foretold(study)
     assert set(found["variants"]) == {7} and set(found["points"]) == {34}  # ltc has none left, ac four
-    assert "Rank and spread of 6 of 40 runs are left out" in collected.says_foretold(found, aligned=False)
+    assert "Rank and spread of 6 of 40 runs are left out" in foretelling.says_foretold(found, aligned=False)
+    rows = pd.read_csv(folder / "rows.csv")
+    exact = rows[rows["metric"].eq("std") & rows["run"].eq("ac-plain-micro-s0")].assign(metric="bf16", value=0.0)
+    pd.concat([rows, exact]).to_csv(folder / "rows.csv", index=False)
+    left_out = foretelling.predictors(collected.load(folder)).attrs["left_out"]
+    assert left_out == [f"ltc-plain-micro-s{s}" for s in range(5)], "read in float32, its rank is its own"
     many = {f"{v}-plain-micro-s{s}": 0.01 for v in ("ltc", "ac", "delta", "hw", "fwm") for s in range(3)}
     with pytest.raises(ValueError, match=r"takes 4 tested rows.*15 of 40 runs are left out.*3 rows with 3 others are too few"):
-        collected.foretold(collected.load(still(make(tmp_path / "few"), many)))
+        foretelling.foretold(collected.load(still(make(tmp_path / "few"), many)))
 
 
 def test_what_foretells_is_the_students_and_computed_once(tmp_path, monkeypatch):
     folder = still(make(tmp_path / "s"), {})
     rows = pd.read_csv(folder / "rows.csv")
     teachers = rows[rows["metric"].isin(["rankme", "std"]) & rows["encoder"].eq("student")].assign(encoder="teacher", value=1000.0)
-    alone = collected.predictors(collected.load(folder))
+    alone = foretelling.predictors(collected.load(folder))
     pd.concat([rows, teachers]).to_csv(folder / "rows.csv", index=False)
     study = collected.load(folder)
-    pd.testing.assert_frame_equal(collected.predictors(study), alone)
-    calls, whole = [], collected.predictors
-    monkeypatch.setattr(collected, "predictors", lambda study: calls.append(study) or whole(study))
-    collected.foretold(study)
+    pd.testing.assert_frame_equal(foretelling.predictors(study), alone)
+    calls, whole = [], foretelling.predictors
+    monkeypatch.setattr(foretelling, "predictors", lambda study: calls.append(study) or whole(study))
+    foretelling.foretold(study)
     assert len(calls) == 1
 
 
@@ -218,13 +225,13 @@ def test_the_statements_of_the_reference_study_name_what_it_holds():
 
 
 def test_rank_foretells_what_was_planted_to_follow_it(whole):
-    found = collected.foretold(whole)
+    found = foretelling.foretold(whole)
     row = found[found["predictor"].eq("rank of the features") & found["benchmark"].eq("motion")].iloc[0]
     assert row["rho"] > 0.8 and row["lo"] > 0 and row["variants"] == 8
     assert (row["lo"], row["hi"]) == pytest.approx(stats.rank_ends(row["rho"], 8))  # wider here than the bootstrap of a near-perfect order
     noise = found[found["predictor"].eq("teacher's rank in training")]
     assert (noise["lo"] < 0).all() and (noise["hi"] > 0).all()
-    assert "alignment is not among the predictors" in collected.says_foretold(found, aligned=False)
+    assert "alignment is not among the predictors" in foretelling.says_foretold(found, aligned=False)
 
 
 def test_benchmarks_get_short_names_of_their_own():

@@ -10,7 +10,7 @@ import torch
 
 import vjepa_lab as vl
 from vjepa_lab import data, plots
-from vjepa_lab.analysis import motion, retention, subjects
+from vjepa_lab.analysis import motion, readers, retention, subjects
 from vjepa_lab.analysis.changes import changes, over_seeds, shown
 from vjepa_lab.data.edited import Frozen
 from vjepa_lab.evidence import results, stats
@@ -96,6 +96,22 @@ def test_one_seed_keeps_its_own_interval_and_several_get_a_t_interval():
     assert many["seeds"] == 3 and many["basis"] == "seeds"
     agree = over_seeds(pd.DataFrame([row("a", 60, 40, seed=s) for s in range(3)]), ["variant"]).iloc[0]  # no certainty
     assert (agree["lo"], agree["hi"]) == pytest.approx((one["lo"], one["hi"])) and (agree["seeds"], agree["basis"]) == (3, "samples")
+
+
+def test_a_teacher_beside_its_student_is_another_encoder():
+    """Students are alike; the baseline's teacher is worse; a row without one must not look better for that."""
+    rows = [row(v, 80 + s, 40, encoder="student", benchmark="x", seed=s) for v in ("baseline", "no-ema") for s in range(3)]
+    rows += [row("baseline", 60 + s, 40, encoder="teacher", benchmark="x", seed=s) for s in range(3)]
+    rows += [row("random-init", 20 + s, 40, encoder="random-init", benchmark="x", seed=s) for s in range(3)]
+    rows = pd.DataFrame(rows)
+    means = over_seeds(rows, ["variant"]).set_index("variant")["value"]
+    assert means.to_dict() == pytest.approx({"baseline": 81, "no-ema": 81, "random-init": 21})
+    assert set(over_seeds(rows, ["variant", "encoder"])["encoder"]) == {"student", "teacher", "random-init"}
+    assert changes(rows).set_index("variant").loc["no-ema", "delta"] == 0
+    answers = rows.assign(each=[np.arange(40) < 0.4 * value for value in rows["value"]])
+    assert readers.differences(answers).set_index("variant").loc["no-ema", "delta"] == 0
+    teachers = over_seeds(rows[rows["encoder"].ne("student")], ["variant"]).set_index("variant")["value"]
+    assert teachers["baseline"] == 61, "teachers alone are what was asked for"
 
 
 def test_with_one_seed_the_difference_of_two_accuracies_has_newcombes_interval():

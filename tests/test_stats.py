@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats as sps
 
-from vjepa_lab.evidence import planning, results, stats, verdicts
+from vjepa_lab.evidence import factorials, intervals, planning, results, stats, verdicts
 
 PAPER = Path(__file__).parents[1] / "data" / "paper"
 
@@ -337,7 +337,7 @@ def test_the_factorial_takes_hard_weights_at_the_weight_of_the_combinations():
     assert set(stats.factorial(pd.concat([rows, fewer])).attrs["cells"]) == set(CELLS), "fewer seeds than the row itself"
 
 
-@pytest.mark.parametrize("method", ["ols", "mixed"])
+@pytest.mark.parametrize("method", ["seeds", "ols", "mixed"])
 def test_a_factorial_without_residuals_is_no_certainty(method):
     rows = factorial_table()
     found = stats.factorial(rows.assign(value=rows["value"].round(1)), method=method)  # on the grid of 1,000 clips
@@ -346,7 +346,10 @@ def test_a_factorial_without_residuals_is_no_certainty(method):
         assert (fit["hi"] - fit["lo"]).min() > 0 and (method == "mixed" or fit["p"].gt(0).all())  # a normal p of z = 200 underflows
     unit = 4 / len(rows)  # variance of an effect, in that of a value
     assert ((exact["hi"] - exact["lo"]) / 2).to_numpy() == pytest.approx(
-        (sps.t.ppf(0.975, len(rows) - 4 - 7) if method == "ols" else sps.norm.ppf(0.975)) * 0.1 * np.sqrt(unit / 12), rel=1e-6
+        {"seeds": sps.t.ppf(0.975, 3), "ols": sps.t.ppf(0.975, len(rows) - 4 - 7), "mixed": sps.norm.ppf(0.975)}[method]
+        * 0.1
+        * np.sqrt(unit / 12),
+        rel=1e-6,
     )
     alike = rows[rows["seed"].eq(0)].assign(value=100.0)
     assert (stats.factorial(alike)["hi"] > 0).all()  # one seed, every clip right
@@ -361,11 +364,54 @@ def test_probe_seeds_do_not_narrow_the_factorial():
 
 def test_factorial_block_and_mixed_model_agree():
     rows = factorial_table(seeds=6, noise=1.0)
-    block, mixed = stats.factorial(rows), stats.factorial(rows, method="mixed")
+    block, mixed = stats.factorial(rows, method="ols"), stats.factorial(rows, method="mixed")
     np.testing.assert_allclose(block["effect"], mixed["effect"], atol=1e-6)
     np.testing.assert_allclose(
         (block["hi"] - block["lo"]) / (mixed["hi"] - mixed["lo"]), sps.t.ppf(0.975, 35) / sps.norm.ppf(0.975), rtol=1e-3
     )
+
+
+def test_clips_of_one_recording_are_no_independent_samples():
+    """Null studies of two arms that differ by recording, 12 of 6 clips each: over clips too sure, over recordings as sure as stated."""
+    rng, sure = np.random.default_rng(0), {"samples": [], "recordings": []}
+    for _ in range(160):
+        gain = rng.normal(0, 0.2, 12).repeat(6)
+        hits = {"baseline": rng.random((1, 72)) < 0.5, "ld": rng.random((1, 72)) < 0.5 + gain}
+        answers = pd.concat(
+            pd.DataFrame({"variant": v, "seed": 0, "id": range(72), "label": 1, "top1": hit[0].astype(int)}) for v, hit in hits.items()
+        ).assign(benchmark="x", probe="linear", recording=lambda table: table["id"] // 6)
+        for name, p in sure.items():
+            found = stats.compare_predictions(answers if name == "recordings" else answers.drop(columns="recording"), draws=1).iloc[0]
+            assert found["basis"] == name
+            p.append(found["p"])
+    assert within(np.mean(np.array(sure["recordings"]) < 0.05), 0.05, 160) and np.mean(np.array(sure["samples"]) < 0.05) > 0.08
+
+
+def test_effects_of_cells_that_vary_unlike_are_measured_in_each_seed():
+    """Null studies of three seeds in which one cell varies ten times as much as the rest: one variance for all cells would make everything
+    of it sure."""
+    rng = np.random.default_rng(0)
+    spread = {name: 9.0 if name == "fwm" else 1.0 for name in CELLS}
+    sure = {"seeds": [], "ols": []}
+    for _ in range(80):
+        rows = table({name: list(30 + rng.normal(0, sd, 3)) for name, sd in spread.items()})
+        for method, p in sure.items():
+            p += stats.factorial(rows, method=method)["p"].tolist()
+    far = {method: np.mean(np.array(p) < 0.01) for method, p in sure.items()}
+    assert far["seeds"] < 0.025 < far["ols"], far
+
+
+def test_a_factorial_takes_the_seeds_that_ran_every_cell_and_says_where_there_are_too_few():
+    rows = factorial_table(seeds=4, noise=1.0)
+    holes = rows[~(rows["variant"].eq("hw-ld") & rows["seed"].eq(3))]
+    found, whole = stats.factorial(holes), stats.factorial(rows[rows["seed"].lt(3)])
+    assert found.attrs["seeds"] == 3 and found.drop(columns="basis").equals(whole.drop(columns="basis"))
+    apart = rows[~(rows["variant"].eq("hw-ld") & rows["seed"].gt(0))]
+    pooled = stats.factorial(apart)
+    assert set(pooled["basis"]) == {"seeds, one variance for all cells"} and pooled.attrs["seeds"] == 4
+    assert "on the assumption that all cells vary alike" in verdicts.factorial(verdicts.fits(apart))
+    with pytest.raises(ValueError, match='method must be "seeds", "ols" or "mixed"'):
+        stats.factorial(rows, method="contrasts")
 
 
 def test_a_missing_cell_is_named_and_costs_the_top_interaction(paper):
@@ -381,11 +427,11 @@ def test_a_missing_cell_is_named_and_costs_the_top_interaction(paper):
 def test_one_degree_of_freedom_is_enough_and_none_is_refused():
     """Two cells and two seeds leave one: the effect is then the paired t-test's."""
     y, seeds, design = np.array([10.0, 12.0, 13.0, 17.0]), np.array([0, 1, 0, 1]), np.array([[-1.0], [-1.0], [1.0], [1.0]]) / 2
-    effect, paired = stats._block_effects(design, y, seeds, 0.95), sps.ttest_rel(y[2:], y[:2])
+    effect, paired = factorials._block_effects(design, y, seeds, 0.95), sps.ttest_rel(y[2:], y[:2])
     ends = paired.confidence_interval()
     assert (effect.value[0], effect.lo[0], effect.hi[0], effect.p[0]) == pytest.approx((4, ends.low, ends.high, paired.pvalue))
     with pytest.raises(ValueError, match="no degree of freedom"):
-        stats._block_effects(design[::2], y[::2], seeds[::2], 0.95)
+        factorials._block_effects(design[::2], y[::2], seeds[::2], 0.95)
 
 
 # --- trade-offs -------------------------------------------------------------------------------------------------------
@@ -491,6 +537,28 @@ STUDIES = 500
 def test_null_studies_reject_at_five_percent(seeds, seed_sd, sample_sd):
     a, b = arms(np.random.default_rng(seeds), STUDIES, seeds, 400, seed_sd=seed_sd, sample_sd=sample_sd)
     assert within(np.mean(stats.paired_interval(a, b).p < 0.05), 0.05, STUDIES)
+
+
+FAR_OUT = 0.05 / 30
+"Where Holm's correction over 30 comparisons reads its first p."
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 8])
+@pytest.mark.parametrize(("seed_sd", "sample_sd"), [(2.5, 5.7), (1.5, 5.7), (3.0, 0.0), (0.0, 9.0)])
+def test_seeds_that_agree_by_luck_are_no_certainty(seeds, seed_sd, sample_sd, monkeypatch):
+    """Null studies, in points; their noise beside seed and sample is 13.3. A test says no more than it knows, at 5 % and far out."""
+    rng = np.random.default_rng(0)
+
+    def studies() -> np.ndarray:
+        parts = (rng.normal(0, sd, (5000, s, i)) for sd, s, i in ((seed_sd, seeds, 1), (sample_sd, 1, 100), (13.3, seeds, 100)))
+        d = sum(parts) / 100
+        return stats.paired_interval(d, np.zeros_like(d)).p
+
+    p = np.concatenate([studies() for _ in range(6)])
+    assert (p < 0.05).mean() < 1.25 * 0.05 and (p < FAR_OUT).mean() < 2 * FAR_OUT
+    if (seeds, seed_sd) == (3, 2.5):  # by Satterthwaite alone
+        monkeypatch.setattr(intervals, "less_sure", lambda crossed, _: crossed)
+        assert (studies() < FAR_OUT).mean() > 5 * FAR_OUT
 
 
 def test_ignoring_shared_samples_would_reject_too_often():

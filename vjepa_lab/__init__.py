@@ -38,11 +38,11 @@ _MODULES = {
     "training": "checkpoint health launch locks logbook loop meters processes provenance runs trainer",
     "evaluation": "ava boxes classifier evaluate features finetuning heads layers multiview pixels probes scoring yardsticks",
     "analysis": (
-        "alignment changes collected diagnose ends geometry gradients halves motion openset readers representation retention robustness "
-        "shifts subjects throughput toys transfer"
+        "alignment changes collected diagnose ends foretelling geometry gradients halves motion openset readers representation retention "
+        "robustness shifts subjects throughput toys transfer"
     ),
     "plots": "paper",
-    "evidence": "claims intervals planning predicates results stats verdicts worlds",
+    "evidence": "claims elementwise factorials intervals planning predicates results stats verdicts worlds",
 }
 _PLACE = {module: f"{folder}.{module}".strip(".") for folder, modules in _MODULES.items() for module in modules.split()}
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}

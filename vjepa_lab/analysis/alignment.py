@@ -36,10 +36,12 @@ from vjepa_lab.objective import Loss
 from vjepa_lab.training.runs import Run
 from vjepa_lab.training.trainer import Trainer
 
-TOGETHER = "auxiliaries"
-"""All terms but the first, summed with the weights in force."""
-MAIN = "main"
-FILE = "alignment.csv"
+TOGETHER, MAIN, FILE = "auxiliaries", "main", "alignment.csv"
+"""All terms but the first, summed with the weights in force; the first; where a run keeps what was measured."""
+LEAST_RATIO = 0.01
+"""Norm of a gradient, in that of the first term's, below which it is rounding (bfloat16's is up to 0.004): as of a loss of what tells the
+student from its momentum teacher, before the first step, when they are equal."""
+DIFFERENCE = "neutral utility - cosine"
 PREDICTORS = ("cosine", "adam", "utility", "neutral utility", "norm ratio")
 """What might foretell an auxiliary's benefit. Pre-registered: the neutral utility does so better than the cosine; the theory fails where
 the intervals of utility and neutral utility contain 0 while that of the norm ratio does not."""
@@ -300,23 +302,25 @@ def averages(table: pd.DataFrame, term: str = TOGETHER, group: str = "all") -> p
     """Each run's metrics averaged over training time (trapezoids over progress): columns run, variant, seed, metric, value, moments.
 
     A metric is averaged over those moments (`moments`: how many) at which every run that has a number at all has one, so that what differs
-    between runs is not when they were measured; nan where there are none.
+    between runs is not when they were measured; nan where there are none, or where a gradient is at one of them rounding (`LEAST_RATIO`).
     """
-    part, keys = table[table["term"].eq(term) & table["group"].eq(group)], ["run", "variant", "seed", "metric"]
+    table, keys = table.assign(progress=table["progress"].round(3)), ["run", "variant", "seed", "metric"]  # runs of other lengths
+    part = table[table["term"].eq(term) & table["group"].eq(group)]
+    ratios = part[part["metric"].eq("norm ratio")].groupby(["run", "progress"], observed=True)["value"].mean().unstack("progress")
     out = []
     for _, rows in part.groupby("metric", sort=False, observed=True):
-        rows = rows.assign(progress=rows["progress"].round(3))  # the same moment of runs of other lengths
         at = rows.groupby([*keys, "progress"], sort=False, observed=True)["value"].mean().unstack("progress")  # [run, progress]
         shared = at.dropna(how="all").sort_index(axis=1).dropna(axis=1)
-        mean = _over_time(shared).reindex(at.index)
-        out.append(mean.reset_index(name="value").assign(moments=shared.shape[1]))
+        known = ratios.reindex(index=shared.index.get_level_values("run"), columns=shared.columns).to_numpy()
+        mean = _over_time(shared.mask(known < LEAST_RATIO)).reindex(at.index).reset_index(name="value")
+        out.append(mean.assign(moments=shared.shape[1]))
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=[*keys, "value", "moments"])
 
 
 def _over_time(table: pd.DataFrame) -> pd.Series:
     """Mean of each row over progress, which the columns are."""
     x = table.columns.to_numpy(float)
-    return table.mean(axis=1) if len(x) < 2 else pd.Series(np.trapezoid(table, x, axis=1) / (x[-1] - x[0]), table.index)
+    return table.mean(axis=1, skipna=False) if len(x) < 2 else pd.Series(np.trapezoid(table, x, axis=1) / (x[-1] - x[0]), table.index)
 
 
 def predictions(
@@ -375,9 +379,6 @@ def _wide_enough(rho: float, boot: np.ndarray, variants: int) -> dict[str, float
     """Ends of the bootstrap, and no narrower than as many single variants have: a perfect order stays perfect however it is resampled."""
     drawn, (lo, hi) = _ends(boot), rank_ends(rho, variants)
     return {"lo": min(drawn["lo"], lo), "hi": max(drawn["hi"], hi)}
-
-
-DIFFERENCE = "neutral utility - cosine"
 
 
 def _dealt(blocks: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:

@@ -13,14 +13,29 @@ KINDS = ("appearance", "codec", "camera", "temporal", "scene")
 "What a shift changes (`analysis.shifts`), in the order of tables and figures."
 
 
+def one_encoder(df: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows of one encoder of every run, unless `by` tells encoders apart: students where there are any, else teachers. Untrained
+    encoders stay, and rows of no encoder.
+
+    A mean over a run's student and teacher is of neither; and a run without a momentum teacher has a student alone, so that it would be
+    held against something else.
+    """
+    if "encoder" not in df or "encoder" in by:
+        return df
+    trained = set(df["encoder"].dropna()) - {"random-init"}
+    first = next((name for name in ("student", "teacher", *sorted(trained)) if name in trained), None)
+    return df[df["encoder"].isna() | df["encoder"].isin([first, "random-init"])] if len(trained) > 1 else df
+
+
 def over_seeds(df: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Means over seeds of the rows that agree in `by`, in the table's order: columns `by`, value, lo, hi, n, seeds, basis, smoke.
+    """Means over seeds of the rows that agree in `by`, in the table's order: columns `by`, value, lo, hi, n, seeds, basis, smoke. Of
+    several encoders of a run one counts (`one_encoder`).
 
     The interval is Student's over seeds where there are several that differ (`basis` "seeds"), else the rows' own (`basis` "samples"): that
     seeds happen to agree is no certainty. Several rows of one seed are averaged first.
     """
     rows = []
-    for key, part in df.groupby(list(by), dropna=False, sort=False):
+    for key, part in one_encoder(df, by).groupby(list(by), dropna=False, sort=False):
         seeds = part.groupby("seed", dropna=False)[["value", "lo", "hi"]].mean()
         several = len(seeds) > 1 and not np.ptp(seeds["value"]) <= 1e-9
         interval = t_interval(seeds["value"]) if several else Interval(*seeds.mean(), np.nan)
@@ -35,15 +50,16 @@ def changes(df: pd.DataFrame, against: str = "baseline", by: Sequence[str] = ("b
     """Each variant's difference from `against` in each group of `by`: columns variant, `by`, value, base, delta, lo, hi, p, p_adj,
     significant, seeds, basis.
 
-    Runs are paired by seed. With several common seeds the interval is Student's over the pairs; with one it combines the two rows' own
-    intervals (square-and-add: Newcombe 1998, Zou and Donner 2008), which leaves the pairing of test clips out and errs on the safe side;
-    rows without an interval give none. So it is, too, where all pairs differ by the same: that seeds happen to agree is no certainty.
+    Runs are paired by seed; of several encoders of a run one counts (`one_encoder`). With several common seeds the interval is Student's
+    over the pairs; with one it combines the two rows' own intervals (square-and-add: Newcombe 1998, Zou and Donner 2008), which leaves the
+    pairing of test clips out and errs on the safe side; rows without an interval give none. So it is, too, where all pairs differ by the
+    same: that seeds happen to agree is no certainty.
     p_adj: Benjamini-Hochberg over the whole table, an untrained encoder's rows apart; significant: below 0.05, and the difference is not
     smaller than `margin`.
     Raises ValueError if there is no `against`.
     """
     by = list(by)
-    table = df.groupby(["variant", "seed", *by], sort=False, dropna=False)[["value", "lo", "hi"]].mean().reset_index()
+    table = one_encoder(df, by).groupby(["variant", "seed", *by], sort=False, dropna=False)[["value", "lo", "hi"]].mean().reset_index()
     if against not in set(table["variant"]):
         raise ValueError(f"no {against!r} to compare with; there are {', '.join(map(str, table['variant'].unique()))}")
     base = table[table["variant"].eq(against)].drop(columns="variant")
@@ -64,9 +80,9 @@ def changes(df: pd.DataFrame, against: str = "baseline", by: Sequence[str] = ("b
 
 
 def factor_changes(rows: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
-    """`changes` in the retention of every factor, students and untrained encoders alone; below one point none is called a difference:
-    where nothing is known, errors are shared and scatter less than that."""
-    return changes(rows[rows["encoder"].isin(["student", "random-init"])], against, ("factor",), margin=1.0)
+    """`changes` in the retention of every factor; below one point none is called a difference: where nothing is known, errors are shared
+    and scatter less than that."""
+    return changes(rows, against, ("factor",), margin=1.0)
 
 
 def _square_and_add(row: pd.Series) -> Interval:

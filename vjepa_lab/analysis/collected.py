@@ -22,9 +22,9 @@ from vjepa_lab.training.health import CollapseAlarm
 
 UNTRAINED = stats.UNTRAINED
 LEAST_STD = 0.05
-"""Standard deviation of a run's features over clips below which their rank and spread count for nothing: they are computed in bfloat16,
+"""Standard deviation of a run's features over clips below which their rank and spread count for nothing where they were read in bfloat16,
 whose rounding has one of about 0.001. At 0.0005 it doubles RankMe (46 exact, 89 rounded), at 0.015 too (7, 14), at 0.07 and 0.16 it adds
-0.2 and 0.5 (to 30 and 12). No run of the reference study lies between 0.036 and 0.07."""
+0.2 and 0.5 (to 30 and 12)."""
 LEAST = 3
 "Seed pairs with the baseline that a row needs to be tested: an interval of two reaches thirteen standard errors to either side."
 ROW = ["edition", "variant"]
@@ -233,10 +233,10 @@ def verdict(found: pd.DataFrame, against: str = "baseline") -> str:
 def _spelled(rows: pd.DataFrame) -> str:
     effect = lambda r: f"{r.benchmark} {r.delta:+.1f} [{r.lo:+.1f}, {r.hi:+.1f}]"
     parts = (f"{name} ({', '.join(map(effect, part.itertuples()))})" for name, part in rows.groupby("variant", sort=False))
-    return _minus("; ".join(parts)) if len(rows) <= 60 else f"{len(rows)} comparisons, see the table"
+    return minus("; ".join(parts)) if len(rows) <= 60 else f"{len(rows)} comparisons, see the table"
 
 
-def _minus(text: str) -> str:
+def minus(text: str) -> str:
     """Minus signs before numbers; hyphens of names stay."""
     return re.sub(r"(?<!\w)-(?=[\d.])", "−", text)
 
@@ -247,7 +247,7 @@ def trained(found: pd.DataFrame, against: str = "baseline") -> str:
     if part.empty:
         return f"Whether {against} beats the untrained encoder cannot be said yet: too few seeds of {UNTRAINED}."
     better = part[part["significant"] & part["delta"].lt(0)]
-    gains = _minus(", ".join(f"{r.benchmark} {-r.delta:+.1f} [{-r.hi:+.1f}, {-r.lo:+.1f}]" for r in part.itertuples()))
+    gains = minus(", ".join(f"{r.benchmark} {-r.delta:+.1f} [{-r.hi:+.1f}, {-r.lo:+.1f}]" for r in part.itertuples()))
     lacking = [name for name in part["benchmark"] if name not in set(better["benchmark"])]
     tail = f"; not shown on {', '.join(lacking)}, where differences between objectives mean little" if lacking else ""
     return f"{against} over an untrained encoder: {gains} points{tail}."
@@ -258,9 +258,10 @@ def collapse(study: Collected) -> pd.DataFrame:
 
     Columns run, edition, variant, seed; std, rank: of the teacher's tokens at the last logged step, their standard deviation over clips and
     places and their participation ratio (`health.spread`); collapsed: one of them fell below what `health.CollapseAlarm` warns of, at any
-    logged step; features, rankme: of the pooled features as probed, their standard deviation over clips and their RankMe (`features`).
+    logged step; features, rankme, rounded: of the pooled features as probed, their standard deviation over clips, their RankMe and whether
+    rounding has a part in it (`features`).
     """
-    columns = ["run", *ROW, "seed", "std", "rank", "collapsed", "features", "rankme"]
+    columns = ["run", *ROW, "seed", "std", "rank", "collapsed", "features", "rankme", "rounded"]
     if not {"std", "rank"} <= set(study.curves):
         return pd.DataFrame(columns=columns)
     curves = study.curves.astype({"run": str}).sort_values("step").dropna(subset=["std"]).groupby("run")[["std", "rank"]]
@@ -273,19 +274,22 @@ def collapse(study: Collected) -> pd.DataFrame:
 def features(study: Collected) -> pd.DataFrame:
     """How a run's pooled features spread over clips, as probed (the student's, its output's, where there are others), means over worlds.
 
-    Columns run; std: mean over channels of their standard deviation over clips; rankme (both `evaluation.features.spread`). The column std
-    of training logs is another: of the teacher's tokens, over clips and places."""
-    own = study.rows[study.rows["source"].eq("run") & study.rows["metric"].isin(["std", "rankme"]) & study.rows["encoder"].ne(UNTRAINED)]
+    Columns run; std: mean over channels of their standard deviation over clips; rankme; bf16: 1 where they were read so, NaN where it was
+    not written down (all `evaluation.features.spread`); rounded: std is below `LEAST_STD`, and they were not, for all that is known, read
+    in float32. The column std of training logs is another: of the teacher's tokens, over clips and places."""
+    measured = ["std", "rankme", "bf16"]
+    own = study.rows[study.rows["source"].eq("run") & study.rows["metric"].isin(measured) & study.rows["encoder"].ne(UNTRAINED)]
     for column, name in (("encoder", "student"), ("probe", "none")):  # of the encoder's output, on clips as it is usually shown
         usual = own[column].eq(name)
         own = own[usual | ~own["run"].isin(own.loc[usual, "run"])]
     table = own.pivot_table(values="value", index="run", columns="metric", aggfunc="mean")
-    return table.reindex(columns=["std", "rankme"]).reset_index()
+    table = table.reindex(columns=measured).reset_index()
+    return table.assign(rounded=table["std"].lt(LEAST_STD) & table["bf16"].ne(0))
 
 
 def says_collapse(found: pd.DataFrame) -> str:
-    """How many of the runs in `collapse` collapsed, and of which rows; and of how many the features are too still for their rank to count
-    (`LEAST_STD`)."""
+    """How many of the runs in `collapse` collapsed, and of which rows; and of how many the features are too still for the precision that
+    they were read in (`features`)."""
     if found.empty:
         return "Whether runs collapsed cannot be said: their spread was not logged."
     ends = lambda x: f"{x.min():.3f}" + f" to {x.max():.3f}" * (x.nunique() > 1)
@@ -305,18 +309,19 @@ def says_collapse(found: pd.DataFrame) -> str:
 
 def _says_still(found: pd.DataFrame) -> str:
     """Whose features are too still for their rank to count, from the columns of `collapse`; empty if nobody's."""
-    still = found[found["features"] < LEAST_STD]
+    rounded = found["rounded"].eq(True)
+    still = found[rounded]
     if still.empty:
         return ""
     rank = f" (RankMe {still['rankme'].min():.0f} to {still['rankme'].max():.0f})" * bool(still["rankme"].notna().any())
     return (
-        f" The features of {len(still)} of {found['features'].notna().sum()} have a standard deviation over clips below {LEAST_STD:g} as"
-        f" probed ({_of_rows(found, found['features'] < LEAST_STD)}), where rounding to bfloat16 is no longer small: their rank{rank} is"
-        " in part one of rounding, no sign of rich features."
+        f" The features of {len(still)} of {found['features'].notna().sum()} have a standard deviation over clips below {LEAST_STD:g} and"
+        f" were read in bfloat16 ({of_rows(found, rounded)}), whose rounding is no longer small there: their rank{rank} is in part one of"
+        " rounding, no sign of rich features."
     )
 
 
-def _of_rows(found: pd.DataFrame, which: pd.Series) -> str:
+def of_rows(found: pd.DataFrame, which: pd.Series) -> str:
     """How many runs of each row are among `which`: fwm 3 of 3, ..."""
     parts = found.assign(which=which).groupby(ROW, sort=False)
     return ", ".join(f"{_row(part.iloc[0])} {part['which'].sum()} of {len(part)}" for _, part in parts if part["which"].any())
@@ -364,86 +369,3 @@ def tally(table: pd.DataFrame) -> str:
         + (f" ({waiting} of them for want of runs)" if waiting else "")
         + ". Each statement is decided at 95 % by itself; nothing is adjusted over statements. What holds here need not hold on real video."
     )
-
-
-# --------------------------------------------------------------------------------------------------------------------- what foretells
-
-FEW = 4
-"Rows that a correlation over rows needs."
-PREDICTORS = {"rankme": "rank of the features", "std": "spread of the features", "rank": "teacher's rank in training"}
-"Metric -> its name in tables and figures. Features: pooled, as probed, over clips. Teacher: its tokens in training, over clips and places."
-
-
-def predictors(study: Collected) -> pd.DataFrame:
-    """What is known of each run's representation, edition sound, without the untrained encoder: columns run, variant, seed, metric,
-    value. RankMe and standard deviation over clips of the pooled features as probed (`features`), and the participation ratio of the
-    teacher's tokens averaged over the logged steps of training.
-
-    Runs with features of a standard deviation below `LEAST_STD` are left out: their rank is in part one of rounding. `attrs["left_out"]`
-    names them."""
-    own = study.rows[study.rows["source"].eq("run") & study.rows["edition"].eq("sound") & study.rows["variant"].ne(UNTRAINED)]
-    about, spread = own.drop_duplicates("run")[["run", "variant", "seed"]], features(study)
-    tables = [spread.melt("run", ["rankme", "std"], "metric").dropna(subset=["value"])]
-    if "rank" in study.curves:
-        while_training = study.curves.groupby("run", observed=True)["rank"].mean().rename("value").reset_index()
-        tables.append(while_training.astype({"run": str}).assign(metric="rank"))
-    table = about.merge(pd.concat(tables, ignore_index=True), on="run")
-    still = table["run"].isin(spread.loc[spread["std"] < LEAST_STD, "run"])
-    out = table[~still].assign(metric=table["metric"].map(PREDICTORS)).reset_index(drop=True)
-    out.attrs["left_out"] = sorted(table.loc[still, "run"].unique())
-    return out
-
-
-def foretold(study: Collected, against: str = "baseline", least: int = LEAST) -> pd.DataFrame:
-    """How well rank, spread and, where gradients were measured, alignment foretell a gain: `alignment.predictions` per benchmark.
-
-    Rank and spread of the rows that have `least` runs with features that are not too still (`predictors`), if those are 4 or more;
-    `attrs["left_out"]` says in a sentence what is missing for that. Raises ValueError with fewer than 4 rows of any predictor.
-    """
-    from vjepa_lab.analysis import alignment
-
-    rows = comparable(study, "sound", against, least)
-    rows = rows[rows["source"].eq("run") & rows["variant"].ne(UNTRAINED)]
-    known, runs = predictors(study), rows.loc[rows["variant"].ne(against)].drop_duplicates("run")[["run", *ROW]]
-    still, seeds = runs["run"].isin(known.attrs["left_out"]), known.groupby("variant")["seed"].nunique()
-    known = known[known["variant"].isin(seeds.index[seeds >= least])]
-    left = int(runs.loc[runs["run"].isin(known["run"]), "variant"].nunique())
-    said, tables = _says_left_out(runs, still, left, least), []
-    if left >= FEW:
-        tables.append(alignment.predictions(known, rows, against, names=tuple(PREDICTORS.values())))
-    if len(study.alignment):
-        watched = study.alignment.astype({"run": str, "variant": str, "edition": str, "metric": str, "term": str, "group": str})
-        watched = watched[watched["edition"].eq("sound")]
-        if watched.loc[watched["variant"].isin(rows["variant"]), "variant"].nunique() >= FEW:
-            tables.append(alignment.predictions(alignment.averages(watched), rows, against))
-    if not tables:
-        raise ValueError(f"{study.name}: what foretells a gain takes {FEW} tested rows or more.{said}")
-    found = pd.concat(tables, ignore_index=True)
-    found.attrs["left_out"] = said
-    return found
-
-
-def _says_left_out(runs: pd.DataFrame, still: pd.Series, left: int, least: int) -> str:
-    if not still.any():
-        return ""
-    few = f"; {left} rows with {least} others are too few to correlate rank and spread with anything" * (left < FEW)
-    return (
-        f" Rank and spread of {still.sum()} of {len(runs)} runs are left out, the standard deviation of their features over clips being"
-        f" below {LEAST_STD:g} ({_of_rows(runs, still)}){few}."
-    )
-
-
-def says_foretold(found: pd.DataFrame, aligned: bool) -> str:
-    """What foretells a gain, from the rows of `foretold`: a predictor counts where its p, Holm-adjusted over the table, is below 5 %."""
-    tested = found.dropna(subset=["p"])  # differences of two correlations have an interval only
-    adjusted = tested.assign(p_adj=stats.holm(tested["p"]))
-    sure = adjusted[adjusted["p_adj"] < 0.05]
-    least, most = adjusted["variants"].agg(["min", "max"])
-    count = f"{len(adjusted)} correlations over {least}{f' to {most}' * (most > least)} rows"
-    head = "; ".join(f"{r.predictor} with {r.benchmark} {r.rho:+.2f} [{r.lo:+.2f}, {r.hi:+.2f}]" for r in sure.itertuples())
-    stand = "stands" if len(sure) == 1 else "stand"
-    said = f"Of {count}, {len(sure)} {stand} after correction (Holm)" + (f": {head}" if head else "") + "."
-    open_ = " Whether the others are zero is undecided." if len(sure) < len(adjusted) else ""
-    gradient = "" if aligned else " Gradients were not measured in these runs, so alignment is not among the predictors."
-    said = _minus(said + open_) + found.attrs.get("left_out", "") + gradient
-    return said + " A correlation over objectives does not tell what causes a gain."

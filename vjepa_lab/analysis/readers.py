@@ -17,9 +17,11 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, bincount, from_numpy
 
+from vjepa_lab.analysis.changes import one_encoder, over_seeds, shown
 from vjepa_lab.evaluation.features import Features, held_out, inverse
 from vjepa_lab.evidence import results
-from vjepa_lab.evidence.stats import UNTRAINED, Interval, adjusted_apart, paired_interval, t_interval, wilson
+from vjepa_lab.evidence.intervals import less_sure
+from vjepa_lab.evidence.stats import UNTRAINED, adjusted_apart, paired_interval, t_interval, wilson
 
 PARTS = ("all", "app", "dyn")
 "What of a feature is read: all channels (Z), the first half (Z_app), the second half (Z_dyn)."
@@ -123,7 +125,8 @@ def differences(answers: pd.DataFrame, against: str = "baseline", by: Sequence[s
     """Each variant's difference from `against` in each group of `by`, paired by test clip and by seed.
 
     The interval takes seeds and clips both as random and crossed (`stats.paired_interval`), and is never narrower than what the clips alone
-    leave open, as it would be where two seeds happen to agree; with one common seed it covers the clips alone.
+    leave open, as it would be where two seeds happen to agree; with one common seed it covers the clips alone. Of several encoders of a
+    run one counts (`changes.one_encoder`).
     Columns: variant, `by`, value, base, delta, lo, hi, p, p_adj (Benjamini-Hochberg over the table, an untrained encoder's rows apart),
     significant (p_adj < 0.05), seeds, n.
     Values are means of `each` in percent. Several rows of one seed are averaged first. Raises ValueError if there is no `against`.
@@ -132,13 +135,13 @@ def differences(answers: pd.DataFrame, against: str = "baseline", by: Sequence[s
     if against not in set(answers["variant"]):
         raise ValueError(f"no {against!r} to compare with; there are {', '.join(map(str, answers['variant'].unique()))}")
     rows = []
-    for key, group in answers.groupby(by, sort=False, dropna=False):
+    for key, group in one_encoder(answers, by).groupby(by, sort=False, dropna=False):
         arms = {variant: _by_seed(part) for variant, part in group.groupby("variant", sort=False)}
         base = arms.pop(against, {})
         for variant, arm in arms.items():
             if seeds := [seed for seed in arm if seed in base]:
                 a, b = (np.stack([side[seed] for seed in seeds]) for side in (arm, base))
-                found = _wider(paired_interval(a, b), t_interval(100 * (a - b).mean(0)))
+                found = less_sure(paired_interval(a, b), t_interval(100 * (a - b).mean(0)))
                 measured = {"value": 100 * a.mean(), "base": 100 * b.mean(), "delta": found.value}
                 measured |= {"lo": found.lo, "hi": found.hi, "p": found.p}
                 facts = {"variant": variant, **dict(zip(by, key, strict=True))}
@@ -146,10 +149,6 @@ def differences(answers: pd.DataFrame, against: str = "baseline", by: Sequence[s
     table = pd.DataFrame(rows, columns=["variant", *by, "value", "base", "delta", "lo", "hi", "p", "seeds", "n"])
     adjusted = adjusted_apart(table)
     return table.assign(p_adj=adjusted, significant=adjusted < 0.05)
-
-
-def _wider(a: Interval, b: Interval) -> Interval:
-    return a if a.hi - a.lo >= b.hi - b.lo else b
 
 
 def _by_seed(part: pd.DataFrame) -> dict[float, np.ndarray]:
@@ -160,8 +159,6 @@ def _by_seed(part: pd.DataFrame) -> dict[float, np.ndarray]:
 def standing(table: pd.DataFrame, what: str, unit: str = "") -> str:
     """How many of the differences of a table stand after correction, and which: such as "1 of 4 ... stands: ld motion +3.1 [1.0, 5.2]".
     An untrained encoder's do not count."""
-    from vjepa_lab.analysis.changes import shown
-
     table = table[table["variant"].ne(UNTRAINED)]
     found = table[table["significant"]]
     named = [f"{row['variant']} {' '.join(map(str, row[what.split()]))} {shown(row, sign=True)}{unit}" for _, row in found.iterrows()]
@@ -170,8 +167,6 @@ def standing(table: pd.DataFrame, what: str, unit: str = "") -> str:
 
 def verdict(answers: pd.DataFrame, against: str = "baseline") -> str:
     """What the encoders reach in each `panel` of a table of answers and which differences from `against` stand, and what is left open."""
-    from vjepa_lab.analysis.changes import over_seeds
-
     rows = tabulate(answers)
     trained = over_seeds(rows[rows["encoder"].ne("random-init")], ["panel", "variant"])
     chance = rows.groupby("panel")["chance"].mean()

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from vjepa_lab import data
 from vjepa_lab.analysis import shifts
-from vjepa_lab.analysis.changes import over_seeds, shown
+from vjepa_lab.analysis.changes import one_encoder, over_seeds, shown
 from vjepa_lab.analysis.readers import PARTS, Reader, constant, differences, standing, tabulate, widest
 from vjepa_lab.analysis.shifts import CLEAN, SCENES, Condition, Line, conditions, mean_corrupted
 from vjepa_lab.analysis.subjects import Run, Subject, clip_size, subjects
@@ -245,8 +245,8 @@ def _corrected_together(found: dict[tuple[str, str], Line]) -> dict[tuple[str, s
 
 
 def points(answers: pd.DataFrame) -> pd.DataFrame:
-    """Clean and shifted accuracy in percent of every encoder, from all channels, by label and kind of shift."""
-    rows = []
+    """Clean and shifted accuracy in percent of every run (`one_encoder`), from all channels, by label and kind of shift."""
+    rows, answers = [], one_encoder(answers)
     for (variant, encoder, seed, label, _), reader in answers[answers["part"].eq("all")].groupby(READER, dropna=False, sort=False):
         clean = _clean(reader)["each"]
         for (kind, truth), part in _groups(reader):

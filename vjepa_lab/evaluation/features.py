@@ -325,12 +325,13 @@ def few_shot(features: Features, shots: int, label: str = "class", seed: int = 0
 
 def spread(features: Features) -> list[dict]:
     """Rows that say how much of its space a frozen encoder uses, by the clips' pooled features: "rankme" (Garrido et al. 2023, of centred
-    features: the exponential of the entropy of the singular values, 1 to d) and "std" (the channels' mean deviation over clips)."""
+    features: the exponential of the entropy of the singular values, 1 to d), "std" (the channels' mean deviation over clips) and "bf16" (1
+    where they were read in it, 0 in float32: rounding adds to the rank of features that hardly differ)."""
     centred = features.pooled.double() - features.pooled.double().mean(0)
     share = torch.linalg.svdvals(centred)
     share = share / share.sum().clamp_min(1e-12) + 1e-7
     about = {"benchmark": features.benchmark(), "probe": features.named("none"), "n": len(features), "encoder": features.encoder}
-    measured = {"rankme": float(torch.exp(-(share * share.log()).sum())), "std": float(centred.std(0).mean())}
+    measured = {"rankme": float(torch.exp(-(share * share.log()).sum())), "std": float(centred.std(0).mean()), "bf16": float(features.bf16)}
     return [about | {"metric": metric, "value": value} for metric, value in measured.items()]
 
 

@@ -23,7 +23,8 @@ class ProbeResult:
     rows: one dict per metric: benchmark, probe, metric, value, n, lo, hi, encoder, label, probe_seed. Accuracies in percent with their 95 %
       Wilson interval; balanced accuracy is the mean over the classes that occur in the test set, its interval Wilson's at the effective
       n = k^2 / sum_k(1 / n_k), which is n for equal classes.
-    per_class: a row per class of the test set.  predictions: id (index in the source), label, top1, and margin: the probability of the
+    per_class: a row per class of the test set.  predictions: id (index in the source), recording (its number, where the
+    set knows what was cut from one), label, top1, and margin: the probability of the
       label minus the largest other one, positive where the prediction is right (0: a tie).
     selected: the hyperparameters chosen, and by what.  search: every candidate.  controls: rows of predictors that ignore their input.
     head: the trained head, on the CPU; None for a probe without one, such as nearest neighbours.
@@ -115,7 +116,8 @@ def scored(
 
     others = probability.scatter(1, y[:, None], -torch.inf).amax(1)
     margin = (probability.gather(1, y[:, None])[:, 0] - others).float()
-    predictions = pd.DataFrame({"id": test.index, "label": y, "top1": top1, "margin": margin} | about | {"encoder": test.encoder})
+    clips = {"id": test.index} | ({} if test.recordings is None else {"recording": test.origin})
+    predictions = pd.DataFrame(clips | {"label": y, "top1": top1, "margin": margin} | about | {"encoder": test.encoder})
     beside = controls(taught, y, len(names), about["benchmark"])
     return ProbeResult(rows, per_class, predictions, selected, pd.DataFrame(search), beside)
 

@@ -51,8 +51,13 @@ def count(xs: Iterable):
 
 
 def rounded(x, digits: int | None = None):
-    """`round`: numpy's own takes other sides of a tie (0.35 is a little less than it says)."""
-    return np.array([round(each, digits) for each in x.tolist()]) if isinstance(x, np.ndarray) else round(x, digits)
+    """`round`: near a tie by Python's own, since numpy's takes other sides (0.35 is a little less than it says)."""
+    if not isinstance(x, np.ndarray):
+        return round(x, digits)
+    out = np.round(x, digits or 0)
+    near = np.abs(np.abs(x) * 10.0 ** (digits or 0) % 1 - 0.5) < 1e-6
+    out[near] = [round(each, digits) for each in x[near].tolist()]
+    return out
 
 
 def _mean(xs: Iterable):

@@ -365,6 +365,8 @@ def wide(df: pd.DataFrame, values: str = "value", index=("source", "variant"), c
 
 GROUP = ["source", "regime", "benchmark", "probe", "metric"]
 "What must agree before two rows may be compared."
+ACCURACIES = ("top1", "top5")
+"Metrics whose values are multiples of 100 / n."
 
 
 def delta(df: pd.DataFrame, against: str = "baseline", baseline_seed: int | None = None) -> pd.DataFrame:

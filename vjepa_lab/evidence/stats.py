@@ -8,21 +8,21 @@ which of them decides, are in `intervals`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import combinations, permutations
+from itertools import permutations
 from math import factorial as orders_of
 
 import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
+from .factorials import cells, covered, factorial
 from .intervals import (
     Interval,
     benjamini_hochberg,
     cluster_interval,
-    floored,
-    from_error,
     hierarchical_bootstrap,
     holm,
+    less_sure,
     mcnemar,
     newcombe,
     paired_interval,
@@ -31,12 +31,12 @@ from .intervals import (
     tost,
     unpaired_interval,
 )
-from .results import GROUP, delta, flag_constant, wilson
+from .results import ACCURACIES, GROUP, delta, flag_constant, wilson
 
 __all__ = [
-    "FAMILY", "Interval", "benjamini_hochberg", "cluster_interval", "compare", "compare_predictions", "correlation", "factorial",
-    "hierarchical_bootstrap", "holm", "mcnemar", "newcombe", "paired_interval", "pareto", "rank_stability", "rounding", "t_interval",
-    "tost", "unpaired_interval", "wilson",
+    "FAMILY", "Interval", "benjamini_hochberg", "cells", "cluster_interval", "compare", "compare_predictions", "correlation", "covered",
+    "factorial", "hierarchical_bootstrap", "holm", "mcnemar", "newcombe", "paired_interval", "pareto", "rank_stability", "rounding",
+    "t_interval", "tost", "unpaired_interval", "wilson",
 ]  # fmt: skip
 
 FAMILY = ("ld", "fwm", "fwm-ld", "fwm-hw-ld", "hw")
@@ -88,8 +88,6 @@ def compare(
     return table
 
 
-ACCURACIES = ("top1", "top5")
-"Metrics whose values are multiples of 100 / n."
 ADJUSTED = {"primary": holm, "untrained": holm, "exploratory": benjamini_hochberg}
 
 
@@ -190,7 +188,8 @@ def compare_predictions(
 
     Adds the hierarchical bootstrap (`boot_lo, boot_hi, boot_p`) beside the crossed t-interval (`lo, hi, p`), the t-interval over seed means
     (`t_lo, t_hi`) and the smallest McNemar p-value over seeds, Holm-adjusted (`mcnemar`). Where the predictions say their regime and
-    edition, arms are compared within these.
+    edition, arms are compared within these; where they say which `recording` a sample was cut from, samples of one recording are no
+    independent ones, and the interval is no narrower than the one over recordings.
     Raises ValueError for predictions that do not line up: a sample predicted twice by one seed (two encoders or runs), or not by every
     seed, or with two labels (two test sets).
     """
@@ -216,7 +215,7 @@ def compare_predictions(
             if arm.isna().any(axis=None) or reference.isna().any(axis=None):
                 raise ValueError(f"{variant} on {about['benchmark']}: some test samples lack a prediction for some seeds; probe them again")
             arms = (each.to_numpy().astype(bool) for each in (arm, reference))
-            rows.append({"variant": variant} | about | _from_predictions(*arms, draws, seed))
+            rows.append({"variant": variant} | about | _from_predictions(*arms, draws, seed, _recordings(part, arm.columns)))
     if not rows:
         raise ValueError(f"no predictions to compare with {against!r}: no other variant shares seeds and test samples with it")
     out = pd.DataFrame(rows)
@@ -246,9 +245,20 @@ def _line_up(part: pd.DataFrame, benchmark: str) -> None:
         )
 
 
-def _from_predictions(a: np.ndarray, b: np.ndarray, draws: int, seed: int) -> dict:
+def _recordings(part: pd.DataFrame, samples: pd.Index) -> np.ndarray | None:
+    """The recording that each test sample was cut from, where the predictions know it and some have several samples."""
+    if "recording" not in part:
+        return None
+    known = part.drop_duplicates("id").set_index("id")["recording"].reindex(samples)
+    return None if known.isna().any() or known.is_unique else known.to_numpy()
+
+
+def _from_predictions(a: np.ndarray, b: np.ndarray, draws: int, seed: int, recordings: np.ndarray | None) -> dict:
     least = rounding(len(a), a.shape[1], a.shape[1])
     crossed, boot = paired_interval(a, b, least=least), hierarchical_bootstrap(a, b, draws, seed)
+    if recordings is not None:
+        crossed = less_sure(crossed, cluster_interval(a.mean(0) - b.mean(0), recordings))
+    clips = "samples" if recordings is None else "recordings"
     means = 100 * (a.mean(1) - b.mean(1))
     over_seeds = t_interval(means, least=least) if len(means) > 1 else Interval(means.mean(), np.nan, np.nan, np.nan)
     return {
@@ -266,114 +276,8 @@ def _from_predictions(a: np.ndarray, b: np.ndarray, draws: int, seed: int) -> di
         "mcnemar": float(holm([mcnemar(x, y) for x, y in zip(a, b, strict=True)]).min()),
         "seeds": len(a),
         "n": a.shape[1],
-        "basis": "seeds and samples" if len(a) > 1 else "samples",
+        "basis": f"seeds and {clips}" if len(a) > 1 else clips,
     }
-
-
-# --- factorial model --------------------------------------------------------------------------------------------------
-
-
-AT_ONE_WEIGHT = {"hw": "hw-1.0"}
-"Rows whose weight is not the one that the combinations use, and the control that has it."
-
-
-def cells(variants: Iterable[str], factors: Sequence[str] = ("fwm", "ld", "hw"), against: str = "baseline") -> dict[str, tuple[int, ...]]:
-    """Factor levels (0/1) of the variants that are combinations of `factors`: `fwm-ld` -> (1, 1, 0); others are left out.
-
-    Where the control `hw-1.0` is among them it is the cell HW, and `hw` is left out: its weight is 0.3, in the combinations 1.0."""
-    levels = {variant: set() if variant == against else set(variant.split("-")) for variant in variants}
-    for row, control in AT_ONE_WEIGHT.items():
-        if control in levels and row in factors:
-            levels = {variant: {row} if variant == control else parts for variant, parts in levels.items() if variant != row}
-    return {variant: tuple(int(f in parts) for f in factors) for variant, parts in levels.items() if parts <= set(factors)}
-
-
-def covered(df: pd.DataFrame) -> pd.DataFrame:
-    """The rows without a control that would take a row's cell with fewer benchmarks or seeds than the row itself has."""
-    for names in AT_ONE_WEIGHT.items():
-        row, control = (set(df.loc[df["variant"].eq(name), ["benchmark", "seed"]].fillna(-1).itertuples(index=False)) for name in names)
-        df = df if row <= control else df[df["variant"].ne(names[1])]
-    return df
-
-
-def factorial(
-    df: pd.DataFrame, factors: Sequence[str] = ("fwm", "ld", "hw"), against: str = "baseline", confidence: float = 0.95, method: str = "ols"
-) -> pd.DataFrame:
-    """Main effects and interactions of a 2^k design on one benchmark: value ~ A * B * C + seed.
-
-    df: tidy rows of one source, regime, benchmark and probe. Effects in points, in Yates' sense: a main effect is the mean change when the
-    factor is switched on; an interaction is half the difference between that change with the other factor on and off. Returns rows
-    `term, effect, lo, hi, p, basis`; `attrs["cells"]` names the variants taken as cells (see `cells`; what they are not alike in:
-    `verdicts.treatments`), `attrs["missing"]` the cells without data and `attrs["order"]` the highest interaction fitted:
-    a missing cell leaves the top interaction not estimable, so it is dropped and the others rest on the assumption that it is zero.
-    With several seeds the seed is a block (`method="ols"`, exact t) or a random intercept (`method="mixed"`, statsmodels MixedLM: the
-    same effects when every seed ran every cell). With one seed the interval covers the sampling of test examples only.
-    """
-    if df["benchmark"].nunique() != 1:
-        raise ValueError(f"factorial() takes one benchmark at a time, got {sorted(df['benchmark'].unique())}")
-    df = covered(df)
-    levels = cells(df["variant"].unique(), factors, against)
-    rows = df[df["variant"].isin(levels)]
-    if rows["edition"].nunique() > 1:
-        raise ValueError(f"factorial() takes one edition at a time, got {sorted(rows['edition'].dropna().unique())}")
-    every = {tuple(int(f in c) for f in factors): "-".join(c) or against for k in range(len(factors) + 1) for c in combinations(factors, k)}
-    missing = [name for level, name in every.items() if level not in levels.values()]
-    order = len(factors) if not missing else len(factors) - 1
-    terms = [c for k in range(1, order + 1) for c in combinations(range(len(factors)), k)]
-    rows = rows.groupby(["variant", "seed"], dropna=False, as_index=False, sort=False)[["value", "n"]].mean()  # probe seeds are no seeds
-    signs = 2 * np.array([levels[v] for v in rows["variant"]], float) - 1
-    design = np.stack([np.prod(signs[:, term], axis=1) for term in terms], axis=1) / 2
-    names = [" x ".join(factors[f] for f in term) for term in terms]
-    y = rows["value"].to_numpy(float)
-    seeds = rows["seed"].fillna(-1).to_numpy()
-    least = float(rounding(1, rows["n"].min()) if df["metric"].isin(ACCURACIES).all() else np.nan)  # of one value
-    if len(np.unique(seeds)) < 2:
-        fit = _sampling_effects(design, y, rows["n"].to_numpy(float), confidence, least)
-        basis = "samples"
-    elif method == "ols":
-        fit, basis = _block_effects(design, y, seeds, confidence, least), "seeds"
-    elif method == "mixed":
-        fit, basis = _mixed_effects(design, y, seeds, confidence, least), "seeds"
-    else:
-        raise ValueError(f'method must be "ols" or "mixed", got {method!r}')
-    out = pd.DataFrame({"term": names, "effect": fit.value, "lo": fit.lo, "hi": fit.hi, "p": fit.p, "basis": basis})
-    out.attrs |= {"cells": list(levels), "missing": missing, "order": order}
-    return out
-
-
-def _full_rank(design: np.ndarray, names: str) -> np.ndarray:
-    if np.linalg.matrix_rank(design) < design.shape[1]:
-        raise ValueError(f"too few cells of the factorial were run to tell its {names} apart")
-    return np.linalg.pinv(design)
-
-
-def _sampling_effects(design: np.ndarray, y: np.ndarray, n: np.ndarray, confidence: float, least: float) -> Interval:
-    solve = _full_rank(np.column_stack([np.ones(len(y)), design]), "effects")[1:]
-    effect, error = solve @ y, np.sqrt(solve**2 @ (y * (100 - y) / n))
-    return from_error(effect, floored(error, least * np.sqrt((solve**2).sum(1))), np.inf, confidence)
-
-
-def _block_effects(design: np.ndarray, y: np.ndarray, seeds: np.ndarray, confidence: float, least: float = 0.0) -> Interval:
-    blocks = (seeds[:, None] == np.unique(seeds)).astype(float)
-    whole = np.column_stack([blocks, design])
-    solve = _full_rank(whole, "effects")
-    coefficients, df = solve @ y, len(y) - whole.shape[1]
-    if df < 1:
-        raise ValueError("no degree of freedom is left: run more seeds or more cells")
-    variance = ((y - whole @ coefficients) ** 2).sum() / df
-    k = blocks.shape[1]
-    unit = (solve[k:] ** 2).sum(1)
-    return from_error(coefficients[k:], floored(np.sqrt(variance * unit), least * np.sqrt(unit)), df, confidence)
-
-
-def _mixed_effects(design: np.ndarray, y: np.ndarray, seeds: np.ndarray, confidence: float, least: float) -> Interval:
-    from statsmodels.regression.mixed_linear_model import MixedLM
-
-    whole = np.column_stack([np.ones(len(y)), design])
-    fit = MixedLM(y, whole, groups=seeds).fit(reml=True)
-    error = np.sqrt(np.diag(fit.cov_params()))[1 : 1 + design.shape[1]]
-    unit = (np.linalg.pinv(whole)[1:] ** 2).sum(1)
-    return from_error(fit.fe_params[1:], floored(error, least * np.sqrt(unit)), np.inf, confidence)
 
 
 # --- trade-offs over variants and seeds -------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 
 from . import results, stats
+from .factorials import POOLED
 
 ALPHA = 0.05
 ONE_SEED = "One run per cell: the intervals cover the sampling of test clips alone, so whether another seed would show the same is open."
@@ -77,7 +78,9 @@ def factorial(fitted: Mapping[str, pd.DataFrame]) -> str:
             f"Without the cell {_listed([m.upper() for m in missing])} the three-way interaction cannot be told apart and is taken as zero."
         )
     says += treatments(name for fit in fitted.values() for name in fit.attrs["cells"])
-    says.append(ONE_SEED if basis == {"samples"} else f"Intervals are over seeds; p adjusted (Holm) over {len(everything)} effects.")
+    pooled = ", on the assumption that all cells vary alike, since fewer than two seeds ran them all" if POOLED in basis else ""
+    over = f"Intervals are over seeds{pooled}; p adjusted (Holm) over {len(everything)} effects."
+    says.append(ONE_SEED if basis == {"samples"} else over)
     return " ".join(says)
 
 

@@ -108,12 +108,12 @@ class Worlds(Sequence[World]):
     def __len__(self) -> int:
         return len(self._accuracies)
 
-    def __getitem__(self, k: int) -> World:
-        return self._world(self._accuracies[k].tolist())
+    def __getitem__(self, k: int | slice) -> World | Worlds:
+        return Worlds(self._accuracies[k], self._world) if isinstance(k, slice) else self._world(self._accuracies[k].tolist())
 
     @cached_property
     def together(self) -> World:
-        return self._world(list(self._accuracies.T))
+        return self._world(list(np.ascontiguousarray(self._accuracies.T)))
 
 
 class _Unreadable:

@@ -19,9 +19,10 @@ WIDE = 10.0
 def forest(found: pd.DataFrame, against: str = "baseline", *, title: str = "", order: Sequence[str] | None = None, paper: bool = False):
     """Differences from the baseline in points with 95 % intervals: a line per row of the study, a panel per benchmark.
 
-    found: of `collected.differences`.  Orange: stands after correction in its family; the names of the pre-registered rows are bold.  The
-    untrained encoder is the lowest line; where it lies beyond the panel, its value stands at the edge.  order: rows from above; by default
-    by their mean difference.  Returns a matplotlib Figure.
+    found: of `collected.differences`.  Orange: stands after correction in its family; the names of the pre-registered rows are bold. The
+    untrained encoder is the lowest line. A panel holds the whole intervals of three rows of four; what lies beyond has its value at the
+    edge, an interval that goes on there an arrow.  order: rows from above; by default by their mean difference.  Returns a matplotlib
+    Figure.
     """
     own = found[found["variant"].ne(UNTRAINED)]
     names = list(order or own.groupby("variant")["delta"].mean().sort_values(ascending=False).index)
@@ -46,22 +47,23 @@ def forest(found: pd.DataFrame, against: str = "baseline", *, title: str = "", o
 
 
 def _panel(ax, rows: pd.DataFrame, title: str) -> None:
-    trained = rows.drop(index=UNTRAINED, errors="ignore")
-    reach = 1.08 * max(1.0, np.nanmax(np.abs(trained[["lo", "hi"]].to_numpy(float)), initial=0))
-    ax.set_xlim(-reach, reach)
+    ax.set_xlim(*(limits := _limits(rows.drop(index=UNTRAINED, errors="ignore"))))
     for y, row in enumerate(rows.itertuples()):
         if np.isnan(row.delta):
             continue
         colour = SURE if row.significant is True or row.significant == 1 else OPEN
-        if abs(row.delta) > reach:
-            right = row.delta > 0
-            said = f"{row.delta:+.0f} ▸" if right else f"◂ {row.delta:+.0f}"
-            ax.text(
-                np.sign(row.delta) * reach, y, said.replace("-", "−"), ha="right" if right else "left", va="center", fontsize=6, color=INK
-            )
+        (left, lo), (right, hi) = zip(limits, np.clip([row.lo, row.hi], *limits), strict=True)
+        if not left <= row.delta <= right:
+            beyond = row.delta > right
+            said = f"{row.delta:+.0f} ▸" if beyond else f"◂ {row.delta:+.0f}"
+            edge, side = (right, "right") if beyond else (left, "left")
+            ax.text(edge, y, said.replace("-", "−"), ha=side, va="center", fontsize=6, color=INK if colour == OPEN else colour)
             continue
-        ax.hlines(y, max(row.lo, -reach), min(row.hi, reach), color=colour, linewidth=1.1)
+        ax.hlines(y, lo, hi, color=colour, linewidth=1.1)
         ax.plot(row.delta, y, marker="o", markersize=3, color=colour)
+        for end, edge, mark in ((row.lo, left, "<"), (row.hi, right, ">")):
+            if not left <= end <= right:
+                ax.plot(edge, y, marker=mark, markersize=2.5, color=colour, clip_on=False)
     if UNTRAINED in rows.index:
         ax.axhline(len(rows) - 1.5, color=RULE, linewidth=0.8)
     ax.axvline(0, color=INK, linewidth=0.7)
@@ -69,13 +71,25 @@ def _panel(ax, rows: pd.DataFrame, title: str) -> None:
     named_rows(ax)
 
 
+def _limits(rows: pd.DataFrame) -> tuple[float, float]:
+    """Ends of a panel that holds zero and the whole intervals of three rows of four: a few collapsed runs would make dots of all others."""
+    ends = rows[["lo", "hi"]].dropna()
+    inner = ends[ends.abs().max(axis=1) <= ends.abs().max(axis=1).quantile(0.75, interpolation="higher")]
+    low, high = min(inner["lo"].min(), -1.0), max(inner["hi"].max(), 1.0)
+    return low - 0.06 * (high - low), high + 0.06 * (high - low)
+
+
 def _notes(found: pd.DataFrame, against: str, primary: bool) -> list[str]:
     seeds = span(found["seeds"].min(), found["seeds"].max())
-    covers = "seeds and test clips, both random" if found["basis"].eq("seeds and samples").all() else "seeds"
+    told = {"seeds and samples": "seeds and test clips, both random", "seeds and recordings": "seeds and recordings, both random"}
+    covers = told.get(found["basis"].iloc[0], "seeds") if found["basis"].nunique() == 1 else "seeds"
     notes = [
         f"Paired by seed with {against}: {seeds} pairs, {found['n'].max():,.0f} test clips; 95 % intervals over {covers}, each by itself."
         " Orange: differs after correction (pre-registered rows, in bold: Holm, 5 %; others: Benjamini-Hochberg, 10 %)."
     ]
     if not primary:
         notes[0] = notes[0].replace("pre-registered rows, in bold: Holm, 5 %; others: ", "")
+    if found["variant"].eq(UNTRAINED).any():
+        notes[0] += f" {UNTRAINED} is corrected by itself (Holm, 5 %)."
+    notes[0] += " Arrows: intervals, and with a number differences, that go on beyond the panel."
     return notes + smoke_note(found)
