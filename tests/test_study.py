@@ -18,9 +18,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats as sps
 from tqdm.auto import tqdm
 
 from vjepa_lab import notebook, variants
@@ -313,6 +315,22 @@ def test_a_forecast_counts_the_work_and_learns_the_rate(tmp_path):
     assert "resolves_pp" in str(before)
     last = forecast(study, tmp_path, rate_gflops=100, jobs=64, only="ld-*-s0")
     assert last.hours == pytest.approx(ld / 100 / 3600), "one run is no sooner done on many cores"
+
+
+def test_a_forecast_learns_from_what_was_collected():
+    """Speed and spread over seeds of the reference study, for who has no run of it yet; what is stated counts for more."""
+    folder = Path(__file__).parents[1] / "data" / "reference"
+    study = load(Path(__file__).parents[1] / "studies" / "reference.py")
+    told, alone = (forecast(study, "nowhere", jobs=2, collected=where) for where in (folder, None))
+    known = pd.read_csv(folder / "provenance" / "runs.csv").set_index("run")
+    trained = [cell for cell in study.cells if cell.name in known.index and forecasting.gflop(cell)]
+    rates = [forecasting.gflop(cell) / known.loc[cell.name, "wall_s"] for cell in trained]
+    assert 0 < told.hours < math.inf and math.isnan(alone.hours)
+    assert f"{np.median(rates):,.0f} GFLOP/s, median of {len(rates)} runs" in str(told)
+    compared = collected.differences(collected.load(folder), least=3)  # intervals over seeds: their half widths tell the spread
+    spread = np.sqrt(compared["seeds"]) * (compared["t_hi"] - compared["t_lo"]) / 2 / sps.t.ppf(0.975, compared["seeds"] - 1)
+    assert told.plan.sd == pytest.approx(spread.median(), rel=0.05) and "a guess" in alone.spread and alone.plan.sd == 2
+    assert forecast(study, "nowhere", jobs=2, collected=folder, sd=1.5, rate_gflops=50).plan.sd == 1.5
 
 
 def test_what_is_chosen_is_what_is_planned(tmp_path):

@@ -73,7 +73,7 @@ class Plan:
         return (
             f"In the largest family ({last['tests']:.0f} tests) a difference is significant when seen beyond {last['resolves_pp']:.1f} pp; "
             f"a true one of that size is found in {100 * last['found_at_resolves']:.0f} % of such studies only, one of "
-            f"{last['found_pp']:.1f} pp in {100 * self.power:.0f} %. Both assume a standard deviation of {self.sd:g} pp over seeds."
+            f"{last['found_pp']:.1f} pp in {100 * self.power:.0f} %. Both assume a standard deviation of {self.sd:.3g} pp over seeds."
         )
 
     def _repr_html_(self) -> str:

@@ -44,16 +44,15 @@ SIGNS = {"done": "#", "running": ">", "failed": "!", "stopped": "-", "open": "."
 def plan(parser: argparse.ArgumentParser) -> Callable:
     """what a study costs in time and disk, and which differences it will resolve"""
     parser.add_argument("--rate", type=above_zero, metavar="GFLOPS", help="speed of one run's training, where no run has been measured yet")
-    parser.add_argument(
-        "--sd", type=above_zero, default=2.0, help="spread over seeds of paired differences, in points (default 2, a guess)"
-    )
+    said = "spread over seeds of paired differences, in points; default the median of what was collected, else 2, a guess"
+    parser.add_argument("--sd", type=above_zero, help=said)
     parser.add_argument("--jobs", type=partial(whole, 1), help="runs at once; default one for each GPU, or for each core")
     _collected(parser)
 
-    def call(study, runs, only, rate, sd, jobs, but=(), **_):
+    def call(study, runs, only, rate, sd, jobs, but=(), collected=None, **_):
         from .forecast import forecast
 
-        told = forecast(study, runs, rate_gflops=rate, sd=sd, jobs=jobs, only=only, but=but)
+        told = forecast(study, runs, rate_gflops=rate, sd=sd, jobs=jobs, only=only, but=but, collected=collected)
         print(f"{study}\n{told}")
 
     return call

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 from ..evidence import planning, results
 from . import cell as cells
 from .grid import Cell, Study
@@ -32,6 +35,7 @@ class Forecast:
     disk_gb: float
     checkpoint_gb: float
     plan: planning.Plan | None
+    spread: str
     which: str
 
     def __str__(self) -> str:
@@ -44,7 +48,7 @@ class Forecast:
             f"disk    {self.disk_gb:.1f} GB kept; {self.checkpoint_gb:.2f} GB a checkpoint while a run trains",
         ]
         if self.plan is not None:
-            lines += ["", "what it resolves", str(self.plan)]
+            lines += ["", f"what it resolves (standard deviation over seeds: {self.spread})", str(self.plan)]
         return "\n".join(lines)
 
 
@@ -53,17 +57,20 @@ def forecast(
     runs: str | Path,
     *,
     rate_gflops: float | None = None,
-    sd: float = 2.0,
+    sd: float | None = None,
     jobs: int | None = None,
     only: str | None = None,
     but: Collection[str] = (),
+    collected: str | Path | None = None,
 ) -> Forecast:
     """Cost and resolution of a study, or of the cells of it that `only` chooses.
 
     Those named in `but` were run elsewhere: they count in what it resolves, and cost nothing.
 
-    rate_gflops  speed of one run's training, in useful GFLOP/s; by default that of the finished runs in `runs`, else a stated one on GPUs
-    sd           spread over seeds of paired differences, in points
+    rate_gflops  speed of one run's training, in useful GFLOP/s; by default that of the finished runs in `runs`, else of those in
+                 `collected`, else a stated one on GPUs
+    sd           spread over seeds of paired differences, in points; by default the median of those in `collected`, else a guess of 2
+    collected    a folder that `study collect` wrote, such as data/reference: what was measured there, on whatever machines
     """
     from .local import slots
 
@@ -76,13 +83,15 @@ def forecast(
     here = [cell for cell in chosen if cell.name not in but]
     left = [cell for cell in here if cells.state(cell, runs).state != "done"]
     work = {cell: gflop(cell) for cell in study.cells}
-    measured = _measured(runs, work)  # also by cells that are not asked about
+    measured, of = _measured(runs, work), "finished runs"  # also by cells that are not asked about
+    if not measured and collected:
+        measured, of = _measured_elsewhere(Path(collected), work), f"runs in {collected}"
     on_gpu = study.device != "cpu" and _has_gpu()
     if rate_gflops:
         rate, probes, said = rate_gflops, measured[1] if measured else 0.0, f"{rate_gflops:,.0f} GFLOP/s, as stated"
     elif measured:
         rate, probes = measured[:2]
-        said = f"{rate:,.0f} GFLOP/s, median of {measured[2]} finished runs"
+        said = f"{rate:,.0f} GFLOP/s, median of {measured[2]} {of}"
     elif on_gpu:
         rate, probes, said = STATED_GFLOPS["cuda"] * study.gpus, 0.0, f"{STATED_GFLOPS['cuda'] * study.gpus:,.0f} GFLOP/s, stated"
     else:
@@ -93,8 +102,9 @@ def forecast(
     sizes = {cell: checkpoint_bytes(cell) / 1e9 for cell in here}
     disk = sum(sizes.values()) * kept + 4e-4 * len(here) * (1 + len(study.benchmarks))
     work_here, largest = sum(work[cell] for cell in here) / 1e6, max(sizes.values(), default=0.0)
+    sd, spread = (sd, "as stated") if sd else _spread(collected)
     resolved = _plan(study, chosen, sd)
-    return Forecast(study, len(chosen), len(left), work_here, hours, rooms, said, disk, largest, resolved, _row(study, chosen))
+    return Forecast(study, len(chosen), len(left), work_here, hours, rooms, said, disk, largest, resolved, spread, _row(study, chosen))
 
 
 def gflop(cell: Cell) -> float:
@@ -138,6 +148,28 @@ def _measured(runs: Path, work: dict[Cell, float]) -> tuple[float, float, int] |
             rates.append(amount / max(seconds["01_pretrain"], whole))
             probes.append(sum(value or 0 for name, value in seconds.items() if name != "01_pretrain"))
     return (statistics.median(rates), statistics.median(probes), len(rates)) if rates else None
+
+
+def _measured_elsewhere(collected: Path, work: dict[Cell, float]) -> tuple[float, float, int] | None:
+    """As `_measured`, of the study's runs in a collected folder."""
+    from .export import RUNS
+
+    known, amount = pd.read_csv(collected / RUNS), {cell.name: gflop for cell, gflop in work.items()}
+    known = known.assign(rate=known["run"].map(amount) / known["wall_s"])
+    known = known[known["rate"].gt(0) & np.isfinite(known["rate"])]
+    return (float(known["rate"].median()), float(known["probes_s"].fillna(0).median()), len(known)) if len(known) else None
+
+
+def _spread(collected: str | Path | None, least: int = 3) -> tuple[float, str]:
+    """Standard deviation over seeds of paired differences from the baseline, in points: the median of the comparisons of `least` seeds or
+    more in a collected folder, else a guess; and where it is from."""
+    if collected:
+        rows = results.load(collected)
+        deltas = results.delta(rows[rows["source"].eq("run") & rows["metric"].eq("top1") & rows["edition"].eq("sound")])
+        by = deltas[deltas["paired"]].groupby(["regime", "variant", "benchmark", "probe"])["delta"]
+        if len(found := by.std()[by.size() >= least]):
+            return float(found.median()), f"median of {len(found)} comparisons in {collected}, {found.min():.1f} to {found.max():.1f} pp"
+    return 2.0, "a guess"
 
 
 def _plan(study: Study, chosen: Sequence[Cell], sd: float) -> planning.Plan | None:
