@@ -337,6 +337,45 @@ def test_crops_cut_on_the_device_are_the_same_crops(tmp_path, workers):
         assert made.labels.keys() == cut.labels.keys() and all(torch.equal(made.labels[k], cut.labels[k]) for k in cut.labels)
 
 
+def as_torch_pins(tensor):
+    """What torch makes of a tensor in pinned memory, with or without a GPU: a copy of the same strides."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_whose_crops_are_cut_on_the_device_can_be_pinned(tmp_path, monkeypatch, workers):
+    """Their frames are one in memory, which torch cannot copy onto; one is kept, moved and cut."""
+    (tmp_path / "a").mkdir()
+    for i in range(3):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / "a" / f"{i}.png")
+    write_video(tmp_path / "a" / "video.mp4", torch.randint(0, 256, (3, 8, 40, 48), dtype=torch.uint8), 25)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", as_torch_pins)
+    cut, uncut = (
+        next(data.loader(data.open(tmp_path, frames=4, size=32, held_out=0, augment=how), 4, pin=True, workers=workers))
+        for how in (True, "device")
+    )
+    assert isinstance(uncut, data.Uncut) and sorted(sample.clip.stride(1) == 0 for sample in uncut.samples) == [False, True, True, True]
+    assert all(sample.distinct.untyped_storage().nbytes() == sample.distinct.numel() for sample in uncut.samples)
+    made = uncut.to("cpu")
+    assert torch.equal(made.clip, cut.clip) and torch.equal(made.index, cut.index) and torch.equal(made.still, cut.still)
+
+
+def test_a_source_knows_what_it_was_opened_with(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i in range(3):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / "a" / f"{i}.png")
+    world = data.open("synthetic", n=3, noise=60.0, augment=False, cache="memory")
+    assert world.options == {"split": "train", "n": 3, "noise": 60.0, "frames": 8, "size": 64, "seed": 0}
+    assert Memory(data.open("synthetic", n=3), progress=False).spec == "synthetic"
+    files = data.open(tmp_path, frames=4, size=16, images="still", cache=tmp_path / "kept")
+    asked = {"split": "train", "images": "still", "frames": 4, "size": 16, "seed": 0, "stride": 2, "cache": str(tmp_path / "kept")}
+    assert files.options == asked and files.clip_shape() == files[0].clip.shape[1:] == (1, 16, 16)
+    assert [part.options for part in (data.Mixture([world], [1]), world.source.subset([0]), files.subset([0]), Frozen(world))] == [None] * 4
+    shapes = data.Mixture([world, files], [1, 1])
+    assert [shapes.clip_shape(i) for i in (0, 2, 3)] == [(8, 64, 64), (8, 64, 64), (1, 16, 16)]
+    assert data.open(tmp_path, frames=4, size=16).clip_shape() == (4, 16, 16)
+
+
 def test_a_cache_folder_keeps_what_is_not_the_caches(tmp_path):
     """Only its own half-written files of killed processes go: a hidden file of the user's stays, however old."""
     left = f".{'0a' * 16}.123"

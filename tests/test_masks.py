@@ -104,6 +104,13 @@ def test_max_keep_caps_what_is_seen(truncate):
     assert free.seen.shape[1] > 50 == capped.seen.shape[1]
 
 
+@pytest.mark.parametrize("truncate", ["official", "random", "padded"])
+def test_a_cap_above_the_grid_caps_nothing(truncate):
+    """As that of videos does to images, of which a grid has fewer tokens."""
+    (free, _), (capped, _) = (draw(MultiBlock(truncate=truncate, max_keep=cap), grid=IMAGE) for cap in (None, 200))
+    assert torch.equal(free.seen, capped.seen) and torch.equal(free.hidden, capped.hidden)
+
+
 def test_inv_block_swaps_the_roles():
     for plain, swapped in zip(draw(MultiBlock()), draw(MultiBlock(inv_block=True)), strict=True):
         assert torch.equal(plain.seen, swapped.hidden) and torch.equal(plain.hidden, swapped.seen)

@@ -20,6 +20,7 @@ import torch
 import vjepa_lab as vl
 from vjepa_lab import files, train
 from vjepa_lab.__main__ import main
+from vjepa_lab.data import synthetic
 from vjepa_lab.objective import Term
 from vjepa_lab.terms import JEPA
 from vjepa_lab.train import resume
@@ -250,6 +251,69 @@ def test_resumed_from_its_folder_it_keeps_its_habits(tmp_path):
     assert same(run, whole) and list(run.metrics()["step"]) == list(range(8))
     assert {path.name for path in run.path.glob("last*.pt")} == {path.name for path in whole.path.glob("last*.pt")}
     assert len(list(run.path.glob("last*.pt"))) == 3
+
+
+def begun(source, out, **how):
+    """A run that was stopped after its second step."""
+
+    def stops(run, trainer, step):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vl.pretrain("baseline", source, out=out, probe=stops, **QUICK | how)
+    return out
+
+
+def test_resumed_from_its_folder_it_reads_the_source_that_it_was_given(tmp_path):
+    """With the options that it was opened with, of which neither files nor labels tell."""
+    source = vl.data.open("synthetic", frames=8, size=32, n=24, noise=60.0, sizes=(0.3, 0.5))
+    out = begun(source, tmp_path / "a")
+    assert json.loads((out / "config.json").read_text())["data_options"] == {"n": 24, "noise": 60.0, "sizes": [0.3, 0.5]}
+    assert same(resume(out, progress=False), vl.pretrain("baseline", source, out=tmp_path / "b", **QUICK))
+    calm = vl.data.open("synthetic", frames=8, size=32, n=24, sizes=(0.3, 0.5))
+    with pytest.raises(ValueError, match=r"holds another run \(data_options\.noise: 60\.0 there, None asked\)"):
+        vl.pretrain("baseline", calm, out=out, **QUICK)
+
+
+def test_files_that_were_opened_before_are_resumed_with_their_own_crops(tmp_path):
+    """Given by name they are cropped by the run's seed; a Source has its own."""
+    root = vl.data.export(tmp_path / "clips", clips={"train": 6, "test": 2}, size=32, frames=12, progress=False)
+    source = vl.data.open(root, frames=8, size=32, flips=0.0)
+    out = begun(source, tmp_path / "a", seed=3)
+    assert json.loads((out / "config.json").read_text())["data_options"] == {"flips": 0.0, "seed": 0}
+    assert same(resume(out, progress=False), vl.pretrain("baseline", source, seed=3, out=tmp_path / "b", **QUICK))
+
+
+def test_where_a_nodes_cache_lies_makes_no_other_run(tmp_path):
+    """Clips are the same from any folder of decoded ones; resumed from its folder, a run uses the one that it had last."""
+    root = vl.data.export(tmp_path / "clips", clips={"train": 6, "test": 2}, size=32, frames=12, progress=False)
+    there, here = (vl.data.open(root, frames=8, size=32, cache=tmp_path / name) for name in ("there", "here"))
+    out = begun(there, tmp_path / "a")
+    assert json.loads((out / "config.json").read_text())["data_options"] == {"cache": True}
+    assert vl.pretrain("baseline", here, out=out, **QUICK | {"steps": 4}).steps_done == 4
+    again = begun(there, tmp_path / "b")
+    assert same(resume(again, progress=False), vl.load_run(out))
+    assert json.loads((again / "config.json").read_text())["sessions"][-1]["cache"] == str(tmp_path / "there")
+    with pytest.raises(ValueError, match=r"holds another run \(data_options\.cache: True there, None asked\)"):
+        vl.pretrain("baseline", vl.data.open(root, frames=8, size=32), out=out, **QUICK)
+
+
+def test_a_source_that_no_name_opens_is_not_resumed_from_its_folder(world, tmp_path):
+    mixed = vl.data.Mixture([world, vl.data.open("synthetic", frames=8, size=32, n=8, seed=1)], [1, 1])
+    out = begun(mixed, tmp_path / "a")
+    with pytest.raises(ValueError, match=r"was given a Source that the name '.*' does not open again: repeat the call .* same source"):
+        resume(out, progress=False)
+    assert vl.pretrain("baseline", mixed, out=out, **QUICK).steps_done == 4
+
+
+def test_a_folder_of_an_older_version_which_says_no_options_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setitem(synthetic.CLIPS, "train", 24)
+    out = begun("synthetic", tmp_path / "a")
+    config = json.loads((out / "config.json").read_text())
+    assert config.pop("data_options") == {}
+    (out / "config.json").write_text(json.dumps(config))
+    assert resume(out, progress=False).steps_done == 4 and "data_options" not in json.loads((out / "config.json").read_text())
 
 
 def test_what_is_no_pretraining_is_not_resumed(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from laws import recipe_loss
 
-from vjepa_lab import variants
+from vjepa_lab import masks, variants
 
 RAMP = 0.25  # of the context loss at 75 % of training, where `recipe_loss` stands
 
@@ -102,3 +102,11 @@ def test_the_rows_are_those_of_table_4_that_change_the_loss():
         n for n in variants.TABLE4 if variants.recipe(n, "released").objective == variants.recipe("baseline", "released").objective
     }
     assert set(ROWS) == (set(variants.TABLE4) - masks_alone) | {"baseline"} and masks_alone == {"baseline", "amg"}
+
+
+def test_the_published_code_cuts_masks_over_eight_clips_and_sees_more():
+    """What the editions leave out: see the numbers in `variants`."""
+    for clips, wanted in ((8, (421, 142)), (32, (354, 92))):
+        drawn = [masks.MULTIBLOCK.draw(clips, (8, 14, 14), seed=0, step=step) for step in range(200)]
+        seen = np.mean([[mask.seen.shape[1] for mask in kinds] for kinds in drawn], 0)
+        np.testing.assert_allclose(seen, wanted, atol=15)

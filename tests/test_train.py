@@ -12,7 +12,7 @@ import torch
 
 import vjepa_lab as vl
 from vjepa_lab import train
-from vjepa_lab.data import synthetic
+from vjepa_lab.data import memory, synthetic
 from vjepa_lab.files import differing
 from vjepa_lab.modifiers import Hard
 from vjepa_lab.objective import ErrorMap, Objective, Recipe, Term
@@ -20,6 +20,7 @@ from vjepa_lab.schedules import Ramp
 from vjepa_lab.terms import JEPA, Dynamics, Kinematic
 from vjepa_lab.training import provenance
 from vjepa_lab.training.health import spread
+from vjepa_lab.training.logbook import Meter
 from vjepa_lab.training.processes import ALONE
 from vjepa_lab.training.trainer import Trainer, own_randomness, seed_step
 
@@ -333,6 +334,57 @@ def test_a_run_says_where_it_comes_from(world, tmp_path):
     other = vl.data.open("synthetic", frames=8, size=32, n=24, seed=1)
     with pytest.raises(ValueError, match="manifest"):
         vl.pretrain("baseline", other, out=tmp_path / "a", **QUICK)
+
+
+def test_a_source_of_another_shape_than_the_presets_is_refused(world, tmp_path):
+    """It would train another model under the preset's name. Images of one frame are images, also in a mixture."""
+    said = r"synthetic gives clips of 8 x 32 x 32 \(frames, rows, columns\), the preset 'micro' is for 8 x 64 x 64: "
+    with pytest.raises(ValueError, match=said + "open it with frames=8, size=64, or pass frames=8, size=32 to train on what it gives"):
+        vl.pretrain("baseline", world, "micro", out=tmp_path / "a", progress=False)
+    short, images = (vl.data.open("synthetic", frames=frames, size=32, n=8) for frames in (4, 1))
+    for source in (short, vl.data.Mixture([world, short], [1, 1])):
+        with pytest.raises(ValueError, match=r"gives clips of 4 x 32 x 32 .* is for 8 x 32 x 32"):
+            vl.pretrain("baseline", source, out=tmp_path / "a", **QUICK)
+    assert not list(tmp_path.iterdir())
+    for name, source, size in (("b", short, {"frames": 4}), ("c", vl.data.Mixture([world, images], [1, 1]), {})):
+        assert vl.pretrain("baseline", source, out=tmp_path / name, **QUICK, **size).steps_done == 4
+
+
+def test_files_whose_crops_are_cut_on_the_device_have_the_shape_of_what_is_cut(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    for i in range(4):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(
+            tmp_path / "pictures" / "a" / f"{i}.png"
+        )
+    source = vl.data.open(tmp_path / "pictures", frames=8, size=32, held_out=0, augment="device")
+    assert vl.pretrain("baseline", source, out=tmp_path / "a", **QUICK).steps_done == 4
+
+
+def test_a_world_that_does_not_fit_in_memory_is_drawn_clip_by_clip(tmp_path, monkeypatch):
+    """The same clips, read by workers too."""
+    monkeypatch.setitem(synthetic.CLIPS, "train", 24)
+    kept = vl.pretrain("baseline", "synthetic", out=tmp_path / "a", **QUICK)
+    monkeypatch.setattr(memory, "LIMIT", 2**19)
+    with pytest.warns(
+        UserWarning, match=r"^synthetic: its 24 clips would take 0\.0 GiB, .* one by one, .*\(workers=N draws ahead\)$"
+    ) as said:
+        drawn = vl.pretrain("baseline", "synthetic", out=tmp_path / "b", workers=1, **QUICK)
+    assert len(said) == 1 and same(weights(drawn), weights(kept)) and drawn.config["manifest"] == kept.config["manifest"]
+    with pytest.raises(ValueError, match="allowed"):
+        vl.data.Memory(vl.data.open("synthetic", frames=8, size=32))
+
+
+def test_the_peak_of_memory_is_that_of_this_run(monkeypatch):
+    """Not of what the process did on the GPU before it."""
+    gpu, done = torch.device("cuda"), []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1e9 if done else 9e9)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", done.append)
+    assert Meter(vl.recipe("baseline"), vl.preset("smoke"), gpu).read()["peak_gb"] == 1.0 and done == [gpu]
+    Meter(vl.recipe("baseline"), vl.preset("smoke"), torch.device("cpu"))
+    assert done == [gpu]
 
 
 def test_an_edit_anywhere_in_the_package_is_seen(tmp_path, monkeypatch):

@@ -1,12 +1,13 @@
 """Rules that set weights: what their definitions say on gradients worked by hand; values; training and exact resume."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 import vjepa_lab as vl
-from vjepa_lab import weighting
+from vjepa_lab import blocks, weighting
 from vjepa_lab.objective import Loss, Recipe
 from vjepa_lab.schedules import Ramp
 from vjepa_lab.terms import JEPA, Delta, Dynamics, Kinematic
@@ -274,6 +275,21 @@ def test_a_rule_trains_and_resumes_exactly(rule, world, tmp_path):
     columns = [c for c in one if c.startswith(("weight ", "cosine "))]
     assert len(columns) >= 3 and one[columns].equals(two[columns])
     assert whole.loss().weights() == pytest.approx(list(one.iloc[-1][[f"weight {n}" for n in recipe.objective.names]]), rel=0.05)
+
+
+def test_a_rule_measures_gradients_of_compiled_blocks(world, tmp_path, monkeypatch):
+    """Several times through one compiled graph; traced as for a compiler, and run without one, which takes seconds less."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    how = {"preset": "smoke", "progress": False, "bf16": False, "steps": 2}
+    blocks.compiled.cache_clear()
+    try:
+        runs = [vl.pretrain("aux-gradnorm", world, out=tmp_path / str(way), compile=way, **how) for way in (False, True)]
+    finally:
+        blocks.compiled.cache_clear()
+    eager, compiled = (run.checkpoint()["model"] for run in runs)
+    assert runs[1].config["sessions"][-1]["compile"]
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-3)
 
 
 def test_fixed_is_training_without_a_rule(world, tmp_path):

@@ -573,7 +573,7 @@ def test_pretraining_starts_from_released_weights_and_says_so(tmp_path, family):
     student, teacher, _ = released(tmp_path / "w.pt", family)
     there = weights.open(f"{family}:{tmp_path / 'w.pt'}", heads=HEADS, pred_heads=2)
     how = {"preset": "smoke", "steps": 1, "warmup": 0, "runs": tmp_path, "device": "cpu", "bf16": False, "progress": False}
-    run = vl.pretrain("baseline", vl.data.open("synthetic", n=8, frames=4, size=32), init=there, lr=1e-5, start_lr=1e-5, **how)
+    run = vl.pretrain("baseline", vl.data.open("synthetic", n=8, frames=8, size=32), init=there, lr=1e-5, start_lr=1e-5, **how)
     init, preset = run.config["init"], run.preset
     assert init["name"] == family and init["sha256"] and run.config["regime"].endswith(f"from {family}") and family in run.name
     assert (preset.dim, preset.depth, preset.heads, preset.patch, preset.frames) == (DIM, DEPTH, HEADS, PATCH, 8)

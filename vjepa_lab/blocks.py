@@ -55,6 +55,12 @@ class How(NamedTuple):
 @lru_cache(maxsize=1)
 def compiled():
     """A block as a compiled function: blocks of one width share what is compiled, whatever the number of tokens."""
+    from torch._functorch import config
+
+    # Weightings measure gradients before the backward pass, so a compiled graph is gone through backwards more than once. It refuses that
+    # (retain_graph=True) where torch lets its first backward pass overwrite what the forward pass has kept.
+    if hasattr(config, "donated_buffer"):
+        config.donated_buffer = False
     return torch.compile(lambda block, *inputs: block(*inputs), dynamic=True)
 
 

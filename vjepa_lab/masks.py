@@ -289,7 +289,7 @@ class MultiBlock(Value):
 
     def _keep(self, mask: BoolTensor, count: int, generator: torch.Generator) -> BoolTensor:
         """At most `count` of the True tokens of each row: the first ones, or random ones."""
-        if count == mask.shape[1]:
+        if count >= mask.shape[1]:  # max_keep may be more than the grid has, as of an image
             return mask
         if self.truncate == "official":
             return mask & (mask.cumsum(1) <= count)

@@ -1,7 +1,9 @@
 """Pretraining, the loop in view."""
 
 import hashlib
+import json
 import math
+import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 
 from vjepa_lab import data as video
 from vjepa_lab import variants
+from vjepa_lab.data import memory
 from vjepa_lab.objective import Recipe
 from vjepa_lab.presets import Preset, number, overridden, whole
 from vjepa_lab.training import launch, locks, provenance
@@ -69,7 +72,8 @@ def pretrain(
 
     recipe     a name ("fwm-hw-ld"), an expression, an objective or a Recipe; one that evaluates the encoder as it was before training
                (probe="initial") is not trained unless `steps` is given
-    data       what `vjepa_lab.data.open` takes, or a Source
+    data       what `vjepa_lab.data.open` takes, or a Source whose clips have the preset's frames and size; a synthetic world is kept in
+               memory where it fits, else drawn clip by clip
     preset     a size by name; `overrides` replace single fields of it, such as steps=200, lr=1e-3, ema=.995, batch=16
     seed       fixes initial weights, order of clips, masks and augmentation: the same seed pairs runs of different recipes
     variant    the run's name in tables; by default the recipe's own, or "custom" and a hash
@@ -99,9 +103,9 @@ def pretrain(
     A run that was stopped or killed goes on from its last checkpoint, on any number of processes. SIGINT, SIGTERM and SIGUSR1 save one
     and raise Interrupted (a KeyboardInterrupt). The folder is locked while it is written.
 
-    Raises ValueError for an unknown name or parameter and for a folder that holds another run; locks.Locked for one that another process
-    writes, or has taken over; NotFinite (a FloatingPointError) naming the terms that became NaN or infinite, with their batch in
-    failed-step-N.pt.
+    Raises ValueError for an unknown name or parameter, for a Source of clips of another shape than the preset's and for a folder that holds
+    another run; locks.Locked for one that another process writes, or has taken over; NotFinite (a FloatingPointError) naming the terms that
+    became NaN or infinite, with their batch in failed-step-N.pt.
     """
     given = {name: value for name, value in locals().items() if name != "overrides"} | overrides
     whole(0, seed=seed, workers=workers)
@@ -128,6 +132,8 @@ def pretrain(
         variant, edition = named or (f"custom-{hashlib.sha1(repr(plan).encode()).hexdigest()[:6]}", "sound")
     device = team.device(device)
     source = training_source(data, size, seed, progress and team.first)
+    if isinstance(data, video.Source):
+        check_shape(source, size)
     spoken = Path(source.name).name + (f"-from-{begun.release.name}" if begun else "") + (f"-{rope}" if rope else "")
     folder = Path(out) if out else Path(runs) / run_name(variant, edition, spoken, size, seed)
     if bf16 is None:  # a run that was begun on another kind of machine goes on as it was begun
@@ -143,9 +149,11 @@ def pretrain(
         with torch.device("meta"):
             fate = begun.predictor_for(build(plan.teacher, plan.stop_grad, plan.levels, size, seed, **places))[1]
         config |= {"init": begun.about | {"predictor": fate}, "regime": regime or f"{config['data']} from {begun.release.name}"}
-    known = {"manifest": provenance.fingerprint(source)}
+    known = {"manifest": provenance.fingerprint(source), "data_options": beside_the_name(source, size, seed)}
     session = provenance.session(device, team.world)
     session |= {"accumulate": accumulate, "compile": compile, "checkpoint": checkpoint, "workers": workers}
+    if source.options and isinstance(source.options.get("cache"), str):
+        session["cache"] = source.options["cache"]
     session |= {"log_every": log_every, "save_every": save_every, "keep": keep, "tensorboard": tensorboard}
     with ExitStack() as held:
         team.meet(device, launch.store())
@@ -179,15 +187,18 @@ def resume(folder: str | Path, *, device: str = "auto", devices: int | None = No
     """Go on with the run in a folder where it stopped, as its config.json asks.
 
     folder   the run's folder
-    Raises FileNotFoundError where there is no run; ValueError for a folder of another kind, and where the run uses a term or a Source
-    defined elsewhere: the call that began it goes on with it.
+    Raises FileNotFoundError where there is no run; ValueError for a folder of another kind, and where the run uses a term defined elsewhere
+    or a Source that no name opens: the call that began it goes on with it.
     """
     run = load_run(folder)
     config = resumable(run)
-    session = config["sessions"][-1]
+    session, data = config["sessions"][-1], config["spec"]
+    if options := config.get("data_options"):
+        options |= {"cache": session["cache"]} if options.get("cache") is True else {}  # the folder of the last session
+        data = training_source(data, run.preset, config["seed"], progress and Team.of_environment().first, options)
     habits = {name: session[name] for name in ("log_every", "save_every", "keep", "tensorboard") if name in session}
     return pretrain(
-        run.recipe, config["spec"], run.preset, config["seed"], edition=config["edition"], variant=config["variant"],
+        run.recipe, data, run.preset, config["seed"], edition=config["edition"], variant=config["variant"],
         regime=config.get("regime"), out=folder, device=device, devices=devices, bf16=config["bf16"], workers=workers, progress=progress,
         accumulate=session.get("accumulate", 1), clip=config.get("clip"), rope=config.get("encoder", {}).get("rope"),
         compile=session.get("compile", False), checkpoint=session.get("checkpoint", False), steps=run.preset.steps, **habits,
@@ -201,6 +212,11 @@ def resumable(run: Run) -> dict:
         raise ValueError(f"{folder} holds no pretraining: its config.json lacks {', '.join(sorted(lacking))}")
     if config["own_terms"]:
         raise ValueError(f"{folder} uses {', '.join(config['own_terms'])}, defined elsewhere: repeat the call that began it")
+    if config.get("data_options", {}) is None:  # a folder of an older version says nothing of them
+        raise ValueError(
+            f"{folder} was given a Source that the name {config['spec']!r} does not open again: repeat the call that began it, with the "
+            "same source"
+        )
     begun = config.get("init")
     if begun:
         raise ValueError(f"{folder} began with released weights: repeat the call that began it, with init=")
@@ -228,14 +244,59 @@ def starting_point(init, plan: Recipe, rope: str | None):
     return begun, begun.places
 
 
-def training_source(data, size: Preset, seed: int = 0, progress: bool = True) -> video.Source:
-    """The training split of `data` (a name, or a Source as it is) as clips of a preset's shape.
+def training_source(data, size: Preset, seed: int = 0, progress: bool = True, options: dict | None = None) -> video.Source:
+    """The training split of `data` (a name, or a Source as it is) as clips of a preset's shape; `options`: what else `open` is given.
 
-    The synthetic world is one data set, the same for every seed, and is kept in memory; files are cropped and flipped anew for each.
+    The synthetic world is one data set, the same for every seed, and is kept in memory; where it does not fit there, a warning says that it
+    is drawn clip by clip. Files are cropped and flipped anew for each seed.
     """
-    shape = {"frames": size.frames, "size": size.size, "stride": size.stride}
+    if isinstance(data, video.Source):
+        return data
+    source = video.open(data, **usual(data, size, seed) | (options or {}))
     if not video.is_synthetic(data):
-        return video.open(data, "train", seed=seed, **shape)
-    source = video.Memory(video.open(data, "train", seed=0, **shape), progress=progress)
-    source.spec = str(data)
-    return source
+        return source
+    if (need := memory.needed(source)) > memory.LIMIT:
+        warnings.warn(
+            f"{source.name}: its {len(source)} clips would take {need / 2**30:.1f} GiB, more than the {memory.LIMIT / 2**30:.1f} GiB that "
+            "clips may take in memory; they are drawn one by one, every time that they are read (workers=N draws ahead)",
+            stacklevel=2,
+        )
+        return source
+    return video.Memory(source, progress=progress)
+
+
+def usual(data, size: Preset, seed: int) -> dict:
+    """What `open` is given with a name to train on: a preset's shape, the training split."""
+    shape = {"frames": size.frames, "size": size.size, "stride": size.stride}
+    return {"split": "train", "seed": 0 if video.is_synthetic(data) else seed, **shape}
+
+
+def beside_the_name(source: video.Source, size: Preset, seed: int) -> dict | None:
+    """What `training_source` needs beside a source's name to open the same clips again, as JSON has it; None where it cannot.
+
+    A cache's folder is not in it, only that there is one (True): clips are the same in any, and each node has its own."""
+    if not source.spec or source.options is None:
+        return None
+    expected, options = usual(source.spec, size, seed), dict(source.options)
+    if isinstance(options.get("cache"), str):
+        options["cache"] = True
+    try:
+        return json.loads(json.dumps({name: v for name, v in options.items() if name not in expected or v != expected[name]}))
+    except TypeError:  # an object, such as a Cache
+        return None
+
+
+def check_shape(source: video.Source, size: Preset) -> None:
+    """Raise ValueError for clips that would train in another shape under the preset's name; those of one frame, as images are, may."""
+    wanted = size.frames, size.size, size.size
+    for first in [0, *source.ends[:-1]] if isinstance(source, video.Mixture) else [0]:
+        frames, height, width = source.clip_shape(first)
+        if (height, width) == wanted[1:] and frames in (1, size.frames):
+            continue
+        ways = f"open it with frames={size.frames}, size={size.size}"
+        if height == width:
+            ways += f", or pass frames={frames}, size={height} to train on what it gives"
+        raise ValueError(
+            f"{source.name} gives clips of {frames} x {height} x {width} (frames, rows, columns), the preset {size.name!r} is for "
+            f"{' x '.join(map(str, wanted))}: {ways}"
+        )

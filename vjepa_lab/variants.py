@@ -16,6 +16,10 @@ released   as the paper's published code computes it, including what it does not
            covariances of thousands of tokens. Data and probes are arguments elsewhere: images repeated to 16 frames (`images="repeat"`),
            a stride by frame rate on UCF-101, probes on one mean vector
 
+All editions, `paper` and `released` too, cut masks to the shortest row of the whole batch, whatever the number of processes; the published
+code cuts those of each GPU, 8 of the 32 clips, by themselves. On 8 x 14 x 14 tokens its student sees 421 of them under V-JEPA's mask of
+many small blocks and 142 under that of two large ones; here, over 32 clips, it sees 354 and 92 (means of 1,000 steps).
+
 Where an edition equals another, it is the same object. The weights that the text does not give (Accel, Huber, Split) are 0.1; the controls
 kin-accel-1.0, kin-huber-1.0, kin-split-1.0 have the other one that it uses. Eq. 12 keeps the JEPA loss beside its hard-weighted copy; where
 Sec. 3.8 reads as if the copy stood in its place, the controls hw-replace and fwm-hw-ld-replace do that.

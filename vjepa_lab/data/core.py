@@ -1,4 +1,4 @@
-"""What every data set is made of: samples, batches, sources, and named faults.
+"""What every data set is made of: samples, batches, sources.
 
 Axes: b batch, c colour (RGB), f y x frames/rows/columns of pixels.
 """
@@ -9,7 +9,7 @@ import inspect
 import random
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .crops import Crop
+from .faults import ClipError, DataError, Fault, Faults, listed
 
 if TYPE_CHECKING:
     from .listing import Clip
@@ -28,29 +29,6 @@ NO_LABEL = -1
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's channel mean and standard deviation for pixels in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One clip that could not be read: which file, and why."""
-
-    path: str
-    why: str
-
-
-class ClipError(Exception):
-    """A clip cannot be read. It is skipped and counted; only too many of them stop a run."""
-
-    def __init__(self, path, why):
-        self.fault = Fault(str(path), " ".join(str(why).split()) or "unreadable")
-        super().__init__(f"{self.fault.path}: {self.fault.why}")
-
-    def __reduce__(self):
-        return type(self), (self.fault.path, self.fault.why)
-
-
-class DataError(ValueError):
-    """A data set cannot be used as asked; the message says what was found, what was expected and what to do."""
 
 
 def known(what: str, value, allowed):
@@ -84,13 +62,23 @@ class Sample:
     still: bool = False
     crop: tuple[Crop, int] | None = None
 
+    @property
+    def distinct(self) -> Tensor:
+        """The clip, or of an image whose frames are one in memory that one, `[c 1 y x]`: `expand_as(clip)` repeats it again."""
+        return self.clip[:, :1] if self.clip.stride(1) == 0 else self.clip
+
     def cut(self, device=None) -> Sample:
         """The sample with its crop cut out, on a `device`."""
-        clip = self.clip if device is None else self.clip.to(device, non_blocking=True)
+        clip = self.distinct if device is None else self.distinct.to(device, non_blocking=True)
         if self.crop is None:
-            return replace(self, clip=clip)
+            return replace(self, clip=clip.expand_as(self.clip))
         crop, size = self.crop
-        return replace(self, clip=crop.cut(clip.movedim(0, 1), size).movedim(0, 1).contiguous(), crop=None)
+        made = crop.cut(clip.movedim(0, 1), size).movedim(0, 1)
+        return replace(self, clip=made.expand(-1, self.clip.shape[1], -1, -1).contiguous(), crop=None)
+
+    def pin_memory(self) -> Sample:
+        """The sample in memory that a GPU reads by itself: frames that are one in memory stay one, as torch cannot copy onto such."""
+        return replace(self, clip=self.distinct.pin_memory().expand_as(self.clip))
 
     def _about(self) -> str:
         """Its index and labels in one line; of several, such as a multi-hot one, the shape."""
@@ -173,7 +161,7 @@ class Uncut:
         return made.to(device, non_blocking)
 
     def pin_memory(self) -> Uncut:
-        return replace(self, samples=tuple(replace(sample, clip=sample.clip.pin_memory()) for sample in self.samples))
+        return replace(self, samples=tuple(sample.pin_memory() for sample in self.samples))
 
 
 def stack(samples: list[Sample], names, faults=()) -> Batch | Mixed | Uncut:
@@ -218,51 +206,19 @@ def denormalize(clip: Tensor) -> Tensor:
     return ((clip.float() * std + mean) * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def listed(faults: list[Fault], most: int = 5) -> str:
-    """The first few faults, one a line."""
-    more = [f"  ... and {len(faults) - most} more"] if len(faults) > most else []
-    return "\n".join([f"  {fault.path}: {fault.why}" for fault in faults[:most]] + more)
-
-
-@dataclass
-class Faults:
-    """Counts distinct bad files against the files tried, and says when there are too many to go on.
-
-    Up to `share` of the source may fail. Fewer than 3 files never stop a run, unless they are half of the source, which always does.
-    """
-
-    total: int
-    share: float = 0.05
-    seen: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def too_many(self) -> bool:
-        """Whether more failed than may; not by a product, whose rounding would refuse 29 of 100 at a share of 0.29."""
-        bad = len(self.seen)
-        return bad > 0 and (2 * bad >= self.total or (bad >= 3 and bad / self.total > self.share))
-
-    def record(self, faults) -> None:
-        """Add faults; raises DataError with the first few names once there are too many."""
-        self.seen.update({fault.path: fault.why for fault in faults})
-        if self.too_many:
-            raise DataError(
-                f"{len(self.seen)} of {self.total} files cannot be read, too many to go on (allowed: {self.share:.0%}); "
-                f"remove or replace them, or pass bad=SHARE to allow more:\n" + listed([Fault(*item) for item in self.seen.items()])
-            )
-
-
 class Source(Dataset):
     """Clips by index: a map-style data set, deterministic per (seed, index, epoch).
 
     `source[index]` or `source[(index, epoch)]` -> `Sample`. `classes` maps each label's name to its class names;
-    `fixed` says that the epoch makes no difference, so clips can be kept; `spec` is what `open` was given, so that a run can be probed and
-    resumed from its folder. Subclasses write `read` and `__len__`.
+    `fixed` says that the epoch makes no difference, so clips can be kept; `spec` is what `open` was given, and `options` what else, so that
+    a run can be probed and resumed from its folder (None: no name opens it). Subclasses write `read` and `__len__`.
     `ids`: the numbers of clips that are drawn by number, and so are in no order.  `limit`: the most that a part was to have (`limited`).
     `augment`: whether clips are cropped and flipped at random, as for training.
     """
 
     name: str = ""
     spec: str = ""
+    options: dict | None = None
     split: str = "train"
     classes: dict[str, list[str]]
     fixed: bool = False
@@ -309,7 +265,7 @@ class Source(Dataset):
         if self.ids is None:
             raise NotImplementedError
         part = copy(self)
-        part.ids = [self.ids[place] for place in places]
+        part.ids, part.options = [self.ids[place] for place in places], None
         for name in ("labels", "avoid", "_faults"):  # those of other indices
             part.__dict__.pop(name, None)
         return part
@@ -339,6 +295,11 @@ class Source(Dataset):
     def where(self, index: int) -> str:
         """What a report calls clip `index`: its path, if it has one."""
         return f"{self.name}[{index}]"
+
+    def clip_shape(self, index: int = 0) -> tuple[int, int, int]:
+        """Frames, rows and columns of clip `index` as training gets it, its crop cut out. Raises DataError if it and its stand-ins cannot
+        be read."""
+        return tuple(self.read_or_replace(index, 0)[0].cut().clip.shape[1:])
 
     def training_keys(self, batch: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[list[tuple[int, int]]]:
         """The endless batches of (index, epoch) that training reads, from batch `start` on."""

@@ -34,7 +34,7 @@ class _Edited(Derived):
     def subset(self, indices) -> _Edited:
         """Edits of some of the clips, drawn by their places among these."""
         part = copy(self)
-        part.source = self.source.subset(indices)
+        part.source, part.options = self.source.subset(indices), None
         for name in ("labels", "avoid", "_faults"):  # those of other indices
             part.__dict__.pop(name, None)
         return part

@@ -89,6 +89,11 @@ class Files(Source):
         sample = Sample(frames.movedim(1, 0), labels, place, is_image(clip.path), (crop, self.size))
         return sample if self.augment == "device" else sample.cut()
 
+    def clip_shape(self, index: int = 0) -> tuple[int, int, int]:
+        """Frames, rows and columns of clip `index`; nothing is decoded for it."""
+        still = self.images == "still" and is_image(self.listing.clips[index // self.copies].path)
+        return 1 if still else self.sampling.frames, self.size, self.size
+
     @property
     def files(self) -> int:
         return len(self.listing.clips)
@@ -127,7 +132,7 @@ class Files(Source):
         """The same source with only the files at the places `keep`."""
         twin = object.__new__(type(self))
         twin.__dict__ = {k: v for k, v in self.__dict__.items() if k not in ("_faults", "avoid")}  # those of other indices
-        twin.listing = replace(self.listing, clips=[self.listing.clips[i] for i in keep])
+        twin.listing, twin.options = replace(self.listing, clips=[self.listing.clips[i] for i in keep]), None
         return twin
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor
@@ -14,19 +15,24 @@ LIMIT = 8 * 2**30
 """Bytes that a memory cache may take unless told otherwise."""
 
 
+def needed(source: Source) -> int:
+    """Bytes that a source's clips, of three colours, take in memory, if all are as large as the first."""
+    return 3 * prod(source.clip_shape()) * len(source)
+
+
 class Memory(Derived):
     """A fixed source (one whose clips do not depend on the epoch), read once into `clips [n c f y x]`; a batch is then one gather."""
 
-    def __init__(self, source: Source, limit: int = LIMIT, progress: bool = True):
+    def __init__(self, source: Source, limit: int | None = None, progress: bool = True):
         if not source.fixed:
             raise DataError(f"{source.name} draws new views every epoch; a memory cache would freeze them (open it with augment=False)")
         super().__init__(source)
-        first, _ = source.read_or_replace(0, 0)
-        need = first.clip.numel() * len(source)
+        self.spec, self.options = source.spec, source.options  # its clips are the same
+        need, limit = needed(source), LIMIT if limit is None else limit
         if need > limit:
             gib = [f"{x / 2**30:.1f} GiB" for x in (need, limit)]
             raise DataError(f"{source.name} needs {gib[0]} in memory, more than the {gib[1]} allowed (limit=BYTES)")
-        self.clips = torch.zeros((len(source), *first.clip.shape), dtype=torch.uint8)
+        self.clips = torch.zeros((len(source), 3, *source.clip_shape()), dtype=torch.uint8)
         self._index, self._still = torch.zeros(len(source), dtype=torch.long), torch.zeros(len(source), dtype=torch.bool)
         for index in tqdm(range(len(source)), desc=f"{source.name} [{source.split}] into memory", disable=not progress, leave=False):
             try:

@@ -61,6 +61,10 @@ class Mixture(Source):
         which, inner = self.place(index)
         return self._own(which, self.sources[which].read(inner, epoch))
 
+    def clip_shape(self, index: int = 0) -> tuple[int, int, int]:
+        which, inner = self.place(index)
+        return self.sources[which].clip_shape(inner)
+
     def spares(self, index: int, most: int) -> list[int]:
         """Stand-ins come from the same source, which keeps the weights."""
         which, inner = self.place(index)

@@ -47,8 +47,13 @@ def open(
     if not isinstance(spec, str | Path) or not str(spec).strip():
         raise DataError(f"data={spec!r}: expected a name such as 'synthetic', a folder, a manifest, a mixture or a Source")
     name, _, rest = str(spec).partition(":")
+    if is_synthetic(spec) and options.get("augment") is False:  # its clips never are, and a mixture says so to all its parts
+        del options["augment"]
     options |= {"frames": frames, "size": size, "seed": seed}
     files = {"stride": stride, **_disk(cache, size)}
+    given = {"split": split, **options}
+    if not is_synthetic(spec):  # a world knows neither
+        given |= {"stride": stride} | ({"cache": str(cache) if isinstance(cache, Path) else cache} if "cache" in files else {})
     if " + " in str(spec) and not Path(spec).exists():
         source = _mixture(str(spec), split, **options, **files)
     elif name in ("time", "kenburns") and rest:
@@ -56,8 +61,6 @@ def open(
     elif is_synthetic(spec):
         from .synthetic import world
 
-        if options.get("augment") is False:  # its clips never are, and a mixture says so to all its parts
-            del options["augment"]
         source = world(rest, split, **options)
     else:
         source = _files(str(spec), split, {**options, **files})
@@ -65,7 +68,7 @@ def open(
         from .memory import Memory
 
         source = Memory(source)
-    source.spec = str(spec)
+    source.spec, source.options = str(spec), given
     return source
 
 

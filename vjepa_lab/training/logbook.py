@@ -76,6 +76,8 @@ class Meter:
     def __init__(self, recipe: Recipe, size: Preset, device: torch.device, bf16: bool = False, world: int = 1):
         self.recipe, self.size, self.device, self.world = recipe, size, device, world
         self.peak = provenance.peak_tflops(device, bf16)
+        if device.type == "cuda":  # else the peak would be that of whatever this process did before
+            torch.cuda.reset_peak_memory_stats(device)
         self.began = self.last = time.perf_counter()
         self.clips = self.since = 0
         self.waited = 0.0
