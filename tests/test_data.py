@@ -13,7 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+import vjepa_lab as vl
 from vjepa_lab import data, plots
+from vjepa_lab.__main__ import main
 from vjepa_lab.data import video
 from vjepa_lab.data.cache import STALE, Cache
 from vjepa_lab.data.core import ClipError, Fault, Faults, Sample, Source
@@ -494,3 +496,30 @@ def test_a_sample_plays_in_a_notebook_and_is_one_line_in_a_console(frames):
     assert "data:image/webp;base64," in page and f"clip 1, {said}</figcaption>" in page and 'width="192"' in page
     several = replace(sample, labels={"actions": torch.tensor([1, 0, 1])})
     assert "actions [3]" in repr(several) and "actions [3]" in several._repr_html_()
+
+
+@pytest.mark.parametrize("how", ["a folder of clips", "a list of paths"])
+def test_clips_without_labels_are_there_to_pretrain_on(how, tmp_path):
+    """Neither a folder for each class nor a label column: training needs none, and who asks for a label is told what is missing."""
+    made = data.export(tmp_path / "made", clips={"train": 8, "test": 2}, size=32, frames=12, progress=False)
+    (tmp_path / "flat").mkdir()
+    for file in made.rglob("train_*.mp4"):
+        file.rename(tmp_path / "flat" / file.name)
+    root = tmp_path / "flat"
+    if how == "a list of paths":
+        root = tmp_path / "list.csv"
+        root.write_text("path\n" + "\n".join(f"flat/{file.name}" for file in sorted((tmp_path / "flat").iterdir())))
+    source = data.open(root, frames=8, size=32)
+    assert (source.classes, source.labels) == ({}, {}) and len(source) == (6 if root.is_dir() else 8)
+    assert "no labels: clips to pretrain on" in repr(source) and "labels none" in repr(source)
+    run = vl.pretrain("baseline", root, "smoke", steps=1, warmup=0, batch=2, out=tmp_path / "run", progress=False)
+    assert run.steps_done == 1
+    edited = data.open(f"time:{root}", frames=8, size=32)
+    assert set(edited.classes) == {"class", "edit"} and set(edited[0].labels) == {"class", "edit"}, "what was done is known of any clip"
+    if root.is_dir():
+        with pytest.raises(ValueError, match=r"has no label 'class'; it has none"):
+            vl.probe(run, labels=("class",))
+        assert data.open(root, "test", frames=8, size=32).listing.clips
+        assert main(["data", "check", "folder", str(root), "--no-progress"]) == 0 and len(data.open(root, frames=8, size=32)) == 6, (
+            "its manifest says no more"
+        )

@@ -1,14 +1,17 @@
 """Every notebook runs from its first cell to its last, headless and at a size that shows nothing but that."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from matplotlib.figure import Figure
 from test_plots import CELLS, make_runs
 
 import vjepa_lab as vl
-from vjepa_lab import notebook
+from vjepa_lab import notebook, plots
+from vjepa_lab.analysis import subjects, toys
 from vjepa_lab.evidence import results
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -27,6 +30,64 @@ def execute(name: str, folder: Path, **params) -> nbformat.NotebookNode:
     """The executed notebook; its kernel works in the project's folder, as from the command line."""
     done = notebook.run(FOLDER / f"{name}.ipynb", folder / f"{name}.ipynb", params, cwd=FOLDER.parent, progress=False)
     return nbformat.read(done, as_version=4)
+
+
+def cells_of(name: str, **params) -> Iterator[dict]:
+    """The names of a notebook after each of its code cells, run in this process; what it displays is in `shown`."""
+    names = {"shown": []}
+    names["display"] = lambda *values: names["shown"].extend(values)
+    for cell in nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, name, "exec"), names)
+            names |= params if "parameters" in cell.metadata.get("tags", []) else {}
+            yield names
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "says"),
+    [
+        ("00_quickstart", {"labels": ["colour"], "preset": "smoke", "clips": 24, "out": "out"}, r"has no label 'colour'; it has .*motion"),
+        ("02_probe", {"probe": "liner"}, "unknown probe 'liner'"),
+        ("02_probe", {"options": {"epoch": 3}}, "epoch: unknown to the probe 'linear'"),
+        ("06_gradient_alignment", {"ruled": "JEPA() + Contrats()"}, "Contrats"),
+        ("06_gradient_alignment", {"rules": ["Fixed()", "CosinGate()"]}, "CosinGate"),
+        ("06_gradient_alignment", {"variants": ["ld", "detla"]}, "unknown variant 'detla'"),
+        ("07_representation", {"variants": ["ld"], "against": "baseline"}, "no 'baseline' to compare with; there are ld"),
+        ("08_robustness", {"corruptions": ["fogg"]}, "unknown corruption 'fogg'"),
+        ("09_throughput", {"mode": "frozn"}, "mode 'frozn': expected 'finetune' or 'frozen'"),
+        ("09_throughput", {"pretrained": ["ld", "detla"]}, "unknown variant 'detla'"),
+        ("14_reference_study", {"scatter": ["motoin", "order"], "out": "out"}, "scatter: no benchmark 'motoin'"),
+    ],
+)
+def test_a_misspelt_name_is_refused_before_anything_is_trained(name, wrong, says, tmp_path, monkeypatch):
+    for where in (vl, subjects):
+        monkeypatch.setattr(where, "pretrain", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(toys, "count", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.chdir(tmp_path)
+    if name.startswith("14"):
+        wrong = wrong | {"collection": str(FOLDER.parent / "data" / "reference")}
+    with pytest.raises(ValueError, match=says):
+        list(cells_of(name, **wrong))
+
+
+def test_tradeoffs_against_a_row_that_the_paper_lacks(tmp_path, monkeypatch, capsys):
+    make_runs(tmp_path / "runs", ["baseline", "fwm-hw"], seeds=1, benchmarks=["motion", "shape"], regime="plain")
+    monkeypatch.chdir(tmp_path)
+    *_, names = cells_of("03_tradeoffs", runs="runs", against="fwm-hw", out="out")
+    said = capsys.readouterr().out
+    assert "mixed: the paper prints no row 'fwm-hw' there" in said and "rank stability" in said
+    (own,) = names["shown"]
+    assert {trace.name for trace in own.data} >= {"motion", "shape"}, "one's own runs are compared all the same"
+
+
+def test_two_cells_of_the_ablation_are_shown_and_what_they_cannot_tell_is_said(tmp_path, monkeypatch, capsys):
+    make_runs(tmp_path / "runs", ["baseline", "ld"], seeds=2, regime="plain")
+    monkeypatch.setattr(plots, "save", lambda *_: [])
+    monkeypatch.chdir(tmp_path)
+    *_, names = cells_of("04_ablation", runs="runs", mixed="plain", out="out")
+    said = capsys.readouterr().out
+    assert "Your runs: too few cells of the factorial were run" in said and "there are baseline, ld" in said
+    assert sum(isinstance(value, Figure) for value in names["shown"]) == 2
 
 
 def pictures(nb: nbformat.NotebookNode) -> int:

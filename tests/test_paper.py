@@ -84,8 +84,50 @@ def test_runs_of_several_sizes_are_chosen_by_name(tmp_path):
 def test_runs_of_smoke_size_are_no_evidence(tmp_path):
     make_runs(tmp_path, ["baseline", "ld"], seeds=2, steps=4)
     own = paper.own(tmp_path)
-    assert not own.has(4) and "12 of them too small" in repr(own) and paper.NONE in paper.table(4, own).notes
+    assert not own.has(4) and "12 of them too small" in repr(own)
+    assert "Our runs: 4 runs on 'mixed', but" in (note := paper.table(4, own).notes[-1]) and "large enough to be evidence" in note
     assert set(paper.claims_table(own).cells[("", "our runs")]) == {"no evidence"}
+
+
+def test_own_rows_are_beside_the_paper_s_and_constants_are_no_rows(tmp_path):
+    make_runs(tmp_path, ["baseline", "ld", "mine"], seeds=2)
+    own = paper.own(tmp_path)
+    assert "chance" in set(own.rows["variant"]) and "6 runs of the edition 'sound', 18 measurements" in repr(own)
+    cells = paper.table(4, own).cells
+    ours = [name for name, row in cells.iterrows() if any("+" in cell or "−" in cell for cell in row.iloc[3:])]
+    assert ours == ["LD-JEPA", "mine"] and cells.index[-1] == "mine"
+    assert "ucf101" in paper.table(3, own).notes[-1]
+    there = paper.own(tmp_path, ucf101="mixed", mixed="elsewhere")
+    assert "mine" in paper.table(3, there).cells.index and "mine" not in paper.table(4, there).cells.index
+
+
+def test_an_unknown_edition_is_refused(tmp_path):
+    for folder in (None, tmp_path):
+        with pytest.raises(ValueError, match=r"unknown edition 'sund': did you mean sound\?"):
+            paper.own(folder, edition="sund")
+
+
+def test_what_no_own_run_has_is_said_by_name(tmp_path):
+    nowhere = paper.own(tmp_path / "nowhere")
+    assert repr(nowhere) == f"{paper.NONE} Looked in {tmp_path / 'nowhere'}, which is not there." == paper.table(8, nowhere).notes[-1]
+    make_runs(tmp_path / "runs", ["baseline", "ld"], seeds=1, regime="synthetic:plain")
+    own = paper.own(tmp_path / "runs", mixed="synthetic:plin")
+    says = "none on 'synthetic:plin', but 2 runs on 'synthetic:plain': name the one that stands for the paper's in `mixed`"
+    assert says in repr(own)
+    assert all(f"Our runs: {says}." in paper.table(number, own).notes for number in (4, 5))
+    for number, name in ((3, "ucf101"), (6, "ucf101")):
+        note = paper.table(number, own).notes[-1]
+        assert f"none on '{name}', but 2 runs on 'synthetic:plain'" in note and f"`{name}`" in note
+    assert "none on 'mixed' or 'ucf101', but 2 runs on 'synthetic:plain'" in repr(paper.own(tmp_path / "runs"))
+    right = paper.own(tmp_path / "runs", mixed="synthetic:plain")
+    assert "none on" not in repr(right) and "none on 'ucf101', but 2 runs on 'synthetic:plain'" in paper.table(3, right).notes[-1]
+
+
+def test_runs_of_another_edition_are_named(tmp_path):
+    make_runs(tmp_path, ["baseline", "ld"], seeds=1)
+    for run in tmp_path.iterdir():
+        (run / "config.json").write_text(json.dumps(json.loads((run / "config.json").read_text()) | {"edition": "released"}))
+    assert repr(paper.own(tmp_path)) == f"Our runs: none of the edition 'sound' in {tmp_path}, but 2 runs of the edition 'released'."
 
 
 def test_the_released_results_stand_against_both_baselines(none):
@@ -119,6 +161,23 @@ def test_every_figure_is_legible_at_both_widths(none, own):
         for column in ("single", "double") if not name.startswith("fig1") else ("",):
             figure = draw(paper=True, column=column) if column else draw(paper=True)
             assert_legible(figure)
+
+
+@pytest.mark.parametrize(("cells", "told"), [(("baseline", "ld"), False), ([name for name in CELLS if name != "fwm-hw"], True)])
+def test_effects_are_drawn_where_the_cells_tell_them_apart(tmp_path, cells, told):
+    make_runs(tmp_path, cells, seeds=2)
+    own = paper.own(tmp_path)
+    drawn = paper.figures(own)
+    assert {"fig2-runs", "fig3-runs", "fig3-interaction-runs"} <= set(drawn) and ("fig3-effects-runs" in drawn) == told
+    for name in (name for name in drawn if name.startswith("fig3") and name.endswith("-runs")):
+        assert_legible(drawn[name](paper=True))
+
+
+def test_runs_that_share_no_benchmark_are_no_evidence(tmp_path):
+    make_runs(tmp_path, ["baseline"], seeds=1, benchmarks=["D-48"])
+    make_runs(tmp_path, ["ld"], seeds=1, benchmarks=["SSv2"])
+    own = paper.own(tmp_path)
+    assert not own.has(4) and not own.has(5) and "but no baseline and variant of this table" in paper.table(5, own).notes[-1]
 
 
 def test_screen_and_print_show_the_same_numbers(own):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from vjepa_lab import data, plots, variants
+from vjepa_lab.evaluation.scoring import controls
 from vjepa_lab.evidence import results
 from vjepa_lab.modifiers import Hard
 from vjepa_lab.objective import Term
@@ -25,6 +26,8 @@ from vjepa_lab.terms import JEPA, VelGate
 
 PAPER = Path(__file__).parents[1] / "data" / "paper"
 BENCHMARKS = ["D-48", "IN-100", "SSv2"]
+CLASSES = 50
+"Of the benchmarks of `make_runs`."
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +36,18 @@ def paper():
 
 
 def make_runs(root: Path, variants, seeds: int, benchmarks=BENCHMARKS, regime="mixed", steps=30_000, n=2000) -> pd.DataFrame:
-    """Run folders whose accuracies are drawn around 20 %, the variant shifting them by its position."""
-    rng = np.random.default_rng(0)
+    """Run folders whose accuracies are drawn around 20 %, the variant shifting them by its position; beside them the constant predictors
+    that every probe writes, here of equally large classes."""
+    rng, labels = np.random.default_rng(0), torch.arange(n) % CLASSES
     for shift, variant in enumerate(variants):
         for seed in range(seeds):
             folder = root / f"{variant}-{seed}"
             folder.mkdir(parents=True)
             (folder / "config.json").write_text(json.dumps({"variant": variant, "seed": seed, "regime": regime, "steps": steps}))
             probes = [(b, results.PROBES.get(b, "linear")) for b in benchmarks]
-            results.append_rows(folder, [{"benchmark": b, "probe": p, "value": 20 + shift + rng.normal(), "n": n} for b, p in probes])
+            measured = [{"benchmark": b, "probe": p, "value": 20 + shift + rng.normal(), "n": n} for b, p in probes]
+            constant = [row for b, _ in probes for row in controls(labels, labels, benchmark=b)]
+            results.append_rows(folder, measured + constant)
     return results.load(root)
 
 
@@ -106,6 +112,20 @@ def test_every_note_of_the_interactive_figure_has_room(paper):
         below = layout.annotations[-1]
         lines = below.text.count("<br>") + 1
         assert layout.margin.b >= -below.yshift + 1.2 * below.font.size * lines and not layout.yaxis.automargin
+
+
+def test_bars_are_sorted_by_nothing_that_is_not_there(paper):
+    with pytest.raises(ValueError, match=r"sort='valeu': expected one of mean, given, D-48, IN-100, SSv2"):
+        plots.tradeoffs(paper, regime="mixed", sort="valeu")
+
+
+def test_depth_counts_blocks_from_one():
+    about = {"term": "auxiliaries", "metric": "cosine", "variant": "ld", "seed": 0, "progress": 0.0, "smoke": False}
+    table = pd.DataFrame(
+        [about | {"group": group, "value": 0.2, "lo": 0.1, "hi": 0.3} for group in ("patch_embed", "block 0", "block 1", "norm")]
+    )
+    figure = plots.by_depth(table.assign(micro_batches=8, clips=32), ["cosine"], paper=True)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["patch embed", "block 1", "block 2", "norm"]
 
 
 def test_no_two_benchmarks_of_a_figure_look_the_same():

@@ -305,6 +305,8 @@ def test_a_result_is_saved_as_rows_and_predictions(tmp_path):
     assert pd.read_parquet(file).equals(result.predictions)
     assert {"id", "label", "top1", "margin", "benchmark", "probe"} <= set(result.predictions)
     assert "planted/mean" in repr(result) and "<table" in result._repr_html_()
+    shown = result.table()
+    assert shown["variant"].tolist() == ["none"] * len(result.rows) + [row["variant"] for row in result.controls]
 
 
 # ---------------------------------------------------------------------------------------------------------------------- heads

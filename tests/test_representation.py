@@ -7,7 +7,7 @@ import torch
 
 import vjepa_lab as vl
 from vjepa_lab import data, plots
-from vjepa_lab.analysis import geometry, halves, representation
+from vjepa_lab.analysis import geometry, halves, representation, subjects
 from vjepa_lab.evaluation import features
 from vjepa_lab.evaluation.features import Features
 
@@ -256,6 +256,37 @@ def runs(tmp_path_factory):
     return [vl.pretrain(name, source, "smoke", seed, runs=folder, progress=False) for name, seed in pairs]
 
 
+def test_a_misspelt_name_is_refused_before_anything_is_trained(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(subjects, "pretrain", lambda *_, **__: pytest.fail("trained"))
+    for variants, against, says in (
+        (["ld", "baselin"], None, "unknown variant 'baselin'"),
+        (["ld", "JEPA() + 0.2*Delto()"], None, "Delto"),
+        (["ld", "fwm"], "baseline", "no 'baseline' to compare with; there are ld, fwm"),
+        (["ld", "JEPA() + 0.25*Delta()"], "baseline", "no 'baseline' to compare with; there are ld, custom"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            subjects.runs_of(variants, [0], preset="smoke", runs=tmp_path, against=against)
+    there = runs[0].path.parent
+    with pytest.raises(ValueError, match="no 'ld' to compare with; there are baseline, fwm"):
+        subjects.runs_of([], [0], preset="smoke", runs=there, against="ld")
+    assert len(subjects.runs_of([], [0], preset="smoke", runs=there, against="fwm")) == 3
+
+
+def test_a_run_may_be_compared_with_an_expression(tmp_path, monkeypatch):
+    monkeypatch.setattr(subjects, "pretrain", lambda variant, *_, **__: variant)
+    monkeypatch.setattr(subjects, "training_source", lambda data, _: data)
+    own = "JEPA() + 0.25*Delta()"
+    assert subjects.runs_of(["JEPA()", own], [0], preset="smoke", runs=tmp_path, against="custom-123456") == ["JEPA()", own]
+    assert subjects.runs_of([repr(vl.recipe("ld"))], [0], preset="smoke", runs=tmp_path, against="ld")
+
+
+def test_a_probed_run_is_called_by_its_objective(runs):
+    how = {"probe": "knn", "limit": 24, "progress": False, "save": False}
+    for encoder in ("student", "initial"):
+        (found,) = vl.probe(runs[2], "synthetic", "shape", encoder=encoder, **how)
+        assert found.table()["variant"].tolist() == ["fwm"] * len(found.rows) + [row["variant"] for row in found.controls]
+
+
 def test_the_last_block_is_what_a_probe_sees(runs):
     encoder, clip = runs[0].encoder("student"), data.normalize(data.open("synthetic", frames=8, size=32, n=2)[0].clip[None])
     outputs = representation.blocks_of(encoder, clip)
@@ -273,6 +304,8 @@ def test_measures_cover_every_block_and_relation(runs):
     assert len(shared) == 2 * 2  # two seeds, two blocks: the untrained encoder is looked at once for all objectives
     assert plots.representation(rows, paper=True).axes and plots.likeness(rows, paper=True).axes
     assert representation.verdict(rows).startswith("Demonstration size")
+    with pytest.raises(ValueError, match="no 'baselin' to compare with; there are baseline, fwm, random-init"):
+        plots.likeness(rows, "baselin")
 
 
 def test_encoders_stay_as_they_were_and_nothing_readable_is_said(runs, tmp_path):

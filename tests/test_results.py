@@ -371,3 +371,15 @@ def test_rows_are_written_without_torch(tmp_path):
     write = f"import sys; from vjepa_lab.evidence import results; results.append_rows('{tmp_path.as_posix()}/rows.csv', [{row}])"
     subprocess.run([sys.executable, "-c", f"{write}; assert 'torch' not in sys.modules"], check=True, timeout=120)
     assert results.load(tmp_path / "rows.csv")["value"].tolist() == [1.0]
+
+
+def test_the_paper_s_numbers_are_found_from_any_folder(tmp_path, monkeypatch):
+    here = results.load(PAPER)
+    monkeypatch.chdir(tmp_path)
+    assert results.load("data/paper").equals(here) and len(results.load("data/paper/table6.csv"))
+    with pytest.raises(FileNotFoundError, match="no such run folder"):
+        results.load("data/paper/table66.csv")
+    own = tmp_path / "data" / "paper"
+    own.mkdir(parents=True)
+    (own / "mine.csv").write_text("variant,benchmark,value\nld,ucf101,50\n")
+    assert results.load("data/paper")["variant"].tolist() == ["ld"]  # a folder's own comes first

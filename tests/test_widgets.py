@@ -284,10 +284,35 @@ def test_the_feature_viewer_names_its_panels_where_none_of_them_is_asked_for(run
         with pytest.raises(ValueError, match=r"shown=.*: expected one or more of clip, student, Z_app, Z_dyn, teacher, "):
             features.feature_view(run, clip, frame=frame, shown=shown)
     assert np.array_equal(*(pixels(features.feature_view(run, clip, shown=shown)) for shown in ("clip", ("clip",))))
-    with pytest.raises(ValueError, match="clips=0: expected 1 clip to look at"):
-        features.feature_viewer(run, clips=0)
-    with pytest.raises(ValueError, match="clips=0: expected 1 clip to look at"):
-        masks.mask_explorer("synthetic", "smoke", clips=0)
+    for frame in (1.5, -9):
+        with pytest.raises(ValueError, match=f"frame={frame}: expected a whole number, 0 or more"):
+            features.feature_view(run, clip, frame=frame)
+    for clips in (0, 1.5):
+        with pytest.raises(ValueError, match=f"clips={clips}: expected a whole number, 1 or more"):
+            features.feature_viewer(run, clips=clips)
+        with pytest.raises(ValueError, match=f"clips={clips}: expected a whole number, 1 or more"):
+            masks.mask_explorer("synthetic", "smoke", clips=clips)
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 2.5}, {"batch": 0}, {"draws": 0}, {"draws": 1.5}, {"seed": 1.5}, {"seed": -1}, {"width": 9.5}])
+def test_the_mask_view_refuses_what_is_no_whole_number(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name}={value}: expected a whole number, "):
+        masks.mask_view(torch.zeros(3, 8, 32, 32, dtype=torch.uint8), MultiBlock(), "smoke", **wrong)
+
+
+def test_the_recipe_builder_names_a_clip_that_is_not_there():
+    for clip in (1.5, -1):
+        with pytest.raises(ValueError, match=f"clip={clip}: expected a whole number, 0 or more"):
+            recipes.recipe_builder("synthetic", "smoke", clip=clip)
+    source = data.open("synthetic", frames=8, size=32, n=3, cache="memory")
+    with pytest.raises(ValueError, match=r"clip=3: synthetic \[train\] has 3 clips, counted from 0"):
+        recipes.recipe_builder(source, "smoke", clip=3)
+
+
+def test_the_monitor_names_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nope: no such folder"):
+        monitor.monitor_view(tmp_path / "nope")
 
 
 def test_the_feature_viewer_takes_clips_of_another_length_and_trains_its_probe_on_their_data(run, monkeypatch):

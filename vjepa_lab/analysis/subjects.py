@@ -13,6 +13,7 @@ from vjepa_lab.model import Encoder
 from vjepa_lab.presets import Preset, overridden
 from vjepa_lab.train import pretrain, training_source
 from vjepa_lab.training.runs import Run, load_run
+from vjepa_lab.variants import name_of, recipe
 
 ENCODERS = ("student", "teacher", "initial")
 BORN = ("dim", "depth", "heads", "patch", "tubelet", "frames", "size")
@@ -28,22 +29,40 @@ def finished(folder: str | Path, preset: str | Preset | None = None) -> list[Run
 
 
 def runs_of(
-    variants: Sequence[str], seeds: Iterable[int], data="synthetic", preset: str | Preset = "micro", runs: str | Path = "runs", **how
+    variants: Sequence[str],
+    seeds: Iterable[int],
+    data="synthetic",
+    preset: str | Preset = "micro",
+    runs: str | Path = "runs",
+    *,
+    against: str | None = None,
+    **how,
 ) -> list[Run]:
     """Every variant with every seed, trained now unless it is there; without variants, every finished run of that size in `runs`.
 
+    against: a variant that must be among them, to compare the others with.
     how: further arguments of `pretrain`, and fields of the preset, such as steps=200.
-    Raises ValueError when there is neither a variant to train nor a finished run.
+    Raises ValueError when there is neither a variant to train nor a finished run, and before anything is trained for an unknown variant and
+    where `against` is not among them.
     """
     if not variants:
         if not (there := finished(runs, preset)):
             raise ValueError(
                 f"{runs}: no finished run of size {getattr(preset, 'name', preset)} in this folder; name the variants to train"
             )
+        _among(against, [run.config["variant"] for run in there])
         return there
+    named = [name_of(recipe(variant, how.get("edition", "sound"))) for variant in variants]
+    _among(against, [name[0] if name else "custom" for name in named])
     size = overridden(preset, {name: value for name, value in how.items() if name in Preset.__dataclass_fields__})
     source = training_source(data, size) if is_synthetic(data) else data  # drawn once for all runs
     return [pretrain(variant, source, preset, seed, runs=runs, **how) for variant in variants for seed in seeds]
+
+
+def _among(against: str | None, names: Sequence[str]) -> None:
+    """Refuse an `against` that is none of these variants. One that is no named row is called custom and a hash, which is known later."""
+    if against is not None and against not in names and not ("custom" in names and against.startswith("custom-")):
+        raise ValueError(f"no {against!r} to compare with; there are {', '.join(dict.fromkeys(names))}")
 
 
 @dataclass(frozen=True)

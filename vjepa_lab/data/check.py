@@ -256,6 +256,9 @@ def _judge_listing(report: Report, listing: Listing, official: int | None) -> No
         report.problems.append(f"{listing.split}: {listed} files listed, the official number is {official}")
     if listing.missing:
         report.problems.append(f"{listing.split}: {listing.missing} of {listed} listed files are missing")
+    if not listing.classes:
+        report.facts += [f"{listing.split}: {len(listing.clips)} clips", *(f"{listing.split}: {note}" for note in listing.notes)]
+        return
     counts = Counter(listing.count())
     empty = [name for name, count in counts.items() if not count]
     largest, count = counts.most_common(1)[0]

@@ -372,7 +372,7 @@ class Source(Dataset):
         return {"source": self.name, "split": self.split, "clips": len(self), "unreadable": len(bad), "files": bad}
 
     def __repr__(self) -> str:
-        names = ", ".join(f"{name} ({len(values)})" for name, values in self.classes.items())
+        names = ", ".join(f"{name} ({len(values)})" for name, values in self.classes.items()) or "none"
         return f"{self.name} [{self.split}]: {len(self)} clips, labels {names}"
 
 

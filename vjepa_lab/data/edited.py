@@ -24,12 +24,12 @@ SPLITS = ("train", "val", "test", "all")
 
 
 class _Edited(Derived):
-    """A source whose clips are edited; labels: what the clip shows (`what`) and what was done to it (also "class")."""
+    """A source whose clips are edited; labels: what the clip shows (`what`), if that is known, and what was done to it (also "class")."""
 
     def __init__(self, source: Source, name: str, what: str, edit: str, edits: tuple[str, ...], seed: int):
         super().__init__(source)
         self.seed, self.name, self._what, self._edit, self._edits = seed, f"{name}:{source.name}", what, edit, edits
-        self.classes = {"class": list(edits), edit: list(edits), what: source.classes["class"]}
+        self.classes = {"class": list(edits), edit: list(edits)} | self._shown(source.classes)
 
     def subset(self, indices) -> _Edited:
         """Edits of some of the clips, drawn by their places among these."""
@@ -46,7 +46,7 @@ class _Edited(Derived):
     def read(self, index: int, epoch: int = 0) -> Sample:
         sample, rng = self.source.read(index, epoch).cut(), self._rng(index)
         edit = int(rng.integers(len(self._edits)))
-        labels = {"class": edit, self._edit: edit, self._what: sample.labels["class"]}
+        labels = {"class": edit, self._edit: edit} | self._shown(sample.labels)
         return Sample(self.apply(sample.clip, self._edits[edit], rng), labels, sample.index)
 
     def apply(self, clip: Tensor, edit: str, rng: np.random.Generator) -> Tensor:
@@ -55,7 +55,11 @@ class _Edited(Derived):
     @cached_property
     def labels(self) -> dict[str, Tensor]:
         edits = torch.tensor([int(self._rng(index).integers(len(self._edits))) for index in range(len(self))])
-        return {"class": edits, self._edit: edits, self._what: self.source.labels["class"]}
+        return {"class": edits, self._edit: edits} | self._shown(self.source.labels)
+
+    def _shown(self, labels: dict) -> dict:
+        """What is said of the clip before the edit, under its name here; nothing of clips without a label."""
+        return {self._what: labels["class"]} if "class" in labels else {}
 
 
 class TimeEdit(_Edited):

@@ -26,6 +26,7 @@ NOT_LABELS = {
     *("frames", "fps", "seconds", "width", "height", "bytes", "hash", "container", "codec", "seekable", "dark_end"),
 }
 """Columns of a table manifest that are no labels."""
+UNLABELLED = "no labels: clips to pretrain on; a probe needs one folder for each class, or a label column in the manifest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,8 @@ def no_validation(name: str, split: str) -> tuple[str, ...]:
 
 
 def list_folder(root, split: str = "train", held_out: float = 0.25, random: bool = False, leak: bool = False) -> Listing:
-    """One folder per class, below `root` or below `root/<split>`; or what `root/manifest.csv` says.
+    """One folder per class, below `root` or below `root/<split>`; or what `root/manifest.csv` says. Files that lie there without a folder
+    of their class have no label: to pretrain on they need none.
 
     Without split folders the clips are dealt by name: UCF-101's names by its official rule (groups 1-7 are the test set), others by a hash
     of the name, `held_out` of them for the test. `random` deals UCF-101's clips by that hash too; as its clips of one group are cut from
@@ -140,18 +142,25 @@ def list_folder(root, split: str = "train", held_out: float = 0.25, random: bool
         for path in sorted((base / name).rglob("*"))
         if is_media(path) and path.is_file() and path.name[0] != "."
     ]
-    if not files:
-        raise DataError(f"no video or image files below {base}; expected {base.name}/<class>/<clip>.mp4 (or .avi, .webm, .jpg, ...)")
     notes = ()
+    if not files:
+        files = [(None, path) for path in sorted(base.iterdir()) if is_media(path) and path.is_file() and path.name[0] != "."]
+        classes, notes = [], (UNLABELLED,)
+    if not files:
+        raise DataError(
+            f"no video or image files below {base}; expected {base.name}/<class>/<clip>.mp4 (or .avi, .webm, .jpg, ...), or to pretrain on "
+            f"alone {base.name}/<clip>.mp4"
+        )
     if part is None:
-        files, notes = _dealt(files, split, held_out, random, leak)
+        files, dealt = _dealt(files, split, held_out, random, leak)
+        notes += dealt
     if part is None or part.name.lower() in TESTS:
         notes += no_validation(root.name, split)
     empty = [name for i, name in enumerate(classes) if i not in {label for label, _ in files}]
     if empty:
         notes += (f"{len(empty)} of {len(classes)} classes have no clip in this split: {', '.join(empty[:5])}",)
-    clips = [Clip(str(path), {"class": i}, group_of(path.stem)) for i, path in files]
-    return Listing(root.name, split, clips, {"class": classes}, notes)
+    clips = [Clip(str(path), {"class": i} if classes else {}, group_of(path.stem)) for i, path in files]
+    return Listing(root.name, split, clips, {"class": classes} if classes else {}, notes)
 
 
 def group_of(stem: str) -> str:
@@ -190,9 +199,9 @@ def _dealt(files, split: str, held_out: float, random: bool, leak: bool):
 def list_manifest(path, split: str = "train") -> Listing:
     """A text file that lists clips: a table with a header that has a `path` column, or bare lines of `path label`.
 
-    Table (separated by commas or tabs): one column per label, class names or numbers in it; a `split` column selects; `start` and `end`
-    (seconds) narrow a clip down. Bare lines: separated by the last blank or tab, or by `::`; a path with blanks may be quoted. Relative
-    paths start at the manifest's folder. A bad line raises DataError.
+    Table (separated by commas or tabs): one column per label, if any, class names or numbers in it; a `split` column selects; `start` and
+    `end` (seconds) narrow a clip down. Bare lines: separated by the last blank or tab, or by `::`; a path with blanks may be quoted.
+    Relative paths start at the manifest's folder. A bad line raises DataError.
     """
     path = Path(path)
     header, rows = header_and_rows(path)
@@ -270,8 +279,6 @@ def _pair(path: Path, number: int, line: str) -> tuple[str, str]:
 def _table(path: Path, header: list[str], rows, split: str) -> Listing:
     """Rows of a manifest with a header -> clips of one split."""
     labels = [name for name in header if name and name not in NOT_LABELS]
-    if not labels:
-        raise DataError(f"{path}: the header names no label column; found {', '.join(header)}")
     numbered = numbered_records(path, header, rows)
     for number, record in numbered:
         if lacking := [name for name in ("path", *labels) if not record[name]]:
@@ -304,7 +311,7 @@ def _table(path: Path, header: list[str], rows, split: str) -> Listing:
         if (split == "all" or record.get("split", wanted) == wanted) and not record.get("fault")
     ]
     title = path.resolve().parent.name if path.stem == "manifest" else path.stem
-    notes = no_validation(title, split) if wanted in TESTS else ()
+    notes = (() if labels else (UNLABELLED,)) + (no_validation(title, split) if wanted in TESTS else ())
     return Listing(title, split, clips, {called[name]: encoded[name][0] for name in labels}, notes)
 
 

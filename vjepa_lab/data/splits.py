@@ -56,7 +56,7 @@ def labelled(sources: Iterable[Source], labels: Sequence[str]) -> None:
     """Raises ValueError where a source lacks one of these labels: before anything is read."""
     for source in sources:
         if unknown := [label for label in labels if label not in source.classes]:
-            raise ValueError(f"{source.name} [{source.split}] has no label {unknown[0]!r}; it has {', '.join(source.classes)}")
+            raise ValueError(f"{source.name} [{source.split}] has no label {unknown[0]!r}; it has {', '.join(source.classes) or 'none'}")
 
 
 FRAME_S = 1 / 24

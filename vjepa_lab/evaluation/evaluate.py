@@ -110,6 +110,8 @@ def probe(
     if probe != "knn":
         options |= {"seed": seed, "device": device, "progress": progress}
     results = [fit(train, test, label, **options) for label in labels]
+    if subject.variant:
+        results = [replace(result, rows=[row | {"variant": subject.variant} for row in result.rows]) for result in results]
     if save and subject.folder:
         subject.introduce()
         append_rows(subject.folder, spread(train))
@@ -152,6 +154,7 @@ class Subject:
     """A frozen encoder with what its evaluation needs: its name in the rows, clip shape, pretraining data, and where its rows go.
 
     config: what the folder's config.json says of an encoder that no run of ours trained.  usual: the clips that it is shown by default.
+    variant: the objective, as the rows call it; None of an encoder of your own without a folder.
     """
 
     encoder: nn.Module
@@ -164,6 +167,7 @@ class Subject:
     bf16: bool = False
     config: dict | None = None
     usual: Shape | None = None
+    variant: str | None = None
 
     def shaped(self, frames: int | None, size: int | None, stride: int | None) -> Subject:
         """The clip shape with what was asked for in place of what is usual.
@@ -217,16 +221,16 @@ def subject_of(run, encoder: str | None = None, out: str | Path | None = None, d
     if isinstance(run, nn.Module):
         name = encoder or "encoder"
         config = {"variant": Path(out).name, "encoder_name": name} if out else None
-        return Subject(run, name, folder=out and Path(out), bf16=bf16, config=config)
+        return Subject(run, name, folder=out and Path(out), bf16=bf16, config=config, variant=config and config["variant"])
     usual = usual_shape(run)
     shape = vars(usual) | {"usual": usual}
     if not isinstance(run, Run):
         which = encoder or ("teacher" if "teacher" in run.slots else "student")
         config = {"variant": run.name, "regime": "released weights", "pretrain": run.name, "init": run.about}
         folder = Path(out) if out else Path("runs") / run.name
-        return Subject(run.encoder(which), _named(which), **shape, folder=folder, bf16=bf16, config=config)
+        return Subject(run.encoder(which), _named(which), **shape, folder=folder, bf16=bf16, config=config, variant=run.name)
     which = encoder or run.config["probe"]
-    known = {"data": run.config["spec"], "folder": Path(out or run.path), "bf16": run.config["bf16"]}
+    known = {"data": run.config["spec"], "folder": Path(out or run.path), "bf16": run.config["bf16"], "variant": run.config["variant"]}
     return Subject(run.encoder(which), _named(which), **shape, **known)
 
 

@@ -42,8 +42,11 @@ class ProbeResult:
         return next(row["value"] for row in self.rows if row["metric"] == metric)
 
     def table(self) -> pd.DataFrame:
-        """Rows and controls with the column `flag`: which constant predictor a number cannot be told from, if any."""
-        table = pd.DataFrame([{"source": "run"} | row for row in self.rows] + self.controls)
+        """Rows and controls with the column `flag`: which constant predictor a number cannot be told from, if any.
+
+        A row that knows of no objective is called by its encoder.
+        """
+        table = pd.DataFrame([{"source": "run", "variant": row["encoder"]} | row for row in self.rows] + self.controls)
         return table.assign(flag=results.flag_constant(table))
 
     def save(self, run: str | Path) -> None:

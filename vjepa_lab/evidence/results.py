@@ -42,6 +42,8 @@ PROBE_ORDER = ("attentive", "linear", "knn")
 SMOKE_N, SMOKE_STEPS = 100, 200
 "A run tested on fewer samples or pretrained for fewer steps shows that the code runs, not what an objective does."
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+"Of this package, which holds the paper's numbers in data/paper."
 
 VOID_AFTER_S = 120.0
 "Silence after which a process of another machine has lost its turn to write a table of rows."
@@ -53,7 +55,8 @@ VOID_AFTER_S = 120.0
 def load(*paths: str | Path) -> pd.DataFrame:
     """One tidy table from run folders, folders of run folders, csv files and folders of csv files, in any mixture.
 
-    Run folders further below a folder are not read; `elsewhere` names them.
+    Run folders further below a folder are not read; `elsewhere` names them. "data/paper" and what is below it are the paper's numbers of
+    this package's checkout, in whatever folder one works, unless that has a data/paper of its own.
     A measurement that occurs twice (printed in two tables, or probed again) is kept once, the last one read. Where own runs of one
     pretraining setting differ in size, each size is a regime of its own ("synthetic, micro"): they share no baseline.
     Raises FileNotFoundError for a path that does not exist, ValueError naming the file and column of a csv that is no such table.
@@ -84,6 +87,8 @@ def _sizes_apart(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tables(path: Path) -> list[pd.DataFrame]:
+    if path.parts[:2] == ("data", "paper") and not path.exists():
+        path = CHECKOUT / path
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such run folder, csv file or folder of them")
     if path.is_file():

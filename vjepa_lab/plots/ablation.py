@@ -179,10 +179,13 @@ def effects(
     df: pd.DataFrame, *, regime: str = "mixed", source: str | None = None, benchmarks: Sequence[str] | None = None, paper: bool = False,
     column: str = "single", factors: Sequence[str] = FACTORS, against: str = "baseline",
 ):  # fmt: skip
-    """Main effects and interactions per benchmark (`stats.factorial`) with 95 % intervals. Returns a matplotlib Figure."""
+    """Main effects and interactions per benchmark (`stats.factorial`) with 95 % intervals. Returns a matplotlib Figure.
+
+    Raises ValueError for too few cells to tell the effects apart, and for too few runs of them to give these an interval (see `crossed`).
+    """
     rows, source = _cells(df, regime, source, benchmarks, factors, against)
-    shown = benchmark_order([rows])
-    fits = {name: stats.factorial(rows[rows["benchmark"].eq(name)], factors, against) for name in shown}
+    fits = _fits(rows, factors, against)
+    shown = list(fits)
     terms = list(fits[shown[0]]["term"])
     colour, markers = colours(shown), dict(zip(shown, cycle(MARKERS), strict=False))
     with look(paper):
@@ -208,6 +211,22 @@ def effects(
         notes = _notes(rows, _all_cells(factors, against), "; the three-way interaction cannot be told apart and is taken as zero")
         footnote(fig, [note.replace(f"{DAGGER} not above", "Some cells are not above") for note in notes])  # effects carry no mark
     return fig
+
+
+def crossed(
+    df: pd.DataFrame, *, regime: str = "mixed", source: str | None = None, factors: Sequence[str] = FACTORS, against: str = "baseline"
+) -> bool:
+    """Whether so many cells of the factorial were run that `effects` can be drawn; the other two figures take any cells that are there."""
+    rows, _ = _cells(df, regime, source, None, factors, against)
+    try:
+        return bool(_fits(rows, factors, against))
+    except ValueError:
+        return False
+
+
+def _fits(rows: pd.DataFrame, factors: Sequence[str], against: str) -> dict[str, pd.DataFrame]:
+    """The factorial of each benchmark."""
+    return {name: stats.factorial(rows[rows["benchmark"].eq(name)], factors, against) for name in benchmark_order([rows])}
 
 
 def _cells(df, regime, source, benchmarks, factors, against) -> tuple[pd.DataFrame, str]:

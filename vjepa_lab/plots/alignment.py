@@ -86,7 +86,8 @@ def _limit(values: pd.Series) -> float:
 def by_depth(df: pd.DataFrame, metrics: Sequence[str], *, term: str = "auxiliaries", paper: bool = False, column: str = "double"):
     """Alignment by depth: mean over training and seeds, a panel per metric, rows variants, columns groups of weights.
 
-    Bold: over the seeds (one seed: over micro-batches, at the last measurement) the 95 % interval excludes 0. Returns a matplotlib Figure.
+    Blocks count from 1, as in the figures of representation; in `df` their groups are called "block 0" and on. Bold: over the seeds (one
+    seed: over micro-batches, at the last measurement) the 95 % interval excludes 0. Returns a matplotlib Figure.
     """
     part = df[df["term"].eq(term) & df["metric"].isin(metrics)]
     names, groups = list(dict.fromkeys(part["variant"])), list(dict.fromkeys(part["group"]))
@@ -107,7 +108,7 @@ def by_depth(df: pd.DataFrame, metrics: Sequence[str], *, term: str = "auxiliari
                     ink = "white" if abs(value) > 0.6 * limit else INK
                     ax.text(j, i, f"{value:+.2f}".replace("-", "−"), ha="center", va="center", fontsize=5.5, color=ink, fontweight=bold)
             ax.set_yticks(range(len(names)), names)
-            ax.set_xticks(range(len(groups)), [g.replace("_", " ") for g in groups], rotation=35, ha="right")
+            ax.set_xticks(range(len(groups)), [_place(group) for group in groups], rotation=35, ha="right")
             ax.set_title(metric, fontsize=7.5)
             ax.tick_params(length=0)
             ax.spines[:].set_visible(False)
@@ -117,6 +118,12 @@ def by_depth(df: pd.DataFrame, metrics: Sequence[str], *, term: str = "auxiliari
         text += " Empty: only noise was measured."
         footnote(fig, _notes(part, [text]))
     return fig
+
+
+def _place(group: str) -> str:
+    """A group of weights as a reader is told of it."""
+    kind, _, number = group.partition(" ")
+    return f"block {int(number) + 1}" if kind == "block" else group.replace("_", " ")
 
 
 def _cells(part: pd.DataFrame, names: Sequence[str], groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

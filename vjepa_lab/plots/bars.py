@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from ..arguments import suggest
 from ..evidence import results, stats
 from . import screen_bars
 from .style import DAGGER, DOUBLE_DAGGER, INK, SOURCES, WIDTH, colours, footnote, hatches, key, look, named_rows, new_figure, span
@@ -57,12 +58,15 @@ def tradeoffs(
     `paper=True` gives a print-quality matplotlib Figure of `column` width ("single", "double"), `interactive=False` the same for the
     screen, otherwise a plotly Figure, whose own menus filter by what objectives are made with, sort and switch the intervals, in a saved
     page too. `plain=True` gives what that Figure is made of, {"data": ..., "layout": ...}, unchecked, in less time.
-    Raises ValueError naming what the table holds when nothing is left to draw.
+    Raises ValueError naming what the table holds when nothing is left to draw, and for a `sort` that is no benchmark of the table.
     """
     if compared is None:
         compared = comparisons(df, against, regime=regime, benchmarks=benchmarks, variants=variants, sources=sources, seed=baseline_seed)
     df, compared = of_editions(df, editions), of_editions(compared, editions)
     panels = _panels(_chosen(compared, regime, benchmarks, variants, sources), sources, editions is not None)
+    known = ["mean", "given", *benchmark_order(panels.values())]
+    if sort not in known and not df["benchmark"].eq(sort).any():
+        raise ValueError(f"sort={sort!r}: {suggest(str(sort), known)}")
     notes = _notes(panels, against, baseline_seed) + _left_out(df, panels, against, regime, sources, benchmarks, baseline_seed)
     if not intervals:
         panels = {title: part.assign(lo=part["delta"], hi=part["delta"]) for title, part in panels.items()}

@@ -7,6 +7,7 @@ paper.save(own, "figures")                # every table as html, csv and LaTeX, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,9 @@ from pathlib import Path
 import pandas as pd
 
 from .. import plots
+from ..arguments import suggest
 from ..evidence import claims, results
+from .ablation import crossed
 from .tables import Table
 
 FOLDER, REGIMES = claims.PAPER, claims.REGIMES
@@ -32,22 +35,39 @@ NONE = "Our runs: no runs yet."
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Own:
-    """One's own runs of one edition. rows: their measurements, the regimes called as the paper's; runs: what each folder says of itself."""
+    """One's own runs of one edition.
+
+    rows: their measurements, and constant predictors beside them, the regimes called as the paper's; runs: what each folder says of
+    itself; folder: where they were looked for; called: {the paper's regime: its name among one's own}; others: {edition: runs of it}.
+    """
 
     rows: pd.DataFrame
     runs: tuple[Mapping, ...] = ()
     edition: str = "sound"
     printed: pd.DataFrame = field(default_factory=lambda: results.load(FOLDER))
+    folder: Path | None = None
+    called: Mapping[str, str] = field(default_factory=lambda: {name: name for name in dict.fromkeys(REGIMES.values())})
+    others: Mapping[str, int] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        small = int(self.rows["smoke"].sum()) if len(self.rows) else 0
+        if not self.runs:
+            return self.lacks()
+        small = int(self.measured["smoke"].sum())
         about = f"{len(self.runs)} runs of the edition {self.edition!r}"
-        return f"{about}, {len(self.rows)} measurements, {small} of them too small to be evidence"
+        about += f", {len(self.measured)} measurements, {small} of them too small to be evidence"
+        unmet = [name for name in self.called if name not in set(self.measured["regime"])]
+        asked = [name for name in unmet if self.called[name] != name] or unmet * (len(unmet) == len(self.called))
+        return f"{about}; {self._elsewhere(*asked)}" if asked and len(self.measured) else about
+
+    @property
+    def measured(self) -> pd.DataFrame:
+        """The rows of the runs themselves, without the constant predictors."""
+        return self.rows[self.rows["source"].eq("run")]
 
     @cached_property
     def judged(self) -> pd.DataFrame:
         """Every statement of the paper with its verdict on the printed tables, the released results and these runs."""
-        there = self.rows[self.rows["source"].eq("run")] if len(self.rows) else None
+        there = self.measured if len(self.measured) else None
         where = {"paper": "paper", "released, seed 42": "released@42", "released, seed 239": "released@239"}
         return claims.beside(where | {"our runs": there})
 
@@ -57,23 +77,56 @@ class Own:
         return results.tidy(pd.concat([self.printed, self.rows], ignore_index=True)) if len(self.rows) else self.printed
 
     def has(self, number: int, variants: Iterable[str] = ()) -> bool:
-        """Whether there is own evidence for a table: a baseline and a variant of its regime, neither of smoke size."""
+        """Whether there is own evidence for a table: on one benchmark, a baseline and a variant of its regime, neither of smoke size."""
         if self.rows.empty:
             return False
-        rows = self.rows[self.rows["regime"].eq(REGIMES[number]) & ~self.rows["smoke"] & self.rows["source"].eq("run")]
+        rows = self.measured[self.measured["regime"].eq(REGIMES[number]) & ~self.measured["smoke"]]
         rows = rows[rows["benchmark"].eq("synthetic-motion") == (number == 6)]
-        there = set(rows["variant"]) & set(variants) if variants else set(rows["variant"])
-        return "baseline" in there and len(there) > 1
+        rows = rows[rows["variant"].isin(list(variants))] if variants else rows
+        return any("baseline" in names and len(names) > 1 for names in rows.groupby("benchmark")["variant"].agg(set))
+
+    def lacks(self, number: int | None = None) -> str:
+        """Why one of the paper's tables, or all of this, has no own numbers, and what to do about it."""
+        if not self.runs and self.others:
+            there = " and ".join(f"{_runs(count)} of the edition {name!r}" for name, count in self.others.items())
+            return f"Our runs: none of the edition {self.edition!r} in {self.folder}, but {there}."
+        if not self.runs:
+            looked = f" Looked in {self.folder}{', which is not there' * (not self.folder.is_dir())}." if self.folder else ""
+            return f"{NONE}{looked} {results.elsewhere(self.folder) if self.folder else ''}".strip()
+        if self.measured.empty or number is None:
+            said = "and none is probed yet" if self.measured.empty else "which say nothing of this"
+            return f"Our runs: {_runs(len(self.runs))} of the edition {self.edition!r}, {said}."
+        rows = self.measured[self.measured["regime"].eq(REGIMES[number])]
+        if rows.empty:
+            return f"Our runs: {self._elsewhere(REGIMES[number])}."
+        lacking = "no baseline and variant of this table, measured on one benchmark and large enough to be evidence"
+        return f"Our runs: {_runs(rows['run'].nunique())} on {self.called[REGIMES[number]]!r}, but {lacking}."
+
+    def _elsewhere(self, *regimes: str) -> str:
+        """What there is where no run has a regime that stands for one of the paper's."""
+        counts = self.measured.groupby("regime", sort=False)["run"].nunique()
+        there = " and ".join(f"{_runs(count)} on {self.called.get(name, name)!r}" for name, count in counts.items())
+        unmet, dials = (" or ".join(words) for words in ([repr(self.called[name]) for name in regimes], [f"`{name}`" for name in regimes]))
+        return f"none on {unmet}, but {there}: name the one that stands for the paper's in {dials}"
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count > 1)}"
 
 
 def own(runs: str | Path | None = "runs", *, edition: str = "sound", mixed: str = "mixed", ucf101: str = "ucf101") -> Own:
     """Own runs below `runs` (none if the folder is not there), of one edition.
 
     mixed, ucf101: the regimes (pretraining data) of one's own runs that stand for the paper's two.
+    Raises ValueError for an unknown edition, and where the runs of such a regime differ in size.
     """
-    folder = Path(runs) if runs else None
+    from vjepa_lab.variants import BY_EDITION
+
+    if edition not in BY_EDITION:
+        raise ValueError(f"unknown edition {edition!r}: {suggest(str(edition), BY_EDITION)}")
+    folder, called = Path(runs) if runs else None, {"mixed": mixed, "ucf101": ucf101}
     if folder is None or not folder.is_dir():
-        return Own(results.load(FOLDER).iloc[:0], edition=edition)
+        return Own(results.load(FOLDER).iloc[:0], edition=edition, folder=folder, called=called)
     folders = [folder] if results.is_run(folder) else [path for path in sorted(folder.iterdir()) if path.is_dir() and results.is_run(path)]
     rows = results.load(folder)
     for regime in (mixed, ucf101):
@@ -83,7 +136,9 @@ def own(runs: str | Path | None = "runs", *, edition: str = "sound", mixed: str 
     rows = rows[rows["edition"].eq(edition) | rows["edition"].isna() | rows["source"].eq("constant")]
     rows = rows.assign(regime=rows["regime"].replace({mixed: "mixed", ucf101: "ucf101"}))
     about = [_about(path) for path in folders]
-    return Own(rows, tuple(a for a in about if a.get("edition", edition) == edition), edition)
+    others = Counter(a["edition"] for a in about if a.get("edition", edition) != edition)
+    chosen = tuple(a for a in about if a.get("edition", edition) == edition)
+    return Own(rows, chosen, edition, folder=folder, called=called, others=others)
 
 
 def _about(run: Path) -> dict:
@@ -108,16 +163,15 @@ def table(number: int, own: Own) -> Table:
         rows = rows[rows["benchmark"].ne("synthetic-motion")]
     else:
         rows = rows[rows["regime"].eq(regime) | rows["source"].eq("constant")]
-    extra = [v for v in own.rows["variant"].unique() if v not in wanted] if number in (3, 4) and own.has(number) else []
-    found = plots.result_table(
-        rows, f"Table {number}. {CAPTIONS[number]}", regime=regime, benchmarks=benchmarks, variants=[*wanted, *extra],
-        sources=("paper", "run") if own.has(number, wanted) else ("paper",),
-    )  # fmt: skip
+    wanted += [v for v in own.measured["variant"].unique() if v not in wanted] if number in (3, 4) and own.has(number) else []
+    has = own.has(number, wanted)
+    how = {"regime": regime, "benchmarks": benchmarks, "variants": wanted, "sources": ("paper", "run") if has else ("paper",)}
+    found = plots.result_table(rows, f"Table {number}. {CAPTIONS[number]}", **how)
     notes = found.notes
     if number == 5:
         found = _with_missing_cells(found)
         notes += ("HW-JEPA (its weight 0.3, elsewhere 1.0) is taken from Table 4; the cell FWM + HW was not run by the paper.",)
-    return replace(found, notes=notes if own.has(number, wanted) else (*notes, NONE))
+    return replace(found, notes=notes if has else (*notes, own.lacks(number)))
 
 
 def _with_missing_cells(found: Table) -> Table:
@@ -172,11 +226,11 @@ def _printed(number: int) -> pd.DataFrame:
     return pd.read_csv(FOLDER / "printed" / f"table{number}.csv", dtype=str, keep_default_na=False)
 
 
-def _beside(number: int, columns: Mapping[str, Sequence[str]], has: bool, notes: Sequence[str] = ()) -> Table:
+def _beside(number: int, own: Own, columns: Mapping[str, Sequence[str]], has: bool, notes: Sequence[str] = ()) -> Table:
     """A printed table of words with further columns; without own runs it says so."""
     frame = _printed(number).assign(**columns)
     made = plots.text_table(frame, f"Table {number}. {CAPTIONS[number]}")
-    return replace(made, notes=(*notes, *([] if has else [NONE])))
+    return replace(made, notes=(*notes, *([] if has else [own.lacks()])))
 
 
 def _setup(number: int, own: Own) -> Table:
@@ -191,7 +245,7 @@ def _setup(number: int, own: Own) -> Table:
         settings[f"our runs, setting {k} ({count} run{'s' * (count > 1)})"] = dict(setting)
     rows = _printed(number).iloc[:, 0]
     left = [f"{len(found) - 3} further settings of our runs are not shown."] if len(found) > 3 else []
-    return _beside(number, {name: [s.get(row, "") for row in rows] for name, s in settings.items()}, bool(found), left)
+    return _beside(number, own, {name: [s.get(row, "") for row in rows] for name, s in settings.items()}, bool(found), left)
 
 
 def _setting(run: Mapping) -> dict[str, str]:
@@ -215,7 +269,7 @@ def _setting(run: Mapping) -> dict[str, str]:
 
 
 def _benchmarks(number: int, own: Own) -> Table:
-    rows = own.rows[own.rows["source"].eq("run") & own.rows["metric"].eq("top1")] if len(own.rows) else own.rows
+    rows = own.measured[own.measured["metric"].eq("top1")]
     printed = _printed(number).assign(measured_by="paper")
     ours = []
     for (benchmark, probe), part in rows.groupby(["benchmark", "probe"], sort=False):
@@ -226,7 +280,7 @@ def _benchmarks(number: int, own: Own) -> Table:
         ours.append(about)
     frame = pd.concat([printed, pd.DataFrame(ours, columns=printed.columns)], ignore_index=True).fillna("")
     made = plots.text_table(frame, f"Table {number}. {CAPTIONS[number]}")
-    return replace(made, notes=() if ours else (NONE,))
+    return replace(made, notes=() if ours else (own.lacks(),))
 
 
 def _hyperparameters(number: int, own: Own) -> Table:
@@ -244,7 +298,7 @@ def _hyperparameters(number: int, own: Own) -> Table:
         recipes["our runs"] = known
     rows = _printed(number).iloc[:, 0]
     columns = {name: [_setting_of(row, chosen.values()) for row in rows] for name, chosen in recipes.items()}
-    return _beside(number, columns, bool(known))
+    return _beside(number, own, columns, bool(known))
 
 
 def _setting_of(parameter: str, recipes: Iterable) -> str:
@@ -298,7 +352,7 @@ def _compute(number: int, own: Own) -> Table:
         "Total pretraining GPU-h": f"{sum(gpu):.3g} GPU-h, {sum(hours) - sum(gpu):.3g} CPU-h" if done else "",
         "Framework": "PyTorch",
     }
-    return _beside(number, {"our runs": [ours.get(row, "") for row in _printed(number).iloc[:, 0]]}, bool(done))
+    return _beside(number, own, {"our runs": [ours.get(row, "") for row in _printed(number).iloc[:, 0]]}, bool(done))
 
 
 # ---------------------------------------------------------------------------------------------------------------------- figures
@@ -318,7 +372,8 @@ def diagrams() -> dict[str, dict]:
 
 def figures(own: Own) -> dict[str, Callable]:
     """Name -> a function that draws it: `draw(paper=True, column="single")` for print, `draw(interactive=True)` for the screen where
-    `interactive(name)`. A figure of own runs (`-runs`) is there only if there are some. Each name is the file that `save` writes."""
+    `interactive(name)`. A figure of own runs (`-runs`) is there only if there are some, the effects only if these tell them
+    apart. Each name is the file that `save` writes."""
     printed, both = own.printed, own.table
     made: dict[str, Callable] = {name: partial(plots.diagram, structure) for name, structure in diagrams().items()}
     bars = partial(plots.tradeoffs, regime="mixed")
@@ -334,6 +389,8 @@ def figures(own: Own) -> dict[str, Callable]:
         made[name] = partial(draw, both, source="paper", regime="mixed")
         if own.has(5, CELLS):
             made[f"{name}-runs"] = partial(draw, both, source="run", regime="mixed")
+    if own.has(5, CELLS) and not crossed(both, source="run", regime="mixed"):
+        del made["fig3-effects-runs"]
     return made
 
 
@@ -386,5 +443,5 @@ def _page(shown: Sequence[str], own: Own) -> str:
         " tbody tr:nth-child(even) { background: #f6f6f4 } img { max-width: 100% } small { color: #555 }"
     )
     head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>Tables and figures</title>\n<style>{style}</style>\n'
-    says = f"<p>From the numbers that the paper prints and releases, and from {own!r}.</p>" if own.runs else f"<p>{NONE}</p>"
+    says = f"<p>From the numbers that the paper prints and releases, and from {own!r}.</p>" if own.runs else f"<p>{own!r}</p>"
     return "\n".join([head, "<h1>Tables and figures of arXiv:2605.17165, regenerated</h1>", says, *shown, "</html>\n"])

@@ -56,12 +56,14 @@ def likeness(rows: pd.DataFrame, against: str = "baseline", *, within: Sequence[
 
     rows: of `representation.measures`.  within: variants whose blocks are compared, by default the first four and the untrained one.
     The grey band is what `against` reaches with itself under another seed: likeness above it says nothing of the objective.
-    Returns a matplotlib Figure.
+    Returns a matplotlib Figure. Raises ValueError where no row is a likeness to `against`.
     """
     own = rows[rows["encoder"].isin(["student", "random-init"])]
     between = over_seeds(own[own["metric"].eq("cka") & own["of"].eq(against)], ["variant", "block"])
     inside = own[own["metric"].eq("cka-within")]
     known = list(dict.fromkeys(inside["variant"]))
+    if between.empty:
+        raise ValueError(f"no {against!r} to compare with; there are {', '.join(known)}")
     names = list(within or [*[name for name in known if name != "random-init"][:4], *[name for name in known if name == "random-init"]])
     null = own[own["metric"].eq("cka") & own["of"].eq("another seed") & own["variant"].eq(against)].groupby("block")["value"]
     with look(paper):

@@ -15,6 +15,7 @@ from ..evaluation import evaluate
 from ..evaluation.scoring import ProbeResult
 from ..plots.clips import enlarge, frames_of, heat, mapped
 from ..plots.sheet import Sheet, sheet, spread, tiles
+from ..presets import whole
 from ..training.runs import Run, load_run
 from .base import Explorer, number, several
 from .clips import opened
@@ -71,8 +72,13 @@ def _read(probe: ProbeResult) -> str:
 def feature_view(run: Run, clip: Tensor, *, frame: int | None = None, shown=None, recipe=None, probe=None) -> Sheet:
     """The panels of one clip: all frames of each, a row per panel; or one `frame` of all, side by side. The rest as in `panels`.
 
-    shown  names of panels; by default all. Raises ValueError for an unknown name, and for none.
+    frame  counted from 0; beyond the last, the last
+    shown  names of panels; by default all
+
+    Raises ValueError for an unknown name, for none, and for a frame that is no whole number from 0 on.
     """
+    if frame is not None:
+        whole(0, frame=frame)
     return _picture(panels(run, clip, recipe, probe), frame, shown)
 
 
@@ -94,8 +100,8 @@ def feature_viewer(run: Run | str, data=None, clips: int = 12, recipe=None, prob
     probe  show where an attentive probe looks: a result of `vl.probe(..., probe="attentive")`, or the label (True: the data's first) that
            one is now trained to read, on at most 128 clips of the data's training part; nothing is saved
 
-    Raises ValueError for less than one clip, for a label that the data lack, and for a label where a Source was not opened by its name, so
-    that its training part is not known.
+    Raises ValueError for clips that are no whole number from 1 on, for a label that the data lack, and for a label where a Source was not
+    opened by its name, so that its training part is not known.
     """
     from ipywidgets import Play, jslink
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..masks import Motion, MultiBlock, Uniform, motion_score
 from ..plots.clips import HIDDEN, enlarge, frames_of, kind_names, veil
 from ..plots.sheet import Sheet, shades, sheet, spread
-from ..presets import Preset, preset
+from ..presets import Preset, preset, whole
 from .base import Explorer, choice, number, steps
 from .clips import opened
 
@@ -23,7 +23,12 @@ def mask_view(clip: Tensor, masks: MultiBlock, size: Preset | str, *, seed: int 
     clip   uint8 [c f y x] of the preset's frames and size
     batch  clips that share a draw: official truncation cuts all of them to the shortest
     draws  batches over which "hidden in ... of the draws" is counted, always on this clip
+    width  of the picture, in pixels
+
+    Raises ValueError for a batch, draws or width that are no whole number from 1 on, and for a seed that is none from 0 on.
     """
+    whole(1, draws=draws, batch=batch, width=width)
+    whole(0, seed=seed)
     grid, frames = preset(size).grid, frames_of(clip)
     tokens = grid[0], *frames.shape[1:3]  # a picture for each step, at the frames' own size
     guide = masks.where.score(clip[None], grid)  # once for all draws: it costs far more than a draw
@@ -64,7 +69,7 @@ def mask_explorer(data="synthetic", size: str | Preset = "micro", clips: int = 1
     with at this size: the preset's own, or V-JEPA's where it has none.
 
     data   what `data.open` takes, or a Source of clips of the preset's shape
-    clips  at most so many of them. Raises ValueError for less than one
+    clips  at most so many of them. Raises ValueError for what is no whole number from 1 on
     """
     size = preset(size)
     source = opened(data, "train", size, clips)

@@ -141,8 +141,10 @@ def monitor_view(folder: str | Path = "runs", compare: Sequence[str] | str | Non
     """How the runs below `folder` stand, and the curves of those named in `compare` (by default the three last written): loss and each
     term, the rank and spread of the teacher's tokens, gradient norm, throughput.
 
-    Raises ValueError for a name in `compare` that no run there has.
+    Raises FileNotFoundError where there is no such folder, ValueError for a name in `compare` that no run there has.
     """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; pretrain a run into it, or name another one")
     table = overview(folder)
     compare = (compare,) if isinstance(compare, str) else compare
     for name in compare or ():

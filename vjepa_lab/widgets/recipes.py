@@ -16,7 +16,7 @@ from ..objective import Objective, Recipe, Term
 from ..plots.clips import frames_of, mapped
 from ..plots.sheet import Sheet, sheet, spread
 from ..plots.style import embedded
-from ..presets import Preset, preset
+from ..presets import Preset, preset, whole
 from ..training.runs import Run, load_run
 from .base import Explorer, choice, switch
 from .clips import opened
@@ -141,16 +141,20 @@ def recipe_builder(data="synthetic", size: str | Preset = "micro", run: Run | st
 
     run  a trained Run, or its folder, whose model draws the error maps; by default a model that is not trained, and the picture says
          where errors lie, not what training left of them
+    clip which clip of the training part the maps are over, counted from 0
 
-    Raises FileNotFoundError for a folder that holds no run.
+    Raises FileNotFoundError for a folder that holds no run, ValueError for a clip that is not there.
     """
     from ipywidgets import FloatText
 
     from ..variants import names
 
+    whole(0, clip=clip)
     run = None if run is None else load_run(run)
     size = preset(size) if run is None else run.preset
     source = opened(data, "train", size, clip + 1)
+    if clip >= len(source):
+        raise ValueError(f"clip={clip}: {source.name} [{source.split}] has {len(source)} clips, counted from 0")
     controls = {
         "start": choice(names("sound"), "baseline", "start from"),
         "masking": choice({"its own": "", **{name: name for name in strategies(size)}}, "", "masks"),
