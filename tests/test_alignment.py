@@ -343,6 +343,9 @@ def test_gradients_of_rounding_foretell_nothing():
     others = ~averaged.index.get_level_values("variant").isin(["v0", "v1"])
     before = alignment.averages(watched).set_index(["metric", "variant"])["value"]
     pd.testing.assert_series_equal(averaged[others], before[others])
+    small = watched["variant"].eq("v2") & watched["metric"].eq("norm ratio") & watched["progress"].eq(0.5)
+    late = alignment.averages(watched.assign(value=watched["value"].mask(small, 0.003)))
+    assert late["value"].notna().all(), "a small gradient in training is a small gradient"
     found = alignment.predictions(alignment.averages(watched.assign(value=value)), rows, draws=20)
     assert set(found["variants"]) == {watched["variant"].nunique() - 2}
 

@@ -466,7 +466,6 @@ def test_folders_without_splits_say_how_they_were_dealt(clips):
     ("", "is empty; expected lines"),
     ("a.mp4 1\nb.mp4\n", r"line 2: expected `path label`, found 'b.mp4'"),
     ("path,label,split\na.mp4,1\n", r"line 2: 2 values for 3 columns"),
-    ("path,frames\na.mp4,1\n", "names no label column"),
     ("path,label\na.mp4,1\nb.mp4,\n", r"line 3: nothing in the column 'label'"),
     ("a.mp4,1\n", "needs a header with a column `path`"),
     ("path,label,start,end\na.mp4,1,x,2\n", "start of a.mp4 is 'x'; expected seconds"),

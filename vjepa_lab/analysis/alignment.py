@@ -39,8 +39,8 @@ from vjepa_lab.training.trainer import Trainer
 TOGETHER, MAIN, FILE = "auxiliaries", "main", "alignment.csv"
 """All terms but the first, summed with the weights in force; the first; where a run keeps what was measured."""
 LEAST_RATIO = 0.01
-"""Norm of a gradient, in that of the first term's, below which it is rounding (bfloat16's is up to 0.004): as of a loss of what tells the
-student from its momentum teacher, before the first step, when they are equal."""
+"""Norm of a gradient before the first step, in that of the first term's, below which it is rounding (bfloat16's is up to 0.004): of a loss
+of what tells the student from its momentum teacher, which are equal then."""
 DIFFERENCE = "neutral utility - cosine"
 PREDICTORS = ("cosine", "adam", "utility", "neutral utility", "norm ratio")
 """What might foretell an auxiliary's benefit. Pre-registered: the neutral utility does so better than the cosine; the theory fails where
@@ -302,7 +302,7 @@ def averages(table: pd.DataFrame, term: str = TOGETHER, group: str = "all") -> p
     """Each run's metrics averaged over training time (trapezoids over progress): columns run, variant, seed, metric, value, moments.
 
     A metric is averaged over those moments (`moments`: how many) at which every run that has a number at all has one, so that what differs
-    between runs is not when they were measured; nan where there are none, or where a gradient is at one of them rounding (`LEAST_RATIO`).
+    between runs is not when they were measured; nan where there are none, or one is the start and the gradient rounding (`LEAST_RATIO`).
     """
     table, keys = table.assign(progress=table["progress"].round(3)), ["run", "variant", "seed", "metric"]  # runs of other lengths
     part = table[table["term"].eq(term) & table["group"].eq(group)]
@@ -312,7 +312,7 @@ def averages(table: pd.DataFrame, term: str = TOGETHER, group: str = "all") -> p
         at = rows.groupby([*keys, "progress"], sort=False, observed=True)["value"].mean().unstack("progress")  # [run, progress]
         shared = at.dropna(how="all").sort_index(axis=1).dropna(axis=1)
         known = ratios.reindex(index=shared.index.get_level_values("run"), columns=shared.columns).to_numpy()
-        mean = _over_time(shared.mask(known < LEAST_RATIO)).reindex(at.index).reset_index(name="value")
+        mean = _over_time(shared.mask((known < LEAST_RATIO) & (shared.columns == 0))).reindex(at.index).reset_index(name="value")
         out.append(mean.assign(moments=shared.shape[1]))
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=[*keys, "value", "moments"])
 

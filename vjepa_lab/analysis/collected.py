@@ -367,5 +367,6 @@ def tally(table: pd.DataFrame) -> str:
     return (
         f"Of {len(table)} statements, as restated for this world: {words}"
         + (f" ({waiting} of them for want of runs)" if waiting else "")
-        + ". Each statement is decided at 95 % by itself; nothing is adjusted over statements. What holds here need not hold on real video."
+        + ". Each statement is decided at 95 % by itself, over seeds and on these very test clips; nothing is adjusted over statements."
+        " What holds here need not hold on real video."
     )

@@ -233,7 +233,8 @@ def counting(found, *, paper: bool = False, column: str = "double"):
         _cosine_curves(fig, axes[2], found.curve)
         seeds = found.rows["seed"].nunique()
         unit = f"{seeds} seed{'s' * (seeds != 1)}. Distances in units of the untrained codes' mean distance."
-        footnote(fig, [f"{unit} Grey: share of the pairs of observations with these counts that the theorem keeps apart."])
+        curves = " Below: means over seeds, bands: 95 % over seeds." if seeds > 1 else ""
+        footnote(fig, [f"{unit} Grey: share of the pairs of observations with these counts that the theorem keeps apart.{curves}"])
     return fig
 
 

@@ -78,7 +78,8 @@ def likeness(rows: pd.DataFrame, against: str = "baseline", *, within: Sequence[
         key(fig, *ax.get_legend_handles_labels())
         for ax, name in zip(axes[0][1:], names, strict=True):
             _matrix(ax, inside[inside["variant"].eq(name)], name)
-        says = f"CKA: 1 for a rotated copy, 0 for nothing shared; debiased. {_seen(inside)} Right: blocks of one encoder."
+        band = f" Grey: {against} against itself under other seeds, from the least to the most." if len(null) else ""
+        says = f"CKA: 1 for a rotated copy, 0 for nothing shared; debiased. {_seen(inside)} Right: blocks of one encoder.{band}"
         footnote(fig, [f"{says} {encoders_note(own)}", *_notes(between)])
     return fig
 
@@ -87,7 +88,7 @@ def halves(rows: pd.DataFrame, *, paper: bool = False):
     """The factorisation gap of each encoder against random halves (left), and what each half knows (right).
 
     rows: of `halves.halves`.  Left: G with its 95 % interval; the band spans 95 % of random halves, the diamond is the split by principal
-    components.  Right: appearance and dynamics read from Z, Z_app and Z_dyn; the cross: dynamics from clips that stand still.
+    components with its own.  Right: appearance and dynamics read from Z, Z_app and Z_dyn; the cross: dynamics from clips that stand still.
     Returns a matplotlib Figure.
     """
     table = over_seeds(rows, ["variant", "encoder", "metric", "part"])
@@ -106,7 +107,8 @@ def halves(rows: pd.DataFrame, *, paper: bool = False):
         axes[0][0].set_yticks(range(len(lines)), lines)
         handles = [handle for ax in axes[0][[0, 2]] for handle in zip(*ax.get_legend_handles_labels(), strict=True)]
         fig.legend(*zip(*handles, strict=True), loc="outside upper center", ncols=4, columnspacing=1.2, handletextpad=0.4)
-        says = f"Scores: accuracy corrected for chance, 0 guessing, 1 perfect; {table['n'].max():,.0f} test clips."
+        scores = f"Scores: accuracy corrected for chance, 0 guessing, 1 perfect; {table['n'].max():,.0f} test clips."
+        says = f"{scores} Grey: 95 % of random halves."
         footnote(fig, [f"{says} {encoders_note(rows)}", *_notes(table)])
     return fig
 
@@ -118,6 +120,7 @@ def _gaps(ax, table: pd.DataFrame, lines: list[str], band: pd.DataFrame) -> None
         lo, hi = band.loc[tuple(name)]
         alpha = 0.4 if part["smoke"].any() else 1.0
         ax.barh(k, hi - lo, 0.62, left=lo, color=RULE, zorder=1, label="random halves" if k == 0 else None)
+        ax.hlines(k, part.at["pca", "lo"], part.at["pca", "hi"], color=INK, linewidth=0.6, alpha=alpha, zorder=2)
         ax.scatter(part.at["pca", "value"], k, s=14, marker="D", facecolor="white", edgecolor=INK, linewidth=0.6, zorder=3,
                    label="halves of principal components" if k == 0 else None)  # fmt: skip
         ax.hlines(k, part.at["app", "lo"], part.at["app", "hi"], color=PALETTE[0], linewidth=1.1, alpha=alpha, zorder=4)

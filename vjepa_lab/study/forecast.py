@@ -163,9 +163,10 @@ def _measured_elsewhere(collected: Path, work: dict[Cell, float]) -> tuple[float
 def _spread(collected: str | Path | None, least: int = 3) -> tuple[float, str]:
     """Standard deviation over seeds of paired differences from the baseline, in points: the median of the comparisons of `least` seeds or
     more in a collected folder, else a guess; and where it is from."""
-    if collected:
-        rows = results.load(collected)
-        deltas = results.delta(rows[rows["source"].eq("run") & rows["metric"].eq("top1") & rows["edition"].eq("sound")])
+    rows = results.load(collected) if collected else pd.DataFrame(columns=results.COLUMNS)
+    rows = rows[rows["source"].eq("run") & rows["metric"].eq("top1") & rows["edition"].eq("sound")]
+    if rows["variant"].eq("baseline").any():
+        deltas = results.delta(rows)
         by = deltas[deltas["paired"]].groupby(["regime", "variant", "benchmark", "probe"])["delta"]
         if len(found := by.std()[by.size() >= least]):
             return float(found.median()), f"median of {len(found)} comparisons in {collected}, {found.min():.1f} to {found.max():.1f} pp"
