@@ -256,6 +256,7 @@ TIES[:3] = [[10, 11, 11, 11], [10, 10, 10, 10], [10.1, 10.45, 9.75, 10.1]]
         ('any(delta("S", m, "here") > 2 and delta("S", m, "here") < 3 for m in ["a", "b"])', True),
         ('count(d > 0 for d in deltas("S", None, "here")) >= 2', True),
         ('sum(d > 0 for d in deltas("S", None, "here")) == 2', True),
+        ('(delta("S", "a", "here") > 0) + (delta("S", "b", "here") > 0) >= 2', True),
         ('max(deltas("S", None, "here")) - min(deltas("S", None, "here")) > 2', True),
         ('max(delta("S", "a", "here"), 0) > 1', True),
         ('mean(deltas("S", None, "here")) > 0.5', True),

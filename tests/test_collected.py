@@ -136,6 +136,15 @@ def test_what_foretells_is_the_students_and_computed_once(tmp_path, monkeypatch)
     assert len(calls) == 1
 
 
+def test_a_panel_without_intervals_is_drawn_empty(whole):
+    """Of an unfinished study: a benchmark with the untrained encoder alone, and a row without an interval."""
+    found = collected.differences(whole)
+    untrained = found[found["variant"].isin(["random-init"])]
+    bare = found[found["variant"].isin(["random-init", "ld"])].assign(lo=np.nan, hi=np.nan)
+    for table in (untrained, bare):
+        assert plots.forest(table, paper=True).axes
+
+
 def test_families_are_adjusted_apart(whole):
     found = collected.differences(whole)
     primary, others = (found[found["family"].eq(name)] for name in ("primary", "exploratory"))

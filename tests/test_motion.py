@@ -112,6 +112,8 @@ def test_a_teacher_beside_its_student_is_another_encoder():
     assert readers.differences(answers).set_index("variant").loc["no-ema", "delta"] == 0
     teachers = over_seeds(rows[rows["encoder"].ne("student")], ["variant"]).set_index("variant")["value"]
     assert teachers["baseline"] == 61, "teachers alone are what was asked for"
+    asked = rows[rows["encoder"].eq("teacher") | rows["variant"].eq("no-ema")]  # a run without a momentum teacher has a student alone
+    assert changes(asked).set_index("variant").loc["no-ema", "delta"] == 20
 
 
 def test_with_one_seed_the_difference_of_two_accuracies_has_newcombes_interval():

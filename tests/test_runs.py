@@ -125,7 +125,7 @@ def test_a_term_of_a_file_is_known_by_its_source_as_ever():
 
 
 BESIDE = """
-import functools
+import dataclasses, functools
 TAU, LOG = 0.5, []
 @functools.lru_cache
 def inner(x):
@@ -135,14 +135,19 @@ def outer(x):
     return inner(x) if x > 1 else outer(2 * x)
 def unused(x):
     return x
+SIDES = 2
+def listed():
+    return ["a"]
 class Helper:
-    def act(self, x):
+    sides = SIDES
+    def act(self, x, times=SIDES):
         return outer(x) + 1
 class Base(Term):
     def error(self, view, head):
         return Helper().act(view.z.abs().mean(-1))
 class Swift(Base):
     power: float = 1.0
+    names: list = dataclasses.field(default_factory=listed, repr=False)
     slope = property(lambda self: slope(self.power))
 def slope(x):
     return x
@@ -153,6 +158,7 @@ def slope(x):
     ("edit", "another"),
     [
         (("TAU, LOG = 0.5", "TAU, LOG = 0.7"), True), (("TAU * x", "TAU + x"), True), (("else outer(2 * x)", "else outer(3 * x)"), True),
+        (("SIDES = 2", "SIDES = 3"), True), (('["a"]', '["b"]'), True),
         (("outer(x) + 1", "outer(x) - 1"), True), (("abs()", "square()"), True), 
         (("def slope(x):\n    return x", "def slope(x):\n    return -x"), True),
         (("def unused(x):\n    return x", "def unused(x):\n    return 2 * x"), False), (("LOG = 0.5, []", "LOG = 0.5, [1]"), False),

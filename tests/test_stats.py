@@ -387,6 +387,21 @@ def test_clips_of_one_recording_are_no_independent_samples():
     assert within(np.mean(np.array(sure["recordings"]) < 0.05), 0.05, 160) and np.mean(np.array(sure["samples"]) < 0.05) > 0.08
 
 
+def test_recordings_that_tell_nothing_are_left_out_and_those_of_any_run_are_known():
+    rng = np.random.default_rng(0)
+    answers = pd.concat(
+        pd.DataFrame({"variant": v, "seed": s, "id": range(20), "label": 1, "top1": rng.integers(0, 2, 20)})
+        for v in ("baseline", "ld")
+        for s in (0, 1)
+    ).assign(benchmark="x", probe="linear")
+    one = stats.compare_predictions(answers.assign(recording=0), draws=1).iloc[0]
+    assert one["basis"] == "seeds and samples", "one film alone"
+    whole = answers.assign(recording=answers["id"] // 5)
+    part = whole.assign(recording=whole["recording"].mask(whole["variant"].eq("baseline")))  # probed before predictions said it
+    found = [stats.compare_predictions(each, draws=1).iloc[0] for each in (whole, part)]
+    assert found[0]["basis"] == found[1]["basis"] == "seeds and recordings" and found[0]["p"] == found[1]["p"]
+
+
 def test_effects_of_cells_that_vary_unlike_are_measured_in_each_seed():
     """Null studies of three seeds in which one cell varies ten times as much as the rest: one variance for all cells would make everything
     of it sure."""

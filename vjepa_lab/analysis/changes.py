@@ -14,17 +14,17 @@ KINDS = ("appearance", "codec", "camera", "temporal", "scene")
 
 
 def one_encoder(df: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of one encoder of every run, unless `by` tells encoders apart: students where there are any, else teachers. Untrained
-    encoders stay, and rows of no encoder.
+    """The rows of one encoder of every run, unless `by` tells encoders apart: its student, where there is one among them, else its teacher.
+    Untrained encoders stay, and rows of no encoder.
 
     A mean over a run's student and teacher is of neither; and a run without a momentum teacher has a student alone, so that it would be
     held against something else.
     """
     if "encoder" not in df or "encoder" in by:
         return df
-    trained = set(df["encoder"].dropna()) - {"random-init"}
-    first = next((name for name in ("student", "teacher", *sorted(trained)) if name in trained), None)
-    return df[df["encoder"].isna() | df["encoder"].isin([first, "random-init"])] if len(trained) > 1 else df
+    student = df["encoder"].eq("student")
+    has_one = student.groupby([df[name] for name in ("run", "variant", "seed") if name in df], dropna=False).transform("any")
+    return df[student | ~has_one | df["encoder"].isna() | df["encoder"].eq("random-init")]
 
 
 def over_seeds(df: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

@@ -164,11 +164,11 @@ def differences(study: Collected, edition: str = "sound", against: str = "baseli
     """`stats.compare` over seed pairs, each row of an edition against that edition's baseline.
 
     Where predictions were kept, interval and p come from seeds and test clips as crossed random effects (`stats.paired_interval`; `basis`
-    "seeds and samples"), with the interval over seeds alone beside them (`t_lo, t_hi`). The pre-registered family (`stats.FAMILY`, edition
-    sound) is Holm-adjusted over all its planned tests, what cannot be tested yet counting as not rejected, so that a verdict does not turn
-    on how far the study has come; the others are Benjamini-Hochberg at 10 %, the untrained encoder apart from both (`family` "untrained"),
-    since a sure rejection among the tests would loosen the rest. A difference without any spread over seeds has no p, and the interval
-    that rounding leaves (`stats.rounding`).
+    "seeds and samples", or "seeds and recordings" where clips are cut from common ones), with the interval over seeds alone beside them
+    (`t_lo, t_hi`). The pre-registered family (`stats.FAMILY`, edition sound) is Holm-adjusted over all its planned tests, what cannot be
+    tested yet counting as not rejected, so that a verdict does not turn on how far the study has come; the others are Benjamini-Hochberg
+    at 10 %, the untrained encoder apart from both (`family` "untrained"), since a sure rejection among the tests would loosen the rest. A
+    difference without any spread over seeds has no p, and the interval that rounding leaves (`stats.rounding`).
     """
     rows = comparable(study, edition, against, least)
     table = stats.compare(rows, against, family=stats.FAMILY if edition == "sound" else ())

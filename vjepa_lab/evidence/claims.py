@@ -195,9 +195,8 @@ class _Cells:
         out, scale = np.tile(self.mean, (draws, 1)), np.ones((draws, len(self.mean)))
         if several.any():
             count = self.count[several]
-            even = qmc.Sobol(1 + self.x.shape[1], rng=rng).random_base2(math.ceil(math.log2(draws)))[
-                :draws
-            ]  # shares vary less than by chance
+            # Shares of an even sequence vary less than by chance; its ends have no finite quantile.
+            even = qmc.Sobol(1 + self.x.shape[1], rng=rng).random_base2(math.ceil(math.log2(draws)))[:draws].clip(2**-31, 1 - 2**-31)
             scale[:, several] = np.sqrt((count - 1) / chi2.ppf(even[:, :1], count - 1))
             out[:, several] += norm.ppf(even[:, 1:]) @ self.deviation[several].T * scale[:, several]
         known = ~several

@@ -18,6 +18,11 @@ def is_number(x) -> bool:
     return isinstance(x, int | float | np.ndarray) and not isinstance(x, bool)
 
 
+def as_number(x):
+    """Truths count as 0 and 1, as Python's do; numpy would join them by "or"."""
+    return x.astype(int) if isinstance(x, np.ndarray) and x.dtype == bool else x
+
+
 def truth(x) -> Truth:
     return x.astype(bool) if isinstance(x, np.ndarray) else bool(x)
 

@@ -10,7 +10,7 @@ import difflib
 import operator
 from collections.abc import Callable, Iterator, Sequence
 
-from .elementwise import FUNCTIONS, Truth, every, is_number, no, some, truth
+from .elementwise import FUNCTIONS, Truth, as_number, every, is_number, no, some, truth
 
 MARGIN_PP, MARGIN_CORRELATION = 1.0, 0.1
 """How far "equals" reaches on measured data: points, and correlations."""
@@ -174,7 +174,7 @@ def _plain(a, b, op):
     if not numbers and not (isinstance(op, ast.Add) and isinstance(a, str) and isinstance(b, str)):
         lacking = a is None or b is None
         raise MissingEvidence("arithmetic on a number that was not reported") if lacking else TypeError("arithmetic is for numbers")
-    return a, b
+    return as_number(a), as_number(b)
 
 
 def _comparison(node: ast.Compare, build: Callable[[ast.expr], Code]) -> Code:

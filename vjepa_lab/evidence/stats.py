@@ -249,8 +249,8 @@ def _recordings(part: pd.DataFrame, samples: pd.Index) -> np.ndarray | None:
     """The recording that each test sample was cut from, where the predictions know it and some have several samples."""
     if "recording" not in part:
         return None
-    known = part.drop_duplicates("id").set_index("id")["recording"].reindex(samples)
-    return None if known.isna().any() or known.is_unique else known.to_numpy()
+    known = part.dropna(subset=["recording"]).drop_duplicates("id").set_index("id")["recording"].reindex(samples)
+    return None if known.isna().any() or known.is_unique or known.nunique() < 2 else known.to_numpy()
 
 
 def _from_predictions(a: np.ndarray, b: np.ndarray, draws: int, seed: int, recordings: np.ndarray | None) -> dict:

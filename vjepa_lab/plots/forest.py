@@ -62,7 +62,7 @@ def _panel(ax, rows: pd.DataFrame, title: str) -> None:
         ax.hlines(y, lo, hi, color=colour, linewidth=1.1)
         ax.plot(row.delta, y, marker="o", markersize=3, color=colour)
         for end, edge, mark in ((row.lo, left, "<"), (row.hi, right, ">")):
-            if not left <= end <= right:
+            if end < left or end > right:
                 ax.plot(edge, y, marker=mark, markersize=2.5, color=colour, clip_on=False)
     if UNTRAINED in rows.index:
         ax.axhline(len(rows) - 1.5, color=RULE, linewidth=0.8)
@@ -74,6 +74,8 @@ def _panel(ax, rows: pd.DataFrame, title: str) -> None:
 def _limits(rows: pd.DataFrame) -> tuple[float, float]:
     """Ends of a panel that holds zero and the whole intervals of three rows of four: a few collapsed runs would make dots of all others."""
     ends = rows[["lo", "hi"]].dropna()
+    if ends.empty:
+        return -1.0, 1.0
     inner = ends[ends.abs().max(axis=1) <= ends.abs().max(axis=1).quantile(0.75, interpolation="higher")]
     low, high = min(inner["lo"].min(), -1.0), max(inner["hi"].max(), 1.0)
     return low - 0.06 * (high - low), high + 0.06 * (high - low)

@@ -47,7 +47,7 @@ def plan(parser: argparse.ArgumentParser) -> Callable:
     said = "spread over seeds of paired differences, in points; default the median of what was collected, else 2, a guess"
     parser.add_argument("--sd", type=above_zero, help=said)
     parser.add_argument("--jobs", type=partial(whole, 1), help="runs at once; default one for each GPU, or for each core")
-    _collected(parser)
+    _collected(parser, "; speed and spread are taken from there, too")
 
     def call(study, runs, only, rate, sd, jobs, but=(), collected=None, **_):
         from .forecast import forecast
@@ -278,9 +278,9 @@ def _notebooks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--notebooks", type=Path, metavar="FOLDER", help="where 01_pretrain and 02_probe are; default the project's")
 
 
-def _collected(parser: argparse.ArgumentParser) -> None:
+def _collected(parser: argparse.ArgumentParser, more: str = "") -> None:
     said = "leave out the cells that were collected there, such as data/reference: they were run elsewhere, or before"
-    parser.add_argument("--collected", type=Path, metavar="FOLDER", help=said)
+    parser.add_argument("--collected", type=Path, metavar="FOLDER", help=said + more)
 
 
 def _there(study: Study, folder: Path) -> list[str]:

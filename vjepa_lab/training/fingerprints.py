@@ -43,8 +43,14 @@ def _beside(kind: type) -> list[str]:
     """What a class uses of its module and does not tell of itself: its bases there, and what stands outside of it, by name."""
     told: set[str] = set()
     read, waiting = {kind}, [*_bases(kind), *_functions(kind)]
+    told |= _evaluated(kind)
     while waiting:
         part = waiting.pop()
+        if part.__module__ != kind.__module__:
+            continue
+        told |= _evaluated(part)
+        if isinstance(part, FunctionType) and not part.__qualname__.startswith(f"{kind.__qualname__}."):  # such as a default_factory
+            told.add(_told(part, ()))
         for name, value in [(part.__qualname__, part)] if isinstance(part, type) else _used(part):
             inner = inspect.unwrap(value) if callable(value) else value
             if isinstance(inner, type | FunctionType):
@@ -56,6 +62,15 @@ def _beside(kind: type) -> list[str]:
             elif _constant(value):
                 told.add(f"{name} = {_plain(value)}")
     return sorted(told)
+
+
+def _evaluated(part) -> set[str]:
+    """The constants that a function's header or a class's body came to, which may stand there by a name."""
+    if isinstance(part, type):
+        found = {name: value for name, value in vars(part).items() if _written(name, value)}
+    else:
+        found = dict(enumerate(part.__defaults__ or ())) | (part.__kwdefaults__ or {})
+    return {f"{part.__qualname__}, {name}: {_plain(value)}" for name, value in found.items() if _constant(value)}
 
 
 def _bases(part) -> list[type]:
@@ -70,6 +85,7 @@ def _functions(part) -> Iterator[FunctionType]:
         return
     if isinstance(inner, type):
         held = [value for name, value in vars(inner).items() if _written(name, value) and not isinstance(value, type)]
+        held += [field.default_factory for field in vars(inner).get("__dataclass_fields__", {}).values()]
     else:
         held = [value for name in HOLDERS if callable(value := getattr(inner, name, None))]
     for each in held:
