@@ -78,7 +78,9 @@ def test_verdicts_on_the_printed_tables(id, expected):
 
 def test_the_released_numbers_agree_with_the_printed_ones_within_their_noise(released):
     by_id = released[42]
-    assert by_id["S04"]["verdict"] == "supported" and by_id["S01"]["verdict"] == "undecided" and by_id["P13"]["verdict"] == "contradicted"
+    assert by_id["S04"]["verdict"] == "supported" and by_id["S01"]["verdict"] == "undecided"
+    assert by_id["P13"]["verdict"] == "undecided"  # that two objectives are not "several" is about the text: no runs contradict it
+    assert by_id["P13"]["predicates"] == {"both_hurt": None, "several": False}
     assert by_id["S02"]["verdict"] == "undecided"  # a window of 0.4 points, and a point of sampling noise: that refutes nothing
     assert by_id["P01"]["verdict"] == "not applicable" and by_id["P01"]["predicates"] == dict.fromkeys(by_id["P01"]["predicates"])
     assert "one seed" in by_id["S04"]["basis"]

@@ -14,7 +14,8 @@ A predicate is one expression in a small language: no attributes but `split` and
 A table is 3 (UCF-101), 4 (mixed), 5 (ablation), 6 (synthetic motion), or the name of a regime. A method is a printed name or a variant.
 
 Verdicts: `supported`, `contradicted`, `undecided` (at this n), `partly` (some parts supported, others contradicted), `not testable` (no
-table can decide it), `not applicable` (a statement about the document, asked of other evidence).
+table can decide it), `not applicable` (a statement about the document, asked of other evidence). A predicate that asks for no number
+(whether two are "several") judges the document alone.
 
 With intervals, a statement is taken apart into comparisons that must hold together (`predicates.compile_parts`), and each has the share of
 the accuracies that the evidence allows in which it holds. It is supported when every part holds in 97.5 % of them: none was picked, so
@@ -42,7 +43,7 @@ import pandas as pd
 
 from . import results
 from .intervals import floored, rounding
-from .predicates import Code, MissingEvidence, compile_parts, compile_predicate
+from .predicates import Code, MissingEvidence, compile_parts, compile_predicate, measures
 from .worlds import BENCH, SYNTHETIC_MOTION, World, Worlds
 
 PAPER = Path(__file__).resolve().parents[2] / "data" / "paper"
@@ -302,6 +303,8 @@ def _judge(item: Claim, known: Evidence) -> dict:
     out = {"id": item.id, "where": item.where, "text": item.text, "evidence": known.name, "basis": known.basis, "seeds": known.seeds}
     point, shares, missing = {}, {}, {}
     decisive = tuple(item.predicates) if item.formalises is None else item.formalises
+    if not known.point.document:  # "several", of two: an answer about the text, which no run gave
+        decisive = tuple(name for name in decisive if measures(item.predicates[name]))
     if item.kind == "document" and not known.point.document:
         values = dict.fromkeys(item.predicates)
         verdict = "not applicable"

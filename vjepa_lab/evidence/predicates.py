@@ -52,6 +52,11 @@ def compile_predicate(text: str, where: str = "predicate") -> Code:
         raise ValueError(f"{where}: {error}") from None
 
 
+def measures(text: str) -> bool:
+    """Whether a predicate asks for a number of the evidence at all, or compares what stands in it."""
+    return any(isinstance(node, ast.Name) and node.id in (*LOOKUPS, "T") for node in ast.walk(ast.parse(text, mode="eval")))
+
+
 def compile_parts(text: str) -> Code:
     """The predicate as statements that hold together exactly when it holds: a function of its names' values that gives a list of truths.
 
