@@ -38,7 +38,8 @@ def vocabulary() -> dict[str, type]:
 
 
 def read(text: str, names: dict[str, type] | None = None):
-    """Rebuild a value from its repr: sums, products, numbers, strings, tuples and calls of known classes; nothing else is executed.
+    """Rebuild a value from its repr: sums, products, numbers, strings, tuples, lists, dicts and calls of known classes; nothing else is
+    executed.
 
     Raises ValueError that names what is not understood.
     """
@@ -53,7 +54,11 @@ def read(text: str, names: dict[str, type] | None = None):
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return -build(operand)
             case ast.Tuple(elts=elements):
-                return tuple(build(e) for e in elements)
+                return tuple(map(build, elements))
+            case ast.List(elts=elements):
+                return list(map(build, elements))
+            case ast.Dict(keys=keys, values=values) if None not in keys:
+                return dict(zip(map(build, keys), map(build, values), strict=True))
             case ast.BinOp(left=left, op=ast.Add(), right=right):
                 return build(left) + build(right)
             case ast.BinOp(left=left, op=ast.Mult(), right=right):

@@ -6,7 +6,6 @@ order in which they are worth having.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.util
 import json
@@ -20,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from .. import values as expressions
 from ..arguments import suggest
 from ..values import Value
 
@@ -383,19 +383,9 @@ class Step:
 
 def read(text: str) -> Study:
     """The study that prints as `text`; nothing in it is executed. Raises ValueError for what is none, or one of another version."""
-    names = {kind.__name__: kind for kind in (Study, Regime, Benchmark, Extra)}
-
-    def build(node):
-        match node:
-            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in names:
-                return names[name](*map(build, args), **{keyword.arg: build(keyword.value) for keyword in keywords})
-            case ast.Tuple(elts=elements):
-                return tuple(map(build, elements))
-        return ast.literal_eval(node)
-
     try:
-        found = build(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, TypeError) as error:
+        found = expressions.read(text, {kind.__name__: kind for kind in (Study, Regime, Benchmark, Extra)})
+    except ValueError as error:
         raise ValueError(f"not a study: {error}") from None
     if not isinstance(found, Study):
         raise ValueError(f"not a study: {found!r}")
