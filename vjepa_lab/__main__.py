@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -384,7 +385,9 @@ def main(argv: list[str] | None = None) -> int:
     if first in ("-V", "--version"):
         print(__import__(__package__).__version__)
         return 0
-    show = "--traceback" in argv
+    show, before = "--traceback" in argv, None
+    with contextlib.suppress(ValueError):  # outside the main thread nothing is taken
+        before = signal.signal(signal.SIGTERM, _end)
     try:
         call, show = parse(argv)
         return call() or 0
@@ -403,6 +406,19 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"vjepa-lab: {_one_line(error)}", file=sys.stderr)
         return 1
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where nothing else takes it: as Ctrl-C, so that locks are given back on the way out."""
+
+    signal = int(signal.SIGTERM)
+
+
+def _end(_number, _frame):
+    raise Terminated
 
 
 def expected(error: Exception) -> bool:

@@ -38,6 +38,7 @@ except ImportError:  # Windows
     fcntl = None
 
 from .arguments import REQUIRED, Argument, kind_of, suggest
+from .files import write_json
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -212,13 +213,13 @@ def run(
 
 
 def status(out: str | Path) -> dict:
-    """What is known of the execution that writes `out`, from its status file; empty if there was none.
+    """What is known of the execution that writes `out`, from its status file; empty if there was none, or if the file is damaged.
 
     `state` is running, done, failed, interrupted, or killed: it was running, and its process is gone.
     """
     try:
         known = json.loads(_status_file(Path(out)).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a machine that crashed may leave an empty file
         return {}
     if known["state"] == "running" and _unclaimed(beside(Path(out), "running")):
         known["state"] = "killed"
@@ -263,9 +264,7 @@ class _Record:
 
     def write(self, state: str, **more) -> None:
         ended = {} if state == "running" else {"ended": _now(), "seconds": round(time.time() - self.began, 1)}
-        new = self.path.with_name(self.path.name + ".part")
-        new.write_text(json.dumps({"state": state, **self.about, **ended, **more}, indent=1) + "\n")
-        os.replace(new, self.path)
+        write_json(self.path, {"state": state, **self.about, **ended, **more})
 
 
 def _now() -> str:

@@ -58,7 +58,7 @@ def pretrain(
     checkpoint: bool = False,
     workers: int = 0,
     log_every: int = 10,
-    save_every: int = 200,
+    save_every: int | None = None,
     keep: int = 2,
     tensorboard: bool = False,
     progress: bool = True,
@@ -87,7 +87,7 @@ def pretrain(
     compile    run the transformer blocks through torch.compile, with a warning where it cannot; `bench step --compile` says what it gives
     checkpoint recompute activations in the backward pass instead of keeping them: less memory, one more forward pass, the same gradients
     workers    processes that read clips ahead, for each one that trains
-    save_every  steps between checkpoints
+    save_every  steps between checkpoints; None: 200, or a thirtieth of all where that is more
     keep       checkpoints that stay: last.pt, the one before it last-1.pt, and so on
     tensorboard  write the log for TensorBoard too, into the run's folder `tensorboard`
     callback   called with each logged record (a dict), for live plots
@@ -109,10 +109,11 @@ def pretrain(
     """
     given = {name: value for name, value in locals().items() if name != "overrides"} | overrides
     whole(0, seed=seed, workers=workers)
-    whole(1, log_every=log_every, save_every=save_every, keep=keep, accumulate=accumulate, devices=1 if devices is None else devices)
+    whole(1, log_every=log_every, keep=keep, accumulate=accumulate)
+    whole(1, **{name: 1 if value is None else value for name, value in {"save_every": save_every, "devices": devices}.items()})
     if clip is not None:
         number(1e-12, math.inf, clip=clip)
-    seed, workers, log_every, save_every, keep, accumulate = map(int, (seed, workers, log_every, save_every, keep, accumulate))
+    seed, workers, log_every, keep, accumulate = map(int, (seed, workers, log_every, keep, accumulate))
     devices, clip = devices and int(devices), clip and float(clip)  # numpy's would be text in config.json
     bf16, compile, checkpoint, tensorboard = bf16 if bf16 is None else bool(bf16), bool(compile), bool(checkpoint), bool(tensorboard)
     team = Team.of_environment()
@@ -154,6 +155,7 @@ def pretrain(
     session |= {"accumulate": accumulate, "compile": compile, "checkpoint": checkpoint, "workers": workers}
     if source.options and isinstance(source.options.get("cache"), str):
         session["cache"] = source.options["cache"]
+    save_every = int(save_every or max(200, size.steps // 30))
     session |= {"log_every": log_every, "save_every": save_every, "keep": keep, "tensorboard": tensorboard}
     with ExitStack() as held:
         team.meet(device, launch.store())
@@ -183,10 +185,13 @@ def pretrain(
     return run
 
 
-def resume(folder: str | Path, *, device: str = "auto", devices: int | None = None, workers: int = 0, progress: bool = True) -> Run:
+def resume(
+    folder: str | Path, *, device: str = "auto", devices: int | None = None, workers: int | None = None, progress: bool = True
+) -> Run:
     """Go on with the run in a folder where it stopped, as its config.json asks.
 
     folder   the run's folder
+    devices, workers   as in `pretrain`; None: as many as in its last session, of GPUs where there are as many
     Raises FileNotFoundError where there is no run; ValueError for a folder of another kind, and where the run uses a term defined elsewhere
     or a Source that no name opens: the call that began it goes on with it.
     """
@@ -197,12 +202,21 @@ def resume(folder: str | Path, *, device: str = "auto", devices: int | None = No
         options |= {"cache": session["cache"]} if options.get("cache") is True else {}  # the folder of the last session
         data = training_source(data, run.preset, config["seed"], progress and Team.of_environment().first, options)
     habits = {name: session[name] for name in ("log_every", "save_every", "keep", "tensorboard") if name in session}
+    devices = _as_many(session.get("processes", 1), device) if devices is None else devices
+    workers = session.get("workers", 0) if workers is None else workers
     return pretrain(
         run.recipe, data, run.preset, config["seed"], edition=config["edition"], variant=config["variant"],
         regime=config.get("regime"), out=folder, device=device, devices=devices, bf16=config["bf16"], workers=workers, progress=progress,
         accumulate=session.get("accumulate", 1), clip=config.get("clip"), rope=config.get("encoder", {}).get("rope"),
         compile=session.get("compile", False), checkpoint=session.get("checkpoint", False), steps=run.preset.steps, **habits,
     )  # fmt: skip
+
+
+def _as_many(processes: int, device: str) -> int | None:
+    """So many processes again, if none were started from outside and there is a GPU for each; else those that there are."""
+    alone = Team.of_environment().world == 1
+    there = torch.cuda.device_count() if device_of(device).type == "cuda" else processes
+    return processes if alone and 1 < processes <= there else None
 
 
 def resumable(run: Run) -> dict:

@@ -90,6 +90,7 @@ class _Worker:
 def _serve(source: Source, replace: bool, pipe, at, parent: int) -> None:
     """A worker's life: keys in, batches out, until the pipe closes or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     source.watch = at
     try:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from .. import notebook
@@ -15,6 +16,8 @@ from ..training import locks
 from .grid import Cell, Step
 
 LOCK, CELL, FAILURES, WEIGHTS = "cell.lock", "cell.json", "failures.jsonl", "last.pt"
+LISTEN_S = 60.0
+"Seconds in which a living owner of a lock gives several signs of life."
 WHERE = {"out", "run", "runs", "device", "devices", "workers", "cache"}
 "Parameters that say where and on what a notebook runs, not what comes out."
 
@@ -79,10 +82,15 @@ def state(cell: Cell, runs: Path) -> State:
         quiet = f", silent for {age(silent)}" if silent > 5 * locks.BEAT_S else ""
         return State("running", f"{at(folder, wanted[0], cell)}  ({who}{quiet})")
     known, wrong = notebook.status(result(folder, wanted[0])), failures(folder)
-    if wrong and known.get("state", "failed") == "failed":
+    if wrong and (known.get("state", "failed") == "failed" or (known["state"] == "killed" and wrong[-1]["time"] >= _began(known))):
         return State("failed", f"{wrong[-1]['step']}: {wrong[-1]['error']}")
     began = known or len(wanted) < len(cell.steps(folder))
     return State("stopped", at(folder, wanted[0], cell)) if began else State("open")
+
+
+def _began(known: Mapping) -> float:
+    """When the execution began that a status file tells of."""
+    return datetime.fromisoformat(known["started"]).timestamp()
 
 
 def settled(cell: Cell, runs: Path) -> bool:
@@ -98,6 +106,17 @@ def taken(cell: Cell, runs: Path, void_after_s: float | None = None) -> bool:
     """Whether another process has a cell; one that was silent for longer than `void_after_s` has lost it."""
     held = locks.holder(runs / cell.name, LOCK)
     return held is not None and (void_after_s is None or held[1] <= void_after_s)
+
+
+def silent(folder: Path, listen_s: float | None = None) -> bool:
+    """Whether a cell that was taken is to be had, or may come to be: who has it gives no sign of life for so long
+    (`LISTEN_S`)."""
+    listen_s = LISTEN_S if listen_s is None else listen_s
+    heard = lambda: [held for name in (LOCK, "lock") if (held := locks.holder(folder, name))]
+    if not heard():
+        return True
+    time.sleep(listen_s)
+    return all(since > listen_s / 2 for _, since in heard())
 
 
 def command(
@@ -167,9 +186,8 @@ def run(
     """
     folder, source = Path(runs) / cell.name, notebooks_folder(notebooks)
     with locks.hold(folder, name=LOCK, patience_s=1, void_after_s=void_after_s) as held:
-        if void_after_s is not None:  # whoever lost the cell may have left the lock of its training
-            with locks.hold(folder, void_after_s=void_after_s):
-                pass
+        with locks.hold(folder, void_after_s=void_after_s):  # whoever lost the cell may have left that of its training, or may train on
+            pass
         wanted = open_steps(cell, folder)
         if lacking := [step.notebook for step in wanted if not (source / f"{step.notebook}.ipynb").is_file()]:
             raise FileNotFoundError(f"{source / lacking[0]}.ipynb: no such notebook; the study names it for every cell")
@@ -240,6 +258,8 @@ def _execute(cell: Cell, step: Step, folder: Path, source: Path, progress: bool,
         notebook.run(source / f"{step.notebook}.ipynb", result(folder, step), step.params, progress=progress)
     except notebook.NotebookError as error:
         held.check()  # what went wrong because another has the cell now is no failure of it
+        with suppress(OSError), locks.hold(folder, patience_s=0):  # a kernel that was killed leaves the lock of its training
+            pass
         said = str(error).split(" (see ")[0]
         kept = failed(folder, step.name, said, error.notebook)
         raise notebook.NotebookError(f"{said} (see {kept})", kept) from None

@@ -27,6 +27,13 @@ def whole(least: int, text: str) -> int:
     return int(text)
 
 
+def silence(text: str) -> float:
+    """Seconds of an option after which somebody counts as gone: well above those between two signs of life."""
+    if (value := above_zero(text)) < 120:
+        raise argparse.ArgumentTypeError(f"expected 120 s or more, got {text}: on NFS a living process may seem silent for a minute")
+    return value
+
+
 def above_zero(text: str) -> float:
     """A finite number of an option, above 0."""
     try:
@@ -88,16 +95,20 @@ def cell(parser: argparse.ArgumentParser) -> Callable:
 
     def call(study, runs, name, quiet, notebooks, void_after, **_):
         from ..training.locks import Locked
-        from .cell import run
-        from .local import TAKEN, environment, watch_parent
+        from .cell import run, silent
+        from .local import PARENT, TAKEN, environment, watch_parent
 
         watch_parent()
         os.environ.update(environment(study))  # a scheduler may have said otherwise
-        try:
-            print(run(study.cell(name), runs, notebooks, void_after_s=void_after, progress=not quiet))
-        except Locked as held:
-            print(f"vjepa-lab: {held}", file=sys.stderr)
-            return TAKEN
+        while True:
+            try:
+                print(run(study.cell(name), runs, notebooks, void_after_s=void_after, progress=not quiet))
+                return 0
+            except Locked as held:
+                print(f"vjepa-lab: {held}", file=sys.stderr)
+            # A job that is started again after its node was lost finds its own lock. (A `study run` looks again by itself.)
+            if void_after is None or PARENT in os.environ or not silent(Path(runs) / name):
+                return TAKEN
 
     return call
 
@@ -111,7 +122,7 @@ def listing(parser: argparse.ArgumentParser) -> Callable:
     def call(study, runs, only, as_json, but=(), **_):
         names = [each.name for each in study.chosen(only, but)]
         if as_json:
-            gpus = study.gpus if study.device in ("auto", "cuda") else 0
+            gpus = study.gpus if study.on_gpus else 0
             print(json.dumps({"study": study.name, "runs": str(runs), "gpus": gpus, "cores": study.cores, "cells": names}))
         else:
             print("".join(f"{name}\n" for name in names), end="")
@@ -297,9 +308,9 @@ def _there(study: Study, folder: Path) -> list[str]:
 def _void_after(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--void-after",
-        type=above_zero,
+        type=silence,
         metavar="SECONDS",
-        help="take over cells of other machines that were silent for so long; default never",
+        help="take over cells of other machines that were silent for so long (120 or more); default never",
     )
 
 

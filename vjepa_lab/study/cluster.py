@@ -20,6 +20,9 @@ SAVE_S = 90
 LINGER_S = 900
 "Seconds that a job waits for Slurm to end it, once Slurm has announced that."
 
+TIMEOUT_MIN = 24 * 60
+"The time limit of a job, as in workflow/study.sbatch; submitit's own is five minutes."
+
 
 class CellJob:
     """One cell, as submitit pickles it: a command. A job that is preempted, or out of time, has its cell save and is queued again."""
@@ -30,7 +33,8 @@ class CellJob:
     def __call__(self) -> str:
         """What became of the cell. Raises RuntimeError if it failed, with where to read why."""
         self.process = subprocess.Popen(self.command, start_new_session=True)
-        status = self.process.wait()
+        while (status := self.process.poll()) is None:  # within wait(), `checkpoint` could not wait for the process itself
+            time.sleep(1)
         if status == TAKEN:
             return f"{self.name} is run by another process"
         if status == 128 + signal.SIGTERM:  # a preempted job that ends by itself counts as failed: it has saved, Slurm queues it again
@@ -72,7 +76,7 @@ def submit(
     void_after_s  submit a cell, too, whose process was silent for so long: the job takes it over; None: never
     cluster  "slurm", "local" (processes of this machine, all at once) or "debug" (in this one); None: slurm where there is one
     at_once  most cells that run at the same time (Slurm's array throttle)
-    slurm    further parameters of `submitit.AutoExecutor`, such as timeout_min=600, slurm_partition="gpu"
+    slurm    further parameters of `submitit.AutoExecutor`, such as timeout_min=600 (by default a day), slurm_partition="gpu"
 
     Raises ModuleNotFoundError without submitit.
     """
@@ -83,8 +87,8 @@ def submit(
     left = [each for each in chosen if not cells.settled(each, runs) and not cells.taken(each, runs, void_after_s)]
     command = cells.command(file, runs, preset=preset, notebooks=notebooks, void_after_s=void_after_s)
     executor = submitit.AutoExecutor(folder=runs / ".submitit", cluster=cluster)
-    gpus = study.gpus if study.device in ("auto", "cuda") else 0
-    given = {"name": f"study-{study.name}", "gpus_per_node": gpus, "cpus_per_task": study.cores}
+    gpus = study.gpus if study.on_gpus else 0
+    given = {"name": f"study-{study.name}", "gpus_per_node": gpus, "cpus_per_task": study.cores, "timeout_min": TIMEOUT_MIN}
     if executor.cluster == "slurm":
         given["slurm_array_parallelism"] = at_once
     executor.update_parameters(**given | slurm)

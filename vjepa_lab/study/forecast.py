@@ -86,7 +86,7 @@ def forecast(
     measured, of = _measured(runs, work), "finished runs"  # also by cells that are not asked about
     if not measured and collected:
         measured, of = _measured_elsewhere(Path(collected), work), f"runs in {collected}"
-    on_gpu = study.device != "cpu" and _has_gpu()
+    on_gpu = study.on_gpus and _has_gpu()
     if rate_gflops:
         rate, probes, said = rate_gflops, measured[1] if measured else 0.0, f"{rate_gflops:,.0f} GFLOP/s, as stated"
     elif measured:

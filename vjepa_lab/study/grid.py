@@ -195,6 +195,9 @@ class Study(Value):
         distinct(self.benchmarks)
         if self.keep not in KEEP:
             raise ValueError(f"study {self.name!r}: keep={self.keep!r}; expected one of {', '.join(KEEP)}")
+        if self.device.startswith("cuda:"):
+            said = f"study {self.name!r}: device={self.device!r} would be that of every run"
+            raise ValueError(f"{said}; expected 'cuda', and CUDA_VISIBLE_DEVICES={self.device[5:]} for the one card")
         if min(self.gpus, self.threads) < 1:
             raise ValueError(f"study {self.name!r}: a run needs at least one thread and one GPU; got {self.threads} and {self.gpus}")
 
@@ -206,6 +209,11 @@ class Study(Value):
     def probes(self) -> dict[str, Benchmark]:
         """What the executed notebook of each benchmark is kept as."""
         return {f"02_probe-{b.name}": b for b in self.benchmarks}
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether runs train on GPUs where there are any."""
+        return self.device in ("auto", "cuda")
 
     @property
     def cores(self) -> int:

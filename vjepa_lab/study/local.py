@@ -41,7 +41,7 @@ def slots(study: Study, jobs: int | None = None) -> list[Slot]:
 
     `jobs` sets the number of runs at once; more than there are GPUs share them in turn.
     """
-    gpus = _gpus() if study.device in ("auto", "cuda") else []
+    gpus = _gpus() if study.on_gpus else []
     groups = [gpus[i : i + study.gpus] for i in range(0, len(gpus) - study.gpus + 1, study.gpus)]
     if study.gpus > 1 and not groups:
         raise ValueError(f"{study.name} wants {study.gpus} GPUs for a run, and {len(gpus)} can be seen here; set gpus=1 in the study")
@@ -54,8 +54,10 @@ def slots(study: Study, jobs: int | None = None) -> list[Slot]:
 
 def environment(study: Study) -> dict[str, str]:
     """Variables of a run without a GPU: sums in another number of threads differ in their last bits."""
-    alone = study.device not in ("auto", "cuda") or not _gpus()
-    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(study.threads)) if alone else {}
+    if study.on_gpus and _gpus():
+        return {}
+    unseen = {"CUDA_VISIBLE_DEVICES": ""} if study.device == "cpu" else {}  # its probes would take the first GPU, all of them
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(study.threads)) | unseen
 
 
 def _gpus() -> list[str]:

@@ -165,14 +165,16 @@ def started(rank: int, count: int, port: int) -> Worker:
 
 
 class Forward(Stop):
-    """Passes signals on to the workers, which save and end; the third of a kind ends them at once."""
+    """Passes signals on to the workers, which save and end; the third ends them at once, if it is not one of a quick few."""
 
     def __init__(self, workers: list[Worker]):
         super().__init__()
         self.workers, self.count = workers, 0
 
     def _note(self, number: int, frame) -> None:
-        self.wish, self.count = number, self.count + 1
+        if self.wish and time.monotonic() - self.since < self.AGAIN_S:
+            return
+        self.wish, self.count, self.since = number, self.count + 1, time.monotonic()
         if self.count > 2:
             raise Interrupted("interrupted at once; the same call goes on from the last checkpoint", number)
         for worker in self.workers:

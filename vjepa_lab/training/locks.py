@@ -33,7 +33,8 @@ class Locked(OSError):
 @dataclass(frozen=True)
 class Owner:
     """Who holds a lock. `born` tells a process from a later one of the same number, `world` names what numbers the processes, `machine`
-    the installation that they run on, through every restart of it; empty where that is not to be had."""
+    the installation that they run on, through every restart of it, `job` the scheduler's job and how often that was started again; empty
+    where that is not to be had."""
 
     host: str
     world: str
@@ -42,18 +43,27 @@ class Owner:
     since: str
     token: str
     machine: str = ""
+    job: str = ""
 
     @classmethod
     def me(cls) -> "Owner":
         now = time.strftime("%Y-%m-%d %H:%M:%S")
-        return cls(platform.node(), _world(), os.getpid(), _born(os.getpid()), now, uuid.uuid4().hex, _machine())
+        return cls(platform.node(), _world(), os.getpid(), _born(os.getpid()), now, uuid.uuid4().hex, _machine(), _job())
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} (since {self.since})"
 
     @property
+    def near(self) -> bool:
+        """Whether its process is one of those that this machine (and container) numbers."""
+        return self.host == platform.node() and self.world == _world()
+
+    @property
     def dead(self) -> bool:
-        """Whether its process is known to be gone: only on a machine (and in a container) that can tell."""
+        """Whether its process is known to be gone: on a machine (and in a container) that can tell, and to a job that was started again of
+        its earlier start, wherever that was: the scheduler has ended it."""
+        if self.job and (mine := _job().split()) and (its := self.job.split())[0] == mine[0] and int(its[1]) < int(mine[1]):
+            return True
         if self.host != platform.node():
             return False
         if (world := _world()) != self.world:  # another container is not to be seen into, but none outlives a restart
@@ -183,8 +193,8 @@ def _take(path: Path, me: Owner, void_after_s: float | None) -> bool:
         _write(draft, me)
         try:
             os.link(draft, path)
-        except FileExistsError:
-            return draft.stat().st_nlink == 2  # NFS may say so of a link that it made
+        except FileExistsError:  # NFS may say so of a link that it made
+            return (owner := _owner(path)) is not None and owner.token == me.token
         except OSError:  # a file system without hard links
             return _write(path, me)
     finally:
@@ -231,9 +241,10 @@ def _put_away(path: Path, seen: tuple) -> None:
 
 
 def _stamp(path: Path) -> tuple | None:
-    """What tells a file from one that takes its place."""
+    """What tells a file from one that takes its place; of the file as opened, since NFS may answer by name from what it remembers."""
     try:
-        known = path.stat()
+        with path.open("rb") as file:
+            known = os.fstat(file.fileno())
     except FileNotFoundError:
         return None
     return known.st_ino, known.st_mtime_ns, known.st_size
@@ -268,6 +279,12 @@ def _world() -> str:
         with suppress(OSError):
             parts.append(read())
     return " ".join(parts)
+
+
+def _job() -> str:
+    """Slurm's job and how often it was queued again, such as "4711 0"; empty outside of one."""
+    job, again = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
+    return f"{job} {again}" if job and again.isdecimal() else ""
 
 
 def _start(world: str) -> str:

@@ -1,5 +1,6 @@
 """The training loop: steps, records, checkpoints, and how it ends, well or not."""
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import torch
@@ -8,7 +9,7 @@ from vjepa_lab import data as video
 from vjepa_lab.files import write_json
 from vjepa_lab.training import checkpoint, meters, provenance
 from vjepa_lab.training.health import CollapseAlarm, NotFinite
-from vjepa_lab.training.locks import Held
+from vjepa_lab.training.locks import Held, Locked
 from vjepa_lab.training.logbook import Log, Meter
 from vjepa_lab.training.processes import Interrupted, Stop
 from vjepa_lab.training.runs import Run
@@ -43,7 +44,7 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
     watch  is told of the beginning, each step and each record (`logbook.Bar`, `launch.Relay`)
     held   the lock on the folder, in the process that writes
     Raises Interrupted after a signal, with everything saved; NotFinite with the batch kept for inspection; Locked, with nothing more
-    written, once another process has taken the folder over; what the clips raise.
+    written, once another process has taken the folder over; what the clips, `watch` or a probe raise, with the steps until then saved.
     """
     size, team, device = trainer.size, trainer.team, trainer.device
     before, raised = restore(run, trainer)
@@ -100,6 +101,13 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
             if stop.agreed:
                 team.wait()  # a launcher ends all when one ends, and the first may still be saving
             raise stopped(run, trainer, sound, getattr(error, "signal", 2)) from None
+        except Locked:
+            raise
+        except Exception:  # of a callback, say, or of the clips: nothing that was computed is lost
+            with suppress(Exception):
+                if trainer.done > start and trainer.sound:
+                    save()
+            raise
         finally:
             batches.close()
             if log:

@@ -6,7 +6,6 @@ import asyncio
 import html
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -165,11 +164,12 @@ def _compared(table: pd.DataFrame, compare: Sequence[str] | None) -> Standing:
 def stop(run: Run) -> None:
     """Ask the process that trains a run to save and stop after the present step.
 
-    Raises ProcessLookupError where nobody trains it, or somebody on another machine does.
+    Raises ProcessLookupError where nobody trains it, or somebody on another machine or in another container does.
     """
     owner, _ = locks.holder(run.path) or (None, 0.0)
-    if owner is None or owner.host != platform.node():
-        raise ProcessLookupError(f"{run.path}: " + (f"trained on {owner.host}; stop it there" if owner else "nobody trains it now"))
+    if owner is None or not owner.near:
+        where = f"trained by {owner}, which is not to be reached from here; stop it there" if owner else "nobody trains it now"
+        raise ProcessLookupError(f"{run.path}: {where}")
     os.kill(owner.pid, signal.SIGTERM)
 
 
