@@ -266,6 +266,21 @@ def test_from_pretraining_to_the_table(tmp_path, capsys):
     assert code == 2 and "regime 'mixed'" in err
 
 
+def test_the_table_averages_over_nothing_but_seeds(tmp_path, capsys):
+    """Editions are different objectives, and two probes of one run are two measurements."""
+    row = "run,{edition},kin-l1,{seed},plain,motion,{probe},top1,{value},1000,student,{edition}{seed}\n"
+    cells = [("sound", 0, "linear", 20), ("sound", 1, "linear", 30), ("released", 0, "linear", 60), ("sound", 0, "attentive", 40)]
+    head = "source,edition,variant,seed,regime,benchmark,probe,metric,value,n,encoder,run\n"
+    text = "".join(row.format(edition=e, seed=s, probe=p, value=v) for e, s, p, v in cells)
+    (tmp_path / "rows.csv").write_text(head + text)
+    code, out, _ = said(capsys, "table", tmp_path / "rows.csv")
+    lines = out.splitlines()
+    assert code == 0
+    assert "motion, linear" in lines[2] and "motion, attentive" in lines[2] and lines[2].endswith("seeds")
+    sound, released = (next(line.split() for line in lines if edition in line) for edition in ("sound", "released"))
+    assert sound[-5:] == ["25.0", "40.0", "1", "to", "2"] and released[-2:] == ["60.0", "1"]
+
+
 def test_table_and_claims_of_the_paper(capsys):
     code, out, _ = said(capsys, "table", ROOT / "data" / "paper", "--regime", "mixed")
     assert code == 0 and "30.78" in out

@@ -154,6 +154,25 @@ def test_families_are_adjusted_apart(whole):
     assert "random-init" not in set(others["variant"])
 
 
+def test_rows_that_collapsed_do_not_loosen_the_verdict_on_others(tmp_path):
+    """Their differences are sure, and a false discovery rate over all would pass more of the rest."""
+    folder = make(tmp_path / "s")
+    before = collected.differences(collected.load(folder))
+    curves = pd.read_parquet(folder / "curves.parquet")
+    fallen = curves["run"].str.startswith("ltc")
+    curves["std"], curves["rank"] = np.where(fallen, 0.01, 0.5), 2.0
+    curves.to_parquet(folder / "curves.parquet")
+    found = collected.differences(collected.load(folder))
+    assert set(found.loc[found["family"].eq("collapsed"), "variant"]) == {"ltc"}
+    for family in ("exploratory", "collapsed"):
+        part = found[found["family"].eq(family)]
+        np.testing.assert_allclose(part["p_adj"], stats.benjamini_hochberg(part["p"]))
+    assert (before["family"] != "collapsed").all() and "rows of which every run collapsed" in collected.verdict(found)
+    curves.loc[curves["run"].str.endswith("s0"), "std"] = 0.5  # one run of them did not
+    curves.to_parquet(folder / "curves.parquet")
+    assert not collected.differences(collected.load(folder))["family"].eq("collapsed").any()
+
+
 def test_an_unfinished_study_is_held_to_the_tests_that_were_planned(tmp_path, whole):
     part = collected.load(make(tmp_path / "part", {"fwm-hw-ld": 2, "ltc": 1, "hw": 0, "ac": 4}))
     said = collected.completeness(part)

@@ -203,7 +203,7 @@ def align(parser):
 
 
 def table(parser):
-    """show the results of runs, beside the paper's, in one table"""
+    """show the results of runs, beside the paper's, in one table: means over seeds, editions and probes apart"""
     parser.add_argument("paths", nargs="*", type=Path, help="run folders, folders of them, csv files; default runs and data/paper")
     parser.add_argument("--regime", help="only rows of this pretraining regime")
     says = "default top1; rankme, std: of pooled features over clips (std in a run's log is of the teacher's tokens, another number)"
@@ -212,6 +212,7 @@ def table(parser):
 
     def call(paths, regime, metric, csv):
         from .evidence import results
+        from .evidence.overview import overview
 
         paths = paths or [path for path in (Path("runs"), Path("data/paper")) if path.is_dir()]
         if not paths:
@@ -226,7 +227,7 @@ def table(parser):
             which = f" with metric {metric!r}" + (f" and regime {regime!r}" if regime else "")
             raise UserError(f"{', '.join(map(str, paths))}: {len(known)} measurements, none{which}; probe a run, or name another folder")
         for name, part in rows.groupby("regime", sort=False):
-            print(f"\n{name}\n{results.wide(part).round(2).to_string(na_rep='')}")
+            print(f"\n{name}: means over seeds\n{overview(part, ['source', 'variant', 'edition']).to_string(na_rep='')}")
 
     return call
 

@@ -88,7 +88,7 @@ def compare(
     return table
 
 
-ADJUSTED = {"primary": holm, "untrained": holm, "exploratory": benjamini_hochberg}
+ADJUSTED = {"primary": holm, "untrained": holm, "exploratory": benjamini_hochberg, "collapsed": benjamini_hochberg}
 
 
 def _families(variants: pd.Series, primary: Iterable[str]) -> np.ndarray:
@@ -292,8 +292,8 @@ def correlation(x, y, orders: int = ORDERS, seed: int = 0, confidence: float = 0
     Wright 2000) and its permutation p: exact up to eight variants, of `orders` random orders beyond.
 
     A perfect order, of which z is infinite, has the interval of one with two neighbours exchanged. A bootstrap would give few variants in
-    perfect order an interval without width. Deltas share their baseline's noise, which alone pushes the correlation up; neither the
-    interval nor p removes that. Raises ValueError for fewer than 4 variants.
+    perfect order an interval without width. A baseline that all share shifts all deltas alike, which leaves their ranks as they are.
+    Raises ValueError for fewer than 4 variants.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     known = ~(np.isnan(x) | np.isnan(y))

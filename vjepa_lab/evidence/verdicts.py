@@ -105,7 +105,7 @@ def tradeoff(df: pd.DataFrame, x: str, y: str, against: str = "baseline", baseli
     if sure and rho.hi < 0:
         return f"{x} against {y}: a trade-off across variants ({value})."
     if sure and rho.lo > 0:
-        return f"{x} against {y}: no trade-off across variants, they rise and fall together ({value}); a shared baseline adds to that."
+        return f"{x} against {y}: no trade-off across variants, they rise and fall together ({value})."
     return f"{x} against {y}: neither a trade-off nor its absence can be told at this number of variants ({value})."
 
 

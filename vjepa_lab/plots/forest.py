@@ -19,7 +19,8 @@ WIDE = 10.0
 def forest(found: pd.DataFrame, against: str = "baseline", *, title: str = "", order: Sequence[str] | None = None, paper: bool = False):
     """Differences from the baseline in points with 95 % intervals: a line per row of the study, a panel per benchmark.
 
-    found: of `collected.differences`.  Orange: stands after correction in its family; the names of the pre-registered rows are bold. The
+    found: of `collected.differences`.  Orange: stands after correction in its family; the names of the pre-registered rows are bold, with
+    the number of seed pairs where rows differ in it. The
     untrained encoder is the lowest line. A panel holds the whole intervals of three rows of four; what lies beyond has its value at the
     edge, an interval that goes on there an arrow.  order: rows from above; by default by their mean difference.  Returns a matplotlib
     Figure.
@@ -35,10 +36,12 @@ def forest(found: pd.DataFrame, against: str = "baseline", *, title: str = "", o
         for ax, benchmark in zip(axes[0], benchmarks, strict=True):
             rows = found[found["benchmark"].eq(benchmark)].set_index("variant").reindex(lines)
             _panel(ax, rows, f"{benchmark}\n{against} {base_span(rows, 1)} %")
-        axes[0][0].set_yticks(range(len(lines)), lines)
+        seeds = own.groupby("variant")["seeds"].max()
+        counted = [f"{name} ({seeds[name]:.0f})" if name in seeds and seeds.nunique() > 1 else name for name in lines]
+        axes[0][0].set_yticks(range(len(lines)), counted)
         axes[0][0].set_ylim(len(lines) - 0.4, -0.6)
-        for label in axes[0][0].get_yticklabels():
-            label.set_fontweight("bold" if label.get_text() in primary else "normal")
+        for name, label in zip(lines, axes[0][0].get_yticklabels(), strict=True):
+            label.set_fontweight("bold" if name in primary else "normal")
         axes[0][len(benchmarks) // 2].set_xlabel(f"difference from {against} (points)")
         if title:
             fig.suptitle(title, fontsize=9)
@@ -85,12 +88,15 @@ def _notes(found: pd.DataFrame, against: str, primary: bool) -> list[str]:
     seeds = span(found["seeds"].min(), found["seeds"].max())
     told = {"seeds and samples": "seeds and test clips, both random", "seeds and recordings": "seeds and recordings, both random"}
     covers = told.get(found["basis"].iloc[0], "seeds") if found["basis"].nunique() == 1 else "seeds"
+    several = " (in brackets)" if found.loc[found["variant"].ne(UNTRAINED), "seeds"].nunique() > 1 else ""
     notes = [
-        f"Paired by seed with {against}: {seeds} pairs, {found['n'].max():,.0f} test clips; 95 % intervals over {covers}, each by itself."
-        " Orange: differs after correction (pre-registered rows, in bold: Holm, 5 %; others: Benjamini-Hochberg, 10 %)."
+        f"Paired by seed with {against}: {seeds} pairs{several}, {found['n'].max():,.0f} test clips; 95 % intervals over {covers}, each by "
+        "itself. Orange: differs after correction (pre-registered rows, in bold: Holm, 5 %; others: Benjamini-Hochberg, 10 %)."
     ]
     if not primary:
         notes[0] = notes[0].replace("pre-registered rows, in bold: Holm, 5 %; others: ", "")
+    if found["family"].eq("collapsed").any():
+        notes[0] += " Rows of which every run collapsed are a family of their own."
     if found["variant"].eq(UNTRAINED).any():
         notes[0] += f" {UNTRAINED} is corrected by itself (Holm, 5 %)."
     notes[0] += " Arrows: intervals, and with a number differences, that go on beyond the panel."

@@ -25,8 +25,8 @@ def scatter(
     """Every pair of benchmarks: differences from the baseline with their 95 % intervals on both axes, and the rank correlation.
 
     Filled orange: variants that no other beats on all benchmarks (Pareto). A trade-off is a cloud that falls to the right; a general
-    quality axis rises. Deltas share the baseline's noise, which alone tilts a cloud upwards. In print, of more than 20 variants only those
-    in front and those that differ significantly on an axis are named. Returns a plotly Figure, or a matplotlib one for print.
+    quality axis rises. In print, of more than 20 variants only those in front and those that differ significantly on an axis are named.
+    Returns a plotly Figure, or a matplotlib one for print.
     """
     table, source = _compared(df, against, regime, source, benchmarks, baseline_seed)
     shown = benchmark_order([table])

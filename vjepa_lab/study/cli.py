@@ -17,7 +17,7 @@ from ..options import Parser, UserError, setting
 from .grid import Study, load
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 def whole(least: int, text: str) -> int:
@@ -172,7 +172,7 @@ def table(parser: argparse.ArgumentParser) -> Callable:
     parser.add_argument("--csv", type=Path, help="write every measurement to this file instead")
 
     def call(study, runs, only, metric, csv, **_):
-        from ..evidence import results
+        from ..evidence.overview import overview
         from .export import rows
 
         found = rows(study, runs, only)
@@ -184,24 +184,10 @@ def table(parser: argparse.ArgumentParser) -> Callable:
         found = found[found["metric"].eq(metric) & found["source"].eq("run")]
         if found.empty:
             raise UserError(f"{runs}: nothing measured yet with metric {metric!r}")
-        found = found.assign(benchmark=_apart(found))
         for regime, part in found.groupby("regime", sort=False):
-            index = ["variant", "edition"]
-            counts = part.groupby(index, sort=False)["seed"].nunique().rename("seeds")
-            shown = results.wide(part, index=index).round(2).join(counts)
-            print(f"\n{regime}: means over seeds\n{shown.to_string(na_rep='')}")
+            print(f"\n{regime}: means over seeds\n{overview(part, ['variant', 'edition']).to_string(na_rep='')}")
 
     return call
-
-
-def _apart(found: pd.DataFrame) -> pd.Series:
-    """Names of the benchmarks, with the probe, or the encoder, where one run was measured with several: a mean over them says nothing."""
-    names = found["benchmark"]
-    for column in ("probe", "encoder"):
-        if column in found:
-            several = found.groupby(["run", names])[column].transform("nunique").gt(1).groupby(names).transform("any")
-            names = names.where(~several, names + ", " + found[column].fillna("").astype(str))
-    return names
 
 
 def collect(parser: argparse.ArgumentParser) -> Callable:

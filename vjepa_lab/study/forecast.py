@@ -17,8 +17,10 @@ from . import cell as cells
 from .grid import Cell, Study
 
 STATED_GFLOPS = {"cuda": 125_000.0}
-"""Useful bf16 operations a second, stated where none are measured: an A100 at 40 % of its peak, if the loader keeps up. A CPU's are not
-stated: they differ too much."""
+"""Useful bf16 operations a second, stated where none are measured: an A100 at 40 % of its peak, if the loader keeps up (the paper's own
+runs took some ten times as long). A CPU's are not stated: they differ too much."""
+TOKENS = ("attentive", "stepwise")
+"Probes that keep every token of every clip."
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Forecast:
     plan: planning.Plan | None
     spread: str
     which: str
+    tokens_mb: dict[str, float]
+    "Of each clip, what a benchmark's probe keeps in memory."
 
     def __str__(self) -> str:
         together = f" with {self.runs_at_once} at once" if self.runs_at_once > 1 else ""
@@ -45,8 +49,11 @@ class Forecast:
             f"cells   {self.cells}, {self.open} of them to be run: {self.which}",
             f"work    {self.petaflop:,.1f} PFLOP of pretraining ({self.rate})",
             f"time    {time}",
-            f"disk    {self.disk_gb:.1f} GB kept; {self.checkpoint_gb:.2f} GB a checkpoint while a run trains",
+            f"disk    {self.disk_gb:.1f} GB kept; {self.checkpoint_gb:.2f} GB a checkpoint, three of them while a run trains",
         ]
+        if self.tokens_mb:
+            each = ", ".join(f"{name} {mb:.2g} MB" for name, mb in self.tokens_mb.items())
+            lines.append(f"memory  all tokens of every clip that a probe reads stay there (float16): {each} a clip")
         if self.plan is not None:
             lines += ["", f"what it resolves (standard deviation over seeds: {self.spread})", str(self.plan)]
         return "\n".join(lines)
@@ -76,7 +83,7 @@ def forecast(
 
     runs = Path(runs)
     try:
-        rooms = len(slots(study, jobs))
+        rooms = min(len(slots(study)), jobs or math.inf)  # more at once than there is room for are no faster
     except ValueError:  # planned on another machine than the one with the GPUs
         rooms = jobs or 1
     chosen = study.chosen(only)
@@ -93,7 +100,9 @@ def forecast(
         rate, probes = measured[:2]
         said = f"{rate:,.0f} GFLOP/s, median of {measured[2]} {of}"
     elif on_gpu:
-        rate, probes, said = STATED_GFLOPS["cuda"] * study.gpus, 0.0, f"{STATED_GFLOPS['cuda'] * study.gpus:,.0f} GFLOP/s, stated"
+        rate, probes = STATED_GFLOPS["cuda"] * study.gpus, 0.0
+        clips = _clips_per_s(left or here, rate)
+        said = f"{rate:,.0f} GFLOP/s, stated for A100s: if {clips:,.0f} clips/s a run can be read; probes not counted"
     else:
         rate, probes, said = math.nan, 0.0, "no rate measured or stated"
     seconds = [work[cell] / rate + probes for cell in left]
@@ -104,13 +113,31 @@ def forecast(
     work_here, largest = sum(work[cell] for cell in here) / 1e6, max(sizes.values(), default=0.0)
     sd, spread = (sd, "as stated") if sd else _spread(collected)
     resolved = _plan(study, chosen, sd)
-    return Forecast(study, len(chosen), len(left), work_here, hours, rooms, said, disk, largest, resolved, spread, _row(study, chosen))
+    which, tokens = _row(study, chosen), _tokens_mb(study, here)
+    return Forecast(study, len(chosen), len(left), work_here, hours, rooms, said, disk, largest, resolved, spread, which, tokens)
 
 
 def gflop(cell: Cell) -> float:
     """GFLOP of a cell's pretraining."""
     size = cell.size
     return _per_clip(cell.recipe, size) * size.batch * size.steps if size.steps else 0.0
+
+
+def _clips_per_s(cells: Sequence[Cell], rate: float) -> float:
+    """What a run must read at a speed in GFLOP/s: the most of all cells."""
+    return max((rate / _per_clip(cell.recipe, cell.size) for cell in cells if cell.size.steps), default=0.0)
+
+
+def _tokens_mb(study: Study, chosen: Sequence[Cell]) -> dict[str, float]:
+    """Megabytes of a clip's tokens in float16, by benchmark that keeps them."""
+    found = {}
+    for benchmark in study.benchmarks if chosen else ():
+        size, options = chosen[0].size, benchmark.options
+        if benchmark.probe in TOKENS:
+            frames, side = options.get("frames") or size.frames, options.get("size") or size.size
+            tokens = frames // size.tubelet * (side // size.patch) ** 2 * options.get("segments", 1) * options.get("views", 1)
+            found[benchmark.name] = 2e-6 * tokens * size.dim * (2 if options.get("exact") else 1)
+    return found
 
 
 @cache
