@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +17,11 @@ from vjepa_lab.data.listing import Clip, list_folder, list_manifest, mirrors
 from vjepa_lab.data.prepare import prepare
 from vjepa_lab.data.sampling import Sampling
 from vjepa_lab.data.scenes import MOTIONS
-from vjepa_lab.data.sets import SETS
+from vjepa_lab.data.sets import SETS, diving48
+from vjepa_lab.data.splits import pair
 from vjepa_lab.data.video import Video
+from vjepa_lab.presets import PRESETS
+from vjepa_lab.train import beside_the_name
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +66,7 @@ def test_ucf101(ucf101):
     train, test = load(f"ucf101:{ucf101}"), load(f"ucf101:{ucf101}", "test")
     assert train.classes["class"] == ["Archery", "HandstandPushups"]
     assert train.labels["class"].tolist() == [0, 1] and test.labels["class"].tolist() == [0, 1, 0]
-    assert [c.group for c in test.listing.clips] == ["g01", "g02", "g07"]
+    assert [c.group for c in test.listing.clips] == ["Archery/g01", "HandStandPushups/g02", "Archery/g07"]
     assert "no validation part" in repr(data.open(f"ucf101:{ucf101}", "val"))
 
 
@@ -70,6 +75,18 @@ def test_ucf101_refuses_lists_that_leak_groups(ucf101):
         file.write("Archery/v_Archery_g07_c01.avi 1\n")
     with pytest.raises(data.DataError, match="1 groups lie in both lists"):
         data.open(f"ucf101:{ucf101}")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_each_official_split_has_a_name_of_its_own(ucf101, number):
+    """Rows go by it: under one name the splits would overwrite each other."""
+    for side in ("train", "test"):
+        if number != 1:
+            shutil.copy(ucf101 / "ucfTrainTestlist" / f"{side}list01.txt", ucf101 / "ucfTrainTestlist" / f"{side}list0{number}.txt")
+    source = data.open(f"ucf101:{ucf101}", frames=4, size=16, number=number)
+    assert source.name == ("ucf101" if number == 1 else f"ucf101-{number}")
+    beside = beside_the_name(source, replace(PRESETS["smoke"], frames=4, size=16), 0)
+    assert data.open(source.spec, frames=4, size=16, **beside).name == source.name
 
 
 def test_ucf101_says_what_is_missing(ucf101):
@@ -124,6 +141,13 @@ def test_ssv2_official_flip_pairs(clips):
     assert len(source) == 3 and len(source.classes["class"]) == 174 and source[0].clip.shape == (3, 16, 32, 32)
 
 
+def test_ssv2_without_test_labels_names_the_split_to_ask_for(tmp_path, clip):
+    ssv2_tree(tmp_path, clip)
+    (tmp_path / "labels" / "test-answers.csv").unlink()
+    with pytest.raises(data.DataError, match=r'(?s)labels has no test-answers.csv; expected.*validation split.*splits=\("train", "val"\)'):
+        data.open(f"ssv2:{tmp_path}", "test")
+
+
 def test_diving48(tmp_path, clip):
     rows = [{"vid_name": f"-m_q_{i:05d}", "label": label, "start_frame": 0, "end_frame": 24} for i, label in enumerate([0, 2, 2])]
     write(tmp_path / "Diving48_train.json", rows)
@@ -144,11 +168,14 @@ def test_diving48(tmp_path, clip):
     assert says in repr(load(f"diving48:{tmp_path}", "val")) and says not in repr(load(f"diving48:{tmp_path}", "test"))
 
 
-def test_genuine_diving48_labels(tmp_path, clips, clip):
+def test_genuine_diving48_labels(tmp_path, clips, clip, monkeypatch):
     for path in (clips / "diving48").iterdir():
         (tmp_path / path.name).symlink_to(path)
     names = [row["vid_name"] for row in json.loads((tmp_path / "Diving48_V2_test.json").read_text())[:3]]
     put(clip, *(tmp_path / "rgb" / f"{name}.mp4" for name in names))
+    with monkeypatch.context() as patched:
+        patched.setattr(diving48, "present", lambda listing, layout: listing)
+        assert [len(set(data.open(f"diving48:{tmp_path}", split).recordings)) for split in ("train", "test")] == [58, 26]
     test = load(f"diving48:{tmp_path}", "test")
     assert len(test) + test.listing.missing == SETS["diving48"].OFFICIAL["test"] == 1970 and "part: 30" in repr(test)
     for suffix in (".csv", ".parquet"):  # 48 classes, of which the manifest's clips show three at most
@@ -169,6 +196,9 @@ def test_hmdb51(tmp_path, clip):
     assert says in repr(load(f"hmdb51:{tmp_path}", "val")) and says not in repr(load(f"hmdb51:{tmp_path}", "test"))
     with pytest.raises(data.DataError, match=r"has no \*_test_split2.txt"):
         data.open(f"hmdb51:{tmp_path}", number=2)
+    for name in ("brush_hair", "wave"):
+        write(tmp_path / "testTrainMulti_7030_splits" / f"{name}_test_split3.txt", f"{name}_3.avi 1\n")
+    assert data.open(f"hmdb51:{tmp_path}").name == "hmdb51" and data.open(f"hmdb51:{tmp_path}", number=3).name == "hmdb51-3"
 
 
 def test_imagenet100_finds_its_classes_in_every_layout(tmp_path, clips):
@@ -232,6 +262,61 @@ def test_kinetics(tmp_path, clip):
     write(tmp_path / "train.csv", "name,label\na,b\n")
     with pytest.raises(data.DataError, match="expected the columns label,youtube_id"):
         data.open(f"kinetics:{tmp_path}")
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_kinetics_without_a_test_part_is_tested_on_its_validation_part(tmp_path, clip, lists):
+    for part in ("train", "validate"):
+        if lists:
+            rows = "".join(f"{label},{part}_{label},0,10,{part}\n" for label in "ab")
+            write(tmp_path / f"{part}.csv", "label,youtube_id,time_start,time_end,split\n" + rows)
+        for label in "ab":  # not links to one file, which would be in both splits
+            (tmp_path / part / label).mkdir(parents=True)
+            shutil.copy(clip, tmp_path / part / label / f"{part}_{label}_000000_000010.mp4")
+    if lists:
+        put(clip, tmp_path / "test" / "without_a_list.mp4")
+    val, test = (data.open(f"kinetics:{tmp_path}", split) for split in ("val", "test"))
+    assert (val.split, test.split) == ("val", "test") and test.listing.clips == val.listing.clips and "/validate/" in test.where(0)
+    assert [len(part) for part in pair(f"kinetics:{tmp_path}", ("train", "test"), ["class"], PRESETS["smoke"])] == [2, 2]
+
+
+def test_clips_of_one_video_are_of_one_recording_whatever_their_class(tmp_path, clip):
+    write(tmp_path / "train.csv", "label,youtube_id,time_start,time_end,split\na,x,0,10,train\nb,x,9,19,train\nb,y,0,10,train\n")
+    put(clip, *(tmp_path / "train" / name for name in ("a/x_000000_000010.mp4", "b/x_000009_000019.mp4", "b/y_000000_000010.mp4")))
+    assert data.open(f"kinetics:{tmp_path}").recordings == ["x", "x", "y"]
+    rows = ["v_A_g01_c01.avi", "v_A_g01_c02.avi", "v_B_g01_c01.avi"]
+    write(tmp_path / "bare.txt", "".join(f"{name} {name[2]}\n" for name in rows))
+    write(tmp_path / "table.csv", "path,label,group\n" + "".join(f"{name},{name[2]},g01\n" for name in rows))  # as older tables have it
+    write(tmp_path / "own.csv", "path,label,group\np.mp4,a,tape 1\nq.mp4,b,tape 1\n")
+    for name in ("bare.txt", "table.csv"):
+        assert data.open(tmp_path / name).recordings == ["A/g01", "A/g01", "B/g01"]
+    assert data.open(tmp_path / "own.csv").recordings == ["tape 1", "tape 1"]
+
+
+@pytest.mark.parametrize("name, suffix", [("ssv2", ".mp4"), ("kinetics", ".mkv"), ("diving48", ".MP4")])
+def test_copies_with_another_suffix_are_found(tmp_path, clip, name, suffix):
+    if name == "ssv2":
+        ssv2_tree(tmp_path, clip)
+    elif name == "kinetics":
+        write(tmp_path / "train.csv", "label,youtube_id,time_start,time_end,split\na,x,0,10,train\na,z,0,10,train\n")
+        put(clip, tmp_path / "train" / "a" / "x_000000_000010.mp4")
+    else:
+        write(tmp_path / "Diving48_V2_train.json", [{"vid_name": f"d_{i}", "label": 0} for i in range(2)])
+        write(tmp_path / "Diving48_vocab.json", [["Back"]])
+        put(clip, *(tmp_path / "rgb" / f"d_{i}.mp4" for i in range(2)))
+    for file in [*tmp_path.rglob("*.webm"), *tmp_path.rglob("*.mp4")]:
+        file.rename(file.with_suffix(suffix))
+        file.with_suffix(".json").touch()
+    source = load(f"{name}:{tmp_path}")
+    assert {path.suffix for path in map(Path, map(source.where, range(len(source))))} == {suffix}
+    assert (len(source), source.listing.missing) == {"ssv2": (4, 0), "kinetics": (1, 1), "diving48": (2, 0)}[name]
+
+
+def test_a_tilde_after_the_colon_is_ones_home(ucf101, clip, monkeypatch):
+    monkeypatch.setenv("HOME", str(ucf101.parent))
+    assert len(load(f"ucf101:~/{ucf101.name}")) == len(load(f"1*ucf101:~/{ucf101.name} + 1*ucf101:{ucf101}")) / 2 == 2
+    put(clip, ucf101 / "plain" / "a" / "1.mp4")
+    assert len(load(f"~/{ucf101.name}/plain", "all")) == 1
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -526,8 +611,8 @@ def test_a_stray_file_leaves_the_groups_apart(tmp_path, clip):
     names = [f"v_Archery_g{group:02d}_c{take:02d}.avi" for group in range(1, 10) for take in (1, 2)]
     put(clip, *(tmp_path / "Archery" / name for name in (*names, "extra.mp4", "more.mp4")))
     train, test = (list_folder(tmp_path, split) for split in ("train", "test"))
-    assert {c.group for c in test.clips} - {""} == {f"g{i:02d}" for i in range(1, 8)}
-    assert {c.group for c in train.clips} - {""} == {"g08", "g09"} and len(train.clips) + len(test.clips) == 20
+    assert {c.group for c in test.clips} - {""} == {f"Archery/g{i:02d}" for i in range(1, 8)}
+    assert {c.group for c in train.clips} - {""} == {"Archery/g08", "Archery/g09"} and len(train.clips) + len(test.clips) == 20
     assert "2 files of other names" in test.notes[0]
     with pytest.raises(data.DataError, match="a random split of UCF-101 leaks"):
         list_folder(tmp_path, "test", random=True)

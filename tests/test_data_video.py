@@ -1,10 +1,12 @@
 """Video files: frame numbers are right through both backends, and whatever is wrong with a file is named."""
 
+import json
 import multiprocessing as mp
 import os
 import random
 import shutil
 from dataclasses import replace
+from fractions import Fraction
 from itertools import islice
 
 import av
@@ -19,9 +21,10 @@ from vjepa_lab.data.cache import Cache
 from vjepa_lab.data.check import check
 from vjepa_lab.data.core import ClipError
 from vjepa_lab.data.crops import random_crop, view_crop
-from vjepa_lab.data.encode import write_video
-from vjepa_lab.data.listing import list_folder, list_manifest
-from vjepa_lab.data.prepare import prepare
+from vjepa_lab.data.encode import write_video, x264_options
+from vjepa_lab.data.files import decode
+from vjepa_lab.data.listing import Clip, list_folder, list_manifest
+from vjepa_lab.data.prepare import prepare, transcode
 from vjepa_lab.data.sampling import Sampling
 from vjepa_lab.data.splits import apart
 from vjepa_lab.data.video import BACKENDS, Video, check_seek, probe, read_image
@@ -98,6 +101,61 @@ def test_open_groups_of_pictures(tmp_path, backend):
     for number in range(15, 55):  # decord's own seek lands four frames off before key frames
         with Video(path, backend) as video:
             assert numbers_shown(video.read([number])) == [number]
+
+
+def uneven(path):
+    """2 s at 5 frames a second, then 4 s at 30: 10 + 120 counted frames."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width = stream.height = 64
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "18", "preset": "veryfast", **x264_options()}
+        stream.codec_context.time_base = Fraction(1, 900)
+        for i, picture in enumerate(counter_clip(130).permute(1, 2, 3, 0).contiguous().numpy()):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = (i * 180 if i < 10 else 1800 + (i - 10) * 30), Fraction(1, 900)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_seconds_of_a_variable_rate_follow_the_timestamps(tmp_path, name):
+    path = str(uneven(tmp_path / name))
+
+    def shown(sampling, start=None, end=None, cache=None, path=path):
+        return numbers_shown(decode(Clip(path, {}, start=start, end=end), sampling, cache=cache))
+
+    store = Cache(tmp_path / "store", side=64)
+    for cache in (None, store, store, Cache(tmp_path / "store", side=64)):  # decoded, kept, found, found by another process
+        assert shown(Sampling(10, 1), 0, 2, cache) == list(range(10))
+        assert shown(Sampling(30, 1), 3, 4, cache) == list(range(40, 70))
+        assert shown(Sampling(10, 1), 1.1, cache=cache)[0] >= 5
+        assert shown(Sampling(6, fps=2), 0, 3, cache) == [1, 4, 6, 9, 17, 32]  # every half second, from 0.25 s on
+        assert shown(Sampling(4, whole=True), 2, 6, cache) == [25, 55, 85, 115]
+    with pytest.raises(ClipError, match=r"begins at 6\.5 s, the video ends at 6 s"):
+        shown(Sampling(2), 6.5)
+    transcode(path, tmp_path / "copy.mp4", side=64)
+    assert shown(Sampling(30, 1), 3, 4, path=str(tmp_path / "copy.mp4")) == list(range(40, 70))
+
+
+def test_facts_about_files_of_a_cache_that_does_not_tell_times(tmp_path):
+    path, store = str(uneven(tmp_path / "a.mp4")), Cache(tmp_path / "store", side=64)
+    store.open(path)
+    facts = next((tmp_path / "store").glob("*.json"))
+    told = json.loads(facts.read_text())
+    assert len(told.pop("times")) == 131
+    facts.write_text(json.dumps(told))
+    assert store.open(path).times[10] == pytest.approx(2)
+
+
+def test_check_tells_of_variable_rates(tmp_path, counters):
+    (tmp_path / "set" / "x").mkdir(parents=True)
+    uneven(tmp_path / "set" / "x" / "b.mp4")
+    for name in KINDS:
+        shutil.copy(counters / name, tmp_path / "set" / "x" / name)
+    report = check("folder", tmp_path / "set", splits=("all",), workers=0, progress=False)
+    assert "1 videos have a variable frame rate, the first: x/b.mp4" in str(report)
+    assert data.open(report.write(), "all").classes == {"class": ["x"]}
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, None])
@@ -442,6 +500,28 @@ def test_a_hundred_damaged_videos_are_all_accounted_for(counters):
     assert sum(outcomes.values()) == 100 and min(outcomes.values()) > 5
 
 
+@pytest.mark.parametrize("name, kind", [("a.png", np.uint16), ("a.tif", np.uint16), ("big.tif", ">u2"), ("wide.tif", np.int32)])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path, name, kind):
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    if kind == ">u2":
+        Image.frombytes("I;16B", (256, 256), ramp.astype(kind).tobytes()).save(tmp_path / name)
+    else:
+        Image.fromarray(ramp.astype(kind)).save(tmp_path / name)
+    found = read_image(tmp_path / name)
+    assert np.array_equal(found.numpy(), np.broadcast_to(np.rint(ramp / 257).astype(np.uint8), (1, 3, 256, 256)))
+
+
+@pytest.mark.parametrize("pixels, message", [
+    (np.linspace(0, 1, 256, dtype=np.float32), "floating-point pixels from 0 to 1, .*expected 8 or 16 bits"),
+    (np.linspace(0, 70000, 256).astype(np.int32), "32-bit pixels from 0 to 70000"),
+    (np.linspace(-5, 100, 256).astype(np.int32), "32-bit pixels from -5 to 100"),
+])  # fmt: skip
+def test_pixels_of_an_unknown_range_are_refused(tmp_path, pixels, message):
+    Image.fromarray(pixels.reshape(16, 16)).save(tmp_path / "a.tif")
+    with pytest.raises(ClipError, match=message):
+        read_image(tmp_path / "a.tif")
+
+
 def test_manifest_lines(tmp_path):
     lines = ["a.mp4 0", '"with blanks.mp4" 2', "more blanks here.mp4 1", "colons.mp4::1", "/abs/x.avi 0", "", "'single quoted.mp4' 2"]
     (tmp_path / "list.csv").write_text("\r\n".join(lines))
@@ -456,7 +536,7 @@ def test_manifest_lines(tmp_path):
 
 def test_folders_without_splits_say_how_they_were_dealt(clips):
     train, test = (list_folder(clips / "ucf101_6cls_128p", split) for split in ("train", "test"))
-    assert {clip.group for clip in test.clips} <= {f"g{i:02d}" for i in range(1, 8)} and "groups 1-7" in train.notes[0]
+    assert {clip.group.partition("/")[2] for clip in test.clips} <= {f"g{i:02d}" for i in range(1, 8)} and "groups 1-7" in train.notes[0]
     assert not {clip.path for clip in train.clips} & {clip.path for clip in test.clips} and len(train.clips) + len(test.clips) == 182
     train, test = (list_folder(clips / "tennis7_160p", split) for split in ("train", "test"))
     assert list(test.count().values()) == [2] * 7 and list(train.count().values()) == [4] * 7 and "both sides" in test.notes[0]
@@ -498,6 +578,27 @@ def test_spans_and_crops_of_one_film_are_apart_where_they_do_not_meet(tmp_path):
     apart(taught, cut("c.csv", "0,5", box=(0.5, 0, 1, 1)))  # the other half of the picture
     with pytest.raises(data.DataError, match=r"share 1 of 2 test clips \(.*film.mp4"):
         apart(taught, cut("d.csv", "4,9", "6,9", box=(0.4, 0, 1, 1)))
+
+
+def test_links_to_one_file_are_one_clip(tmp_path, counters):
+    (tmp_path / "files").mkdir()
+    for name in "abc":
+        shutil.copy(counters / "h264.mp4", tmp_path / "files" / f"{name}.mp4")
+    for split, name in (("train", "a"), ("train", "b"), ("test", "c")):
+        (tmp_path / "apart" / split / "x").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "apart" / split / "x" / f"{name}.mp4").symlink_to(tmp_path / "files" / f"{name}.mp4")
+    apart(*(data.open(tmp_path / "apart", split) for split in ("train", "test")))
+    (tmp_path / "apart" / "test" / "x" / "again.mp4").symlink_to(tmp_path / "apart" / "train" / "x" / "a.mp4")
+    with pytest.raises(data.DataError, match=r"share 1 of 2 test clips \(.*again.mp4"):
+        apart(*(data.open(tmp_path / "apart", split) for split in ("train", "test")))
+    (tmp_path / "whole" / "train").mkdir(parents=True)
+    (tmp_path / "whole" / "test").mkdir()
+    (tmp_path / "whole" / "train" / "x").symlink_to(tmp_path / "files")
+    (tmp_path / "whole" / "test" / "x").symlink_to(tmp_path / "files")
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"path,label\nwhole/{split}/x/a.mp4,x\n")
+    with pytest.raises(data.DataError, match="are the same 1 clips"):
+        apart(data.open(tmp_path / "train.csv"), data.open(tmp_path / "test.csv", "test"))
 
 
 def test_bad_folders(tmp_path, tree):

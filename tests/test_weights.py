@@ -672,6 +672,14 @@ def test_names_and_files_must_agree(tmp_path):
         vl.encoder("vjepa2", save(tmp_path, {"encoder": upstream_encoder(family="vjepa2")}), which="teacher", heads=HEADS)
 
 
+def test_a_tilde_after_the_name_is_ones_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    released(tmp_path / "w.pt", "vjepa2.1")
+    for given in (("vjepa2.1:~/w.pt",), ("vjepa2.1", "~/w.pt"), ("~/w.pt",)):
+        assert weights.open(*given, heads=HEADS).about["path"] == str(tmp_path / "w.pt")
+    assert weights.are_weights("~/w.pt") and not weights.are_weights("~/nowhere.pt")
+
+
 class Run:
     def __reduce__(self):
         return os.mkdir, (str(Run.path),)

@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
 from .core import ClipError, DataError
-from .video import Video, is_image, require_file
+from .video import Video, is_image, probe, require_file
 
 VERSION = 1
 WHOLE = 4 * 2**30
@@ -100,6 +100,7 @@ class Cache:
         try:
             meta = json.loads(facts.read_text())
             array, fps, crc32 = np.load(frames, mmap_mode="r"), meta["fps"], meta["crc32"]
+            times = meta["times"] if "times" in meta else probe(str(path)).times
         except (OSError, ValueError, EOFError, KeyError):
             return None
         if key not in self._checked:
@@ -107,7 +108,7 @@ class Cache:
                 self._forget(key)
                 return None
             self._checked.add(key)
-        return Kept(array, fps)
+        return Kept(array, fps, None if times is None else np.asarray(times))
 
     def _forget(self, key: str) -> None:
         (self.folder / f"{key}.json").unlink(missing_ok=True)
@@ -120,7 +121,8 @@ class Cache:
             with part.open("wb") as file:
                 np.save(file, frames)
             part.replace(self.folder / f"{key}.npy")
-            part.write_text(json.dumps({"path": video.path, "fps": video.fps, "crc32": zlib.crc32(frames)}))
+            times = None if video.times is None else video.times.tolist()
+            part.write_text(json.dumps({"path": video.path, "fps": video.fps, "times": times, "crc32": zlib.crc32(frames)}))
             part.replace(self.folder / f"{key}.json")
         finally:
             part.unlink(missing_ok=True)
@@ -141,10 +143,10 @@ class Cache:
 
 
 class Kept:
-    """A decoded video: `frames`, `fps`, `read(indices)`, as `Video` has them."""
+    """A decoded video: `frames`, `fps`, `times`, `read(indices)`, as `Video` has them."""
 
-    def __init__(self, array: np.ndarray, fps: float):
-        self.array, self.fps, self.frames = array, fps, len(array)
+    def __init__(self, array: np.ndarray, fps: float, times: np.ndarray | None = None):
+        self.array, self.fps, self.times, self.frames = array, fps, times, len(array)
 
     def read(self, indices) -> Tensor:
         return torch.from_numpy(self.array[np.asarray(indices)])

@@ -164,13 +164,14 @@ def _video_facts(path: str) -> dict:
         return {
             "frames": video.frames,
             "fps": round(video.fps, 3),
-            "seconds": round(video.frames / video.fps, 3) if video.fps else None,
+            "seconds": round(float(video.times[-1]) if video.times is not None else video.frames / video.fps, 3) if video.fps else None,
             "width": stream.width,
             "height": stream.height,
             "container": stream.container.split(",")[0],
             "codec": stream.codec,
             "seekable": stream.seekable,
             "dark_end": last < 10 < middle - 20,
+            "variable_rate": video.times is not None,
         }
 
 
@@ -297,6 +298,12 @@ def _judge_files(report: Report) -> None:
         )
     if "codec" in table:
         report.facts.append("streams: " + ", ".join(f"{c} ({n})" for c, n in table["codec"].value_counts().items()))
+    varying = table[table["variable_rate"].eq(True)] if "variable_rate" in table else table[:0]
+    if len(varying):
+        report.facts.append(
+            f"{len(varying)} videos have a variable frame rate, the first: {varying['path'].iloc[0]}: start, end and fps= follow their "
+            "timestamps, stride= counts frames"
+        )
     dark = table["dark_end"].eq(True).sum() if "dark_end" in table else 0
     if dark:
         report.facts.append(f"{dark} videos end in a black frame: sampling that always takes the last frame would learn from that")

@@ -105,7 +105,7 @@ class Files(Source):
     @property
     def recordings(self) -> list[str] | None:
         clips = self.listing.clips
-        return [f"{clip.labels.get('class')}/{clip.group}" for clip in clips] if all(clip.group for clip in clips) else None
+        return [clip.group for clip in clips] if all(clip.group for clip in clips) else None
 
     def where(self, index: int) -> str:
         return self.listing.clips[index // self.copies].path
@@ -151,19 +151,44 @@ def decode(
         frames = frames.expand(sampling.frames if images == "repeat" else 1, -1, -1, -1)
     else:
         with cache.open(clip.path, backend) if cache else Video(clip.path, backend) as video:
-            first, total = _span(clip, video)
-            frames = video.read(first + sampling.numbers(total, video.fps, segment, rng))
+            frames = video.read(_numbers(clip, video, sampling, segment, rng))
     return frames if clip.box is None else _cut(frames, clip.box)
+
+
+TICKS = 1000
+"""Points of time in a second that frames of a variable rate are drawn by."""
+
+
+def _numbers(clip: Clip, video: Video | Kept, sampling: Sampling, segment: int, rng: np.random.Generator | None) -> np.ndarray:
+    """The numbers `[f]` of the frames that `sampling` takes of a clip, where `fps` asks for it in time also at a variable rate."""
+    first, total = _span(clip, video)
+    if video.times is None or sampling.fps is None or sampling.whole:
+        return first + sampling.numbers(total, video.fps, segment, rng)
+    times = video.times[first : first + total + 1]
+    ticks = max(round((times[-1] - times[0]) * TICKS), 1)
+    seconds = times[0] + sampling.numbers(ticks, TICKS, segment, rng) / TICKS
+    return first + np.searchsorted((times[:-2] + times[1:-1]) / 2, seconds)  # the nearest frame
 
 
 def _span(clip: Clip, video: Video | Kept) -> tuple[int, int]:
     """First frame and number of frames of the part that `clip` names."""
     if clip.start is None or video.fps <= 0:
         return 0, video.frames
+    if video.times is not None:
+        return _timed_span(clip, video.times)
     first = max(int(clip.start * video.fps + 1e-6), 0)  # 1.16 s at 25 a second is frame 29, in floats 28.999...
     if first >= video.frames:
         raise ClipError(clip.path, f"the clip begins at {clip.start:g} s, the video ends at {video.frames / video.fps:g} s")
     last = video.frames if clip.end is None else min(round(clip.end * video.fps), video.frames)
+    return first, max(last - first, 1)
+
+
+def _timed_span(clip: Clip, times: np.ndarray) -> tuple[int, int]:
+    """As `_span`, by the seconds at which the frames begin."""
+    if clip.start >= times[-1]:
+        raise ClipError(clip.path, f"the clip begins at {clip.start:g} s, the video ends at {times[-1]:g} s")
+    first = max(int(np.searchsorted(times, clip.start + 1e-6, "right")) - 1, 0)
+    last = len(times) - 1 if clip.end is None else int(np.searchsorted(times[:-1], clip.end - 1e-6))
     return first, max(last - first, 1)
 
 

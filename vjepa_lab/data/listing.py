@@ -17,13 +17,13 @@ from pathlib import Path
 from .core import DataError
 from .video import is_media
 
-TESTS, VALIDATIONS = ("test", "testing"), ("val", "valid", "validation")
+TESTS, VALIDATIONS = ("test", "testing"), ("val", "valid", "validation", "validate")
 SPLITS = {"train": ("train", "training"), "val": (*VALIDATIONS, *TESTS), "test": (*TESTS, *VALIDATIONS)}
 """Split -> the folder names it goes by, in order of preference: a set with one held-out part gives it as val and as test."""
 
 NOT_LABELS = {
     *("path", "split", "label_id", "group", "start", "end", "fault"),
-    *("frames", "fps", "seconds", "width", "height", "bytes", "hash", "container", "codec", "seekable", "dark_end"),
+    *("frames", "fps", "seconds", "width", "height", "bytes", "hash", "container", "codec", "seekable", "dark_end", "variable_rate"),
 }
 """Columns of a table manifest that are no labels."""
 UNLABELLED = "no labels: clips to pretrain on; a probe needs one folder for each class, or a label column in the manifest"
@@ -31,7 +31,10 @@ UNLABELLED = "no labels: clips to pretrain on; a probe needs one folder for each
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A file and its labels by name; `start` and `end` (seconds) and `box` (x1 y1 x2 y2, shares of the picture) narrow it down."""
+    """A file and its labels by name; `start` and `end` (seconds) and `box` (x1 y1 x2 y2, shares of the picture) narrow it down.
+
+    `group`: the recording that it was cut from, '' where that is not known; clips of other classes with that group are of it too.
+    """
 
     path: str
     labels: dict
@@ -164,9 +167,9 @@ def list_folder(root, split: str = "train", held_out: float = 0.25, random: bool
 
 
 def group_of(stem: str) -> str:
-    """The recording that a UCF-101 clip was cut from, or ''."""
+    """The recording that a clip with a name as UCF-101's was cut from, "Archery/g01" of v_Archery_g01_c02, or ''; every class has a g01."""
     found = re.fullmatch(r"v_(.+)_g(\d+)_c(\d+)", stem)
-    return f"g{found[2]}" if found else ""
+    return f"{found[1]}/g{found[2]}" if found else ""
 
 
 def _dealt(files, split: str, held_out: float, random: bool, leak: bool):
@@ -181,7 +184,7 @@ def _dealt(files, split: str, held_out: float, random: bool, leak: bool):
             "Leave random out for the official rule (groups 1-7 are the test set), or pass leak=True to see the leak."
         )
     ruled = set() if random else grouped
-    tested = {path for path in ruled if int(group_of(path.stem)[1:]) <= 7}
+    tested = {path for path in ruled if int(group_of(path.stem).rpartition("/g")[2]) <= 7}
     loose = [file for file in files if file[1] not in ruled]
     for label in {label for label, _ in loose}:
         own = sorted((path for i, path in loose if i == label), key=lambda path: zlib.crc32(path.stem.encode()))
@@ -304,7 +307,7 @@ def _table(path: Path, header: list[str], rows, split: str) -> Listing:
         Clip(
             _resolve(path, record["path"]),
             {called[name]: encoded[name][1][i] for name in labels},
-            record.get("group", ""),
+            _group(record),
             *_seconds(path, record),
         )
         for i, record in enumerate(records)
@@ -313,6 +316,12 @@ def _table(path: Path, header: list[str], rows, split: str) -> Listing:
     title = path.resolve().parent.name if path.stem == "manifest" else path.stem
     notes = (() if labels else (UNLABELLED,)) + (no_validation(title, split) if wanted in TESTS else ())
     return Listing(title, split, clips, {called[name]: encoded[name][0] for name in labels}, notes)
+
+
+def _group(record: dict[str, str]) -> str:
+    """The recording that a row names. A bare gNN that is its file's is UCF-101's, where every class has one."""
+    group, own = record.get("group", ""), group_of(Path(record["path"]).stem)
+    return own if group and own.endswith(f"/{group}") else group
 
 
 def numbered_records(path: Path, header: list[str], rows) -> list[tuple[int, dict[str, str]]]:

@@ -142,7 +142,10 @@ def _place(source: Path, target: Path, side: int, key_every: int, quality: int) 
 
 
 def transcode(source, target, side: int = 256, key_every: int = 30, quality: int = 20) -> None:
-    """Re-encode a video frame by frame, none dropped or repeated; raises ClipError if it cannot be decoded, OSError if the disk is full."""
+    """Re-encode a video frame by frame, none dropped or repeated, at its own times where its rate varies.
+
+    Raises ClipError if it cannot be decoded, OSError if the disk is full.
+    """
     import av
     import numpy as np
 
@@ -154,6 +157,8 @@ def transcode(source, target, side: int = 256, key_every: int = 30, quality: int
             rate = Fraction(stream.fps or 25).limit_denominator(1001)
             out = writer.add_stream("libx264", rate=rate)
             out.pix_fmt = "yuv420p"
+            if stream.times is not None:
+                out.codec_context.time_base = CLOCK
             out.options = {"crf": str(quality), "g": str(key_every), "preset": "fast", **x264_options()}
             turns = None
             for count, frame in enumerate(_frames(source)):
@@ -163,7 +168,7 @@ def transcode(source, target, side: int = 256, key_every: int = 30, quality: int
                 picture = frame.reformat(width, height, format="rgb24")
                 if turns:
                     picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.rot90(picture.to_ndarray(), turns)), format="rgb24")
-                picture.pts, picture.time_base = count, 1 / rate
+                picture.pts, picture.time_base = (count, 1 / rate) if stream.times is None else (_clock(stream.times, count), CLOCK)
                 writer.mux(out.encode(picture))
             if turns is None:
                 raise ValueError("no frame can be decoded")
@@ -175,6 +180,16 @@ def transcode(source, target, side: int = 256, key_every: int = 30, quality: int
             why = f"cannot be written ({os.strerror(error.errno)}); make room, then the same call goes on"
             raise OSError(error.errno, why, str(target)) from error
         raise ClipError(source, error) from error
+
+
+CLOCK = Fraction(1, 90_000)
+"""The unit of frames' times in copies of a variable rate, MPEG's."""
+
+
+def _clock(times, count: int) -> int:
+    """When frame `count` is shown; frames beyond the known ones follow by a millisecond."""
+    known = min(count, len(times) - 1)
+    return round(float(times[known]) / CLOCK) + 90 * (count - known)
 
 
 def _frames(source):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -117,8 +118,11 @@ def _files(spec: str, split: str, options: dict) -> Source:
 
 
 def lister_of(spec: str):
-    """The function that lists what `spec` names, and the path to give it."""
+    """The function that lists what `spec` names, and the path to give it; a leading ~ is one's home, also after the colon, where shells
+    leave it."""
+    spec = os.path.expanduser(spec)
     name, _, root = spec.partition(":")
+    root = os.path.expanduser(root)
     if Path(spec).is_dir():
         return list_folder, spec
     if Path(spec).is_file():

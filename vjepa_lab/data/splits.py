@@ -66,21 +66,36 @@ FRAME_S = 1 / 24
 def apart(train: Source, test: Source) -> None:
     """Raise DataError if two splits share clips of files, which overlap in time (and in place, where both have boxes).
 
-    Edits, corruptions and mixtures count as the files that they are made of; clips of no file, such as a synthetic world's, are never
-    shared. One and the same source given as both is taken as it is: its caller knows."""
+    Links count as the files that they lead to; edits, corruptions and mixtures as the files that they are made of; clips of no file, such
+    as a synthetic world's, are never shared. One and the same source given as both is taken as it is: its caller knows."""
     if train is test:
         return
     taught: dict[str, list[Clip]] = {}
-    for clip in train.file_clips:
-        taught.setdefault(os.path.abspath(clip.path), []).append(clip)
-    asked = test.file_clips
-    shared = [clip for clip in asked if any(_overlap(clip, other) for other in taught.get(os.path.abspath(clip.path), ()))]
+    learnt, asked = train.file_clips, test.file_clips
+    files = _files(clip.path for clip in (*learnt, *asked))
+    for clip in learnt:
+        taught.setdefault(files[clip.path], []).append(clip)
+    shared = [clip for clip in asked if any(_overlap(clip, other) for other in taught.get(files[clip.path], ()))]
     if shared:
         what = f"are the same {len(asked)} clips" if len(shared) == len(asked) else f"share {len(shared)} of {len(asked)} test clips"
         raise DataError(
             f"{test.name}: the splits {train.split} and {test.split} {what} ({shared[0].path}, ...), so what was taught would be asked; "
             "add a `split` column to the list, or give a list for each: data=(TRAIN, TEST)"
         )
+
+
+def _files(paths: Iterable[str]) -> dict[str, str]:
+    """Path -> the file that it leads to. A folder is resolved once, a file only if it is a link: sets have many files in few folders."""
+    folders: dict[str, str] = {}
+    files: dict[str, str] = {}
+    for path in paths:
+        if path not in files:
+            folder, name = os.path.split(path)
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            file = os.path.join(folders[folder], name)
+            files[path] = os.path.realpath(file) if os.path.islink(file) else file
+    return files
 
 
 def _overlap(a: Clip, b: Clip) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,7 +37,8 @@ _SEEKABLE_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 class Stream:
     """What a file's header and packets say about its first video stream.
 
-    `frames`: how many are shown, 0 if unknown; `plain`: none is hidden, and none shown before the key frame that it is stored after.
+    `frames`: how many are shown, 0 if unknown; `plain`: none is hidden, and none shown before the key frame that it is stored after;
+    `times`: of a variable rate, the seconds [frames + 1] at which each frame begins, and the last one ends, from the first one on.
     """
 
     container: str
@@ -47,6 +48,7 @@ class Stream:
     fps: float
     frames: int = 0
     plain: bool = True
+    times: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def seekable(self) -> bool:
@@ -78,27 +80,43 @@ def _probed(path: str, mtime: int, size: int) -> Stream:
             if context is None:
                 raise ClipError(path, "its video stream is of no known codec")
             rate = float(stream.average_rate or stream.guessed_rate or 0)
-            return Stream(container.format.name, context.name, context.width, context.height, rate, *_order(container))
+            return Stream(container.format.name, context.name, context.width, context.height, rate, *_order(container, rate))
     except ClipError:
         raise
     except Exception as error:  # damaged files make FFmpeg and PyAV raise almost anything
         raise ClipError(path, _reason(error)) from error
 
 
-def _order(container) -> tuple[int, bool]:
-    """`frames` and `plain` of a Stream."""
-    frames, key, plain = 0, None, True
+def _order(container, rate: float) -> tuple[int, bool, np.ndarray | None]:
+    """`frames`, `plain` and `times` of a Stream."""
+    frames, key, plain, times = 0, None, True, []
     try:
         for packet in container.demux(video=0):
-            frames += packet.size > 0 and not packet.is_discard
+            if packet.size > 0 and not packet.is_discard:
+                frames += 1
+                if packet.pts is not None:
+                    times.append((packet.pts, packet.duration or 0))
             plain = plain and not packet.is_discard
             if packet.is_keyframe:
                 key = packet.pts
             elif packet.pts is not None and key is not None and packet.pts < key:
                 plain = False
     except Exception:  # a damaged file: its readers will say how
-        return 0, plain
-    return frames, plain
+        return 0, plain, None
+    unit = float(container.streams.video[0].time_base or 0)
+    return frames, plain, _uneven(np.array(sorted(times)) * unit, rate) if frames == len(times) > 1 else None
+
+
+LATE = 1.5
+"""Frames that a frame may lie off its place by the average rate: containers round times, and the first or last frame may be held."""
+
+
+def _uneven(shown: np.ndarray, rate: float) -> np.ndarray | None:
+    """`times` of a Stream from the packets' times and durations [f 2] in seconds; None where the average rate tells them."""
+    begins, held = shown[:, 0] - shown[0, 0], shown[-1, 1] or np.median(np.diff(shown[:, 0]))
+    if rate <= 0 or np.abs(begins * rate - np.arange(len(begins))).max() <= LATE:
+        return None
+    return np.append(begins, begins[-1] + held)
 
 
 def require_file(path) -> os.stat_result:
@@ -175,6 +193,11 @@ class Video:
             raise ClipError(self.path, "no frame can be decoded")
         back = np.minimum(back, len(frames) - 1)  # a stream that ends early holds its last frame
         return torch.from_numpy(frames)[torch.from_numpy(back)].permute(0, 3, 1, 2)
+
+    @property
+    def times(self) -> np.ndarray | None:
+        """As a Stream's."""
+        return None if self.stream.times is None else self.stream.times[: self.frames + 1]
 
     def __enter__(self) -> Video:
         return self
@@ -316,11 +339,30 @@ def read_image(path) -> Tensor:
         with Image.open(path) as image:
             if image.format in _ANIMATED and image.n_frames > 1:
                 raise ClipError(path, f"an animation of {image.n_frames} frames, not a still image; convert it to a video (.mp4)")
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+            return torch.from_numpy(_rgb(path, image)).permute(2, 0, 1)[None]
     except ClipError:
         raise
     except Exception as error:
         raise ClipError(path, _reason(error)) from error
+
+
+_DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
+"""Pillow's modes of one channel that `convert` would clip at 255 instead of scaling."""
+
+
+def _rgb(path, image) -> np.ndarray:
+    """Pixels `[y x 3]` uint8; 16 bits become 8 by the share of their range, 65,535 / 257 = 255."""
+    if image.mode not in _DEEP:
+        return np.array(image.convert("RGB"))
+    pixels = np.asarray(image)
+    low, high = pixels.min(), pixels.max()
+    if image.mode == "F" or low < 0 or high > 65535:
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise ClipError(
+            path, f"{kind} pixels from {low:g} to {high:g}, whose black and white are not known; expected 8 or 16 bits: scale and save anew"
+        )
+    grey = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, -1)
 
 
 def is_image(path) -> bool:

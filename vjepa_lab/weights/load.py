@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -251,15 +252,21 @@ def parse(spec: str | Path, path: str | Path | None = None) -> tuple[Release | N
         release = RELEASES[name]
         if colon and path is not None:
             raise WeightsError(f"{spec!r} names a path, and path={str(path)!r} another one")
-        place = rest if colon else path or release.url
+        place = at_home(rest if colon else path or release.url)
         if not place:
             raise WeightsError(f"{name!r} is a family of models; give one of its files: {name}:PATH")
         return release, place
     if path is not None:
         raise WeightsError(f"no released model is called {str(spec)!r}: {suggest(str(spec), RELEASES)}")
-    if not is_url(spec) and not Path(spec).exists():
+    place = at_home(spec)
+    if not is_url(place) and not Path(place).exists():
         raise WeightsError(f"{str(spec)!r} is neither a path that exists nor a released model; {suggest(name, RELEASES)}")
-    return None, spec
+    return None, place
+
+
+def at_home(place: str | Path) -> str | Path:
+    """A path with a leading ~ as one in the home folder, which shells leave after NAME:; anything else as it is."""
+    return os.path.expanduser(place) if str(place).startswith("~") else place
 
 
 def are_weights(place: object) -> bool:
@@ -267,16 +274,19 @@ def are_weights(place: object) -> bool:
 
     A folder whose config.json is damaged is a run's where it has a recipe.txt; whoever reads it then raises an error that names the file.
     """
-    if str(place).partition(":")[0] in RELEASES or is_url(place) or Path(place).is_file():
+    if str(place).partition(":")[0] in RELEASES or is_url(place):
         return True
-    config = Path(place) / "config.json"
+    place = Path(at_home(place))
+    if place.is_file():
+        return True
+    config = place / "config.json"
     if not config.is_file():
         return False
     try:
         found = json.loads(config.read_text())
     except ValueError:
         found = None
-    return "model_type" in found if isinstance(found, dict) else not (Path(place) / "recipe.txt").is_file()
+    return "model_type" in found if isinstance(found, dict) else not (place / "recipe.txt").is_file()
 
 
 def recognised(release: Release | None, state: State, checkpoint: Checkpoint) -> Release:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from ..core import DataError
 from ..listing import Clip, Listing
+from ..video import VIDEO_SUFFIXES
 
 
 def need(name: str, root, *options: str, layout: str) -> Path:
@@ -49,35 +52,60 @@ def numbered(file: Path, numbers: dict[str, int], first: int = 0) -> list[str]:
     return names
 
 
-def choose(name: str, split: str, splits: dict[str, str]) -> str:
+def choose(name: str, split: str, splits: dict):
     """What a set calls the split."""
     if split not in splits:
         raise DataError(f"{name} has no split {split!r}; one of {', '.join(splits)}")
     return splits[split]
 
 
+def of_split(name: str, number: int) -> str:
+    """What the listing of official split `number` is called: results of the splits are measurements of their own."""
+    return name if number == 1 else f"{name}-{number}"
+
+
+class _Folder:
+    """The files of a folder, listed once."""
+
+    def __init__(self, path: Path):
+        self.names = frozenset(os.listdir(path) if path.is_dir() else ())
+
+    @cached_property
+    def videos(self) -> dict[str, str]:
+        """Name without suffix -> name, of the videos."""
+        parts = ((*os.path.splitext(name), name) for name in sorted(self.names, reverse=True))
+        return {stem: name for stem, suffix, name in parts if suffix.lower() in VIDEO_SUFFIXES}
+
+    def find(self, name: str) -> str | None:
+        """The file of that name, or a video whose name differs by the suffix alone."""
+        if name in self.names:
+            return name
+        stem, suffix = os.path.splitext(name)
+        return self.videos.get(stem) if suffix.lower() in VIDEO_SUFFIXES else None
+
+
 def present(listing: Listing, layout: str) -> Listing:
     """The listing without the files that this copy lacks, which a note counts; raises DataError if it lacks them all.
 
-    Folders are listed once instead of asking for every file.
+    A video may have another suffix than the list says: copies are re-encoded. Folders are listed once instead of asking for every file.
     """
-    folders: dict[Path, set[str]] = {}
+    folders: dict[str, _Folder] = {}
     here: list[Clip] = []
+    gone: list[str] = []
     for clip in listing.clips:
-        path = Path(clip.path)
-        if path.parent not in folders:
-            folders[path.parent] = {file.name for file in path.parent.iterdir()} if path.parent.is_dir() else set()
-        if path.name in folders[path.parent]:
-            here.append(clip)
-    gone = len(listing.clips) - len(here)
+        folder, name = os.path.split(clip.path)
+        if folder not in folders:
+            folders[folder] = _Folder(Path(folder))
+        found = folders[folder].find(name)
+        if found is None:
+            gone.append(clip.path)
+        else:
+            here.append(clip if found == name else replace(clip, path=os.path.join(folder, found)))
     if not here:
-        first = listing.clips[0].path
         raise DataError(
-            f"{listing.name} [{listing.split}]: none of the {gone} listed files is here, the first: {first}; expected\n{layout}"
+            f"{listing.name} [{listing.split}]: none of the {len(gone)} listed files is here, the first: {gone[0]}; expected\n{layout}"
         )
     if not gone:
-        return listing
-    names = {clip.path for clip in here}
-    first = next(clip.path for clip in listing.clips if clip.path not in names)
-    note = f"{gone} of {len(listing.clips)} listed files are missing from this copy, the first: {Path(first).name}"
-    return replace(listing, clips=here, notes=(*listing.notes, note), missing=gone)
+        return replace(listing, clips=here)
+    note = f"{len(gone)} of {len(listing.clips)} listed files are missing from this copy, the first: {Path(gone[0]).name}"
+    return replace(listing, clips=here, notes=(*listing.notes, note), missing=len(gone))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..core import DataError
 from ..listing import Clip, Listing, no_validation
-from .common import choose, need, present, read_lines
+from .common import choose, need, of_split, present, read_lines
 
 LAYOUT = """  hmdb51_org/<class>/<clip>.avi (the class archives, unpacked)
   testTrainMulti_7030_splits/<class>_test_split{1,2,3}.txt"""
@@ -13,7 +13,10 @@ CLASSES = 51
 
 
 def listing(root, split: str = "train", number: int = 1) -> Listing:
-    """Official split `number` (1-3): lines of `clip.avi 1` (train), 2 (test) or 0 (unused). "val" is the test part."""
+    """Official split `number` (1-3): lines of `clip.avi 1` (train), 2 (test) or 0 (unused); 2 and 3 are named hmdb51-2 and hmdb51-3.
+
+    "val" is the test part.
+    """
     if number not in (1, 2, 3):
         raise DataError(f"HMDB-51 has the splits 1, 2 and 3; got number={number}")
     flag = choose("HMDB-51", split, {"train": "1", "val": "2", "test": "2"})
@@ -27,4 +30,4 @@ def listing(root, split: str = "train", number: int = 1) -> Listing:
     for label, path in enumerate(files):
         rows = [line.rsplit(maxsplit=1) for line in read_lines(path)]
         clips += [Clip(str(videos / names[label] / row[0]), {"class": label}) for row in rows if row[-1] == flag]
-    return present(Listing("hmdb51", split, clips, {"class": names}, no_validation("HMDB-51", split)), LAYOUT)
+    return present(Listing(of_split("hmdb51", number), split, clips, {"class": names}, no_validation("HMDB-51", split)), LAYOUT)

@@ -16,16 +16,19 @@ CLASSES = (400, 600, 700)
 
 PARTS = ("train", "val", "validate")
 """Stems of the lists with labels."""
+FOLDERS = {"train": ("train",), "val": ("val", "validate"), "test": ("test", "val", "validate")}
+"""Split -> the folders that may hold it, in order of preference; one with a list comes before those without."""
 
 
 def listing(root, split: str = "train") -> Listing:
-    """The csv lists where they are there, else the class folders. Class folders may write blanks as underscores."""
-    part = choose("Kinetics", split, {"train": "train", "val": "val", "test": "test"})
-    videos = need("Kinetics", root, part, {"val": "validate"}.get(part, part), layout=LAYOUT)
-    table = next(
-        (file for file in (videos.parent / f"{videos.name}.csv", videos.parent / "annotations" / f"{videos.name}.csv") if file.is_file()),
-        None,
-    )
+    """The csv lists where they are there, else the class folders, which may write blanks as underscores.
+
+    "test" is the validation part where a copy has no test part: papers report the validation part.
+    """
+    names = choose("Kinetics", split, FOLDERS)
+    videos = next((folder for name in names if (folder := Path(root) / name).is_dir() and _table(folder)), None)
+    videos = videos or need("Kinetics", root, *names, layout=LAYOUT)
+    table = _table(videos)
     if table is None:
         return list_folder(root, split)
     rows = _rows(table)
@@ -40,6 +43,12 @@ def listing(root, split: str = "train") -> Listing:
         clips.append(Clip(str(videos / own / name), {"class": place[row["label"]]}, row["youtube_id"]))
     notes = () if len(names) in CLASSES else (f"{len(names)} classes; Kinetics has 400, 600 or 700",)
     return present(Listing("kinetics", split, clips, {"class": names}, notes), LAYOUT)
+
+
+def _table(videos: Path) -> Path | None:
+    """The list of a folder of videos, beside it or in annotations/."""
+    places = (videos.parent / f"{videos.name}.csv", videos.parent / "annotations" / f"{videos.name}.csv")
+    return next((file for file in places if file.is_file()), None)
 
 
 def _rows(table: Path) -> list[dict[str, str]]:

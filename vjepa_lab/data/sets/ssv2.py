@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from ..core import DataError
 from ..listing import Clip, Listing
@@ -30,8 +31,7 @@ def listing(root, split: str = "train") -> Listing:
     place = {name: int(number) for name, number in read_json(annotation("labels")).items()}
     names = numbered(annotation("labels"), place)
     if part == "test":
-        answers = [line.split(";", 1) for line in read_lines(need("SSv2", labels, "test-answers.csv", layout=LAYOUT))]
-        rows = [(number, text) for number, text in answers]
+        rows = [tuple(line.split(";", 1)) for line in read_lines(_answers(labels))]
     else:
         rows = [(str(row["id"]), re.sub(r"[\[\]]", "", row["template"])) for row in read_json(annotation(part))]
     unknown = sorted({text for _, text in rows} - set(place))
@@ -39,3 +39,11 @@ def listing(root, split: str = "train") -> Listing:
         raise DataError(f"SSv2: {len(unknown)} templates are not in labels.json, the first {unknown[0]!r}")
     clips = [Clip(str(videos / f"{number}.webm"), {"class": place[text]}) for number, text in rows]
     return present(Listing("ssv2", split, clips, {"class": names}), LAYOUT)
+
+
+def _answers(labels: Path) -> Path:
+    """The labels of the test part, which is published without."""
+    try:
+        return need("SSv2", labels, "test-answers.csv", layout=LAYOUT)
+    except DataError as error:
+        raise DataError(f'{error}\nPapers report the validation split: ask for it by splits=("train", "val")') from error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..core import DataError
 from ..listing import Clip, Listing, group_of, no_validation
-from .common import choose, need, numbered, present, read_lines
+from .common import choose, need, numbered, of_split, present, read_lines
 
 LAYOUT = """  UCF-101/<Class>/v_<Class>_gNN_cNN.avi
   ucfTrainTestlist/{classInd,trainlist01,testlist01,...}.txt"""
@@ -15,7 +15,7 @@ CLASSES = 101
 
 
 def listing(root, split: str = "train", number: int = 1) -> Listing:
-    """Official split `number` (1-3). There is no validation part: "val" is the test part.
+    """Official split `number` (1-3); 2 and 3 are named ucf101-2 and ucf101-3. There is no validation part: "val" is the test part.
 
     The class is the folder (HandstandPushups holds files named v_HandStandPushups_*), classInd.txt counts from 1, and the test lists have
     no labels. Clips of one group are cut from one recording: a copy whose lists put a class's group on both sides is refused.
@@ -33,7 +33,7 @@ def listing(root, split: str = "train", number: int = 1) -> Listing:
     if unknown:
         raise DataError(f"{lists}: classes {', '.join(sorted(unknown)[:5])} are not in classInd.txt")
     clips = [Clip(str(videos / row), {"class": place[row.split("/")[0]]}, group_of(Path(row).stem)) for row in rows[part]]
-    return present(Listing("ucf101", split, clips, {"class": names}, no_validation("UCF-101", split)), LAYOUT)
+    return present(Listing(of_split("ucf101", number), split, clips, {"class": names}, no_validation("UCF-101", split)), LAYOUT)
 
 
 def _names(file: Path) -> list[str]:
@@ -47,7 +47,7 @@ def _names(file: Path) -> list[str]:
 
 def _no_leak(rows: dict[str, list[str]]) -> None:
     """Refuse lists in which a group of a class lies on both sides: 1-NN on mean frames then scores 95 % instead of 65 %."""
-    groups = {side: {(row.split("/")[0], group_of(Path(row).stem)) for row in files} for side, files in rows.items()}
+    groups = {side: {group_of(Path(row).stem) or row.split("/")[0] for row in files} for side, files in rows.items()}
     shared = sorted(groups["train"] & groups["test"])
     if shared:
         raise DataError(f"UCF-101: {len(shared)} groups lie in both lists, the first {shared[0]}; these are not the official splits")
