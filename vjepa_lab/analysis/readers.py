@@ -2,7 +2,8 @@
 
 A study of shifts asks one probe about the same clips again and again, so its answers are kept clip by clip: a table of answers has the
 common columns of `results` and a column `each` with an array [n], one number per test clip whose mean is the row's value (0 or 1 for a
-classification). Two rows about the same clips can then be compared clip by clip.
+classification). Two rows about the same clips can then be compared clip by clip. A column `origin`, if there is one, says by number which
+recording each clip was cut from [n] (`Features.origin`): clips of one are alike, and no interval is narrower than the one over them.
 Axes: n clips, d channels, k classes.
 """
 
@@ -18,10 +19,11 @@ import pandas as pd
 from torch import Tensor, bincount, from_numpy
 
 from vjepa_lab.analysis.changes import one_encoder, over_seeds, shown
-from vjepa_lab.evaluation.features import Features, held_out, inverse
+from vjepa_lab.analysis.shifts import several
+from vjepa_lab.evaluation.features import Features, inverse, origins_held_out
 from vjepa_lab.evidence import results
 from vjepa_lab.evidence.intervals import less_sure
-from vjepa_lab.evidence.stats import UNTRAINED, adjusted_apart, paired_interval, t_interval, wilson
+from vjepa_lab.evidence.stats import UNTRAINED, adjusted_apart, cluster_interval, paired_interval, t_interval, wilson
 
 PARTS = ("all", "app", "dyn")
 "What of a feature is read: all channels (Z), the first half (Z_app), the second half (Z_dyn)."
@@ -51,7 +53,8 @@ class Reader:
 
     @classmethod
     def fit(cls, train: Features, label: str = "class", part: str = "all", val: float = 0.2, seed: int = 0) -> Reader:
-        """Trained on mean-pooled features, standardised; the strength of the L2 penalty is chosen on a stratified share `val` of them.
+        """Trained on mean-pooled features, standardised; the strength of the L2 penalty is chosen on a stratified share `val` of them, of
+        files or recordings: those cut from one lie on one side (`origins_held_out`).
 
         A class without a training clip is never answered. Raises ValueError for fewer than two classes.
         """
@@ -61,7 +64,7 @@ class Reader:
             raise ValueError(f"{train.name} [{train.split}]: all {len(y)} clips have one {label}; a reader needs two classes to tell apart")
         x = train.pooled[:, channels(part, train.pooled.shape[1])].double().numpy()
         mean, scale = x.mean(0), inverse(from_numpy(x.std(0))).numpy()
-        x, held = (x - mean) * scale, held_out(y, val, seed).numpy()
+        x, held = (x - mean) * scale, origins_held_out(y, train.origin, val, seed).numpy()
         y = y.numpy()
         strength = 1e-2
         if held.any():
@@ -109,15 +112,20 @@ def constant(labels: Tensor) -> float:
 
 
 def tabulate(answers: pd.DataFrame) -> pd.DataFrame:
-    """Rows in the common columns, in percent: the mean of `each` with Wilson's interval, or where it is not 0 and 1 the t-interval."""
-    measured = [_measured(each) for each in answers["each"]]
-    return results.tidy(answers.drop(columns="each").reset_index(drop=True).join(pd.DataFrame(measured)))
+    """Rows in the common columns, in percent: the mean of `each` with Wilson's interval, or where it is not 0 and 1 the t-interval; where
+    the clips' `origin` is said, the interval over recordings if that is wider."""
+    origins = answers["origin"] if "origin" in answers else [None] * len(answers)
+    measured = [_measured(each, origin) for each, origin in zip(answers["each"], origins, strict=True)]
+    return results.tidy(answers.drop(columns=["each", "origin"], errors="ignore").reset_index(drop=True).join(pd.DataFrame(measured)))
 
 
-def _measured(each: np.ndarray) -> dict:
+def _measured(each: np.ndarray, origin: np.ndarray | None) -> dict:
     each, n = np.asarray(each, float), len(each)
     value = 100 * each.mean()
     lo, hi = wilson(value, n) if np.isin(each, (0, 1)).all() else np.clip(t_interval(100 * each)[1:3], 0, 100)
+    if several(origin):
+        over = np.clip(cluster_interval(each, origin)[1:3], 0, 100)
+        lo, hi = over if over[1] - over[0] > hi - lo else (lo, hi)
     return {"value": float(value), "lo": float(lo), "hi": float(hi), "n": n}
 
 
@@ -125,8 +133,8 @@ def differences(answers: pd.DataFrame, against: str = "baseline", by: Sequence[s
     """Each variant's difference from `against` in each group of `by`, paired by test clip and by seed.
 
     The interval takes seeds and clips both as random and crossed (`stats.paired_interval`), and is never narrower than what the clips alone
-    leave open, as it would be where two seeds happen to agree; with one common seed it covers the clips alone. Of several encoders of a
-    run one counts (`changes.one_encoder`).
+    leave open, as it would be where two seeds happen to agree, nor than what their recordings do, where `origin` says them; with one common
+    seed it covers the clips alone. Of several encoders of a run one counts (`changes.one_encoder`).
     Columns: variant, `by`, value, base, delta, lo, hi, p, p_adj (Benjamini-Hochberg over the table, an untrained encoder's rows apart),
     significant (p_adj < 0.05), seeds, n.
     Values are means of `each` in percent. Several rows of one seed are averaged first. Raises ValueError if there is no `against`.
@@ -142,6 +150,8 @@ def differences(answers: pd.DataFrame, against: str = "baseline", by: Sequence[s
             if seeds := [seed for seed in arm if seed in base]:
                 a, b = (np.stack([side[seed] for seed in seeds]) for side in (arm, base))
                 found = less_sure(paired_interval(a, b), t_interval(100 * (a - b).mean(0)))
+                if several(origin := group["origin"].iloc[0] if "origin" in group else None):
+                    found = less_sure(found, cluster_interval((a - b).mean(0), origin))
                 measured = {"value": 100 * a.mean(), "base": 100 * b.mean(), "delta": found.value}
                 measured |= {"lo": found.lo, "hi": found.hi, "p": found.p}
                 facts = {"variant": variant, **dict(zip(by, key, strict=True))}

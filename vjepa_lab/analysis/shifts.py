@@ -14,8 +14,8 @@ import pandas as pd
 from vjepa_lab.data.core import DataError, Derived, Sample, Source, known
 from vjepa_lab.data.corruptions import CORRUPTIONS, Corrupted
 from vjepa_lab.data.synthetic import DYNAMICS
-from vjepa_lab.evidence.intervals import from_error
-from vjepa_lab.evidence.stats import Interval, benjamini_hochberg, t_interval
+from vjepa_lab.evidence.intervals import from_error, less_sure
+from vjepa_lab.evidence.stats import Interval, benjamini_hochberg, cluster_interval, t_interval
 
 SCENES = {
     "clutter": {"clutter": 3}, "pan": {"camera": True}, "faint": {"contrast": 0.4}, "grain": {"noise": 25.0},
@@ -100,10 +100,24 @@ def mean_corrupted(corrupted: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.mean([np.asarray(each, float).mean(0) for each in corrupted.values()], axis=0)
 
 
-def metrics(clean, corrupted: Mapping[str, np.ndarray], chance: float, draws: int = 2000, seed: int = 0) -> dict[str, Interval]:
+def several(origin: Sequence | None) -> bool:
+    """Whether it is known of clips, and of more than one recording, which they were cut from [n]."""
+    return origin is not None and len(np.unique(origin)) > 1
+
+
+def _over_clips(x: np.ndarray, origin: np.ndarray | None) -> Interval:
+    """The mean of numbers per clip [n] in percent, with Student's interval over clips, or over recordings where that is less sure."""
+    found = t_interval(100 * x)
+    return less_sure(found, cluster_interval(x, origin)) if several(origin) else found
+
+
+def metrics(
+    clean, corrupted: Mapping[str, np.ndarray], chance: float, draws: int = 2000, seed: int = 0, origin: np.ndarray | None = None
+) -> dict[str, Interval]:
     """What of the accuracy under clean conditions is left under shifts, by name, with 95 % intervals over test clips (p is not filled in).
 
-    clean: correctness [n]; corrupted: correctness [s n] of the same clips by shift; chance: percent that a constant answer reaches.
+    clean: correctness [n]; corrupted: correctness [s n] of the same clips by shift; chance: percent that a constant answer reaches;
+    origin: the recording that each clip was cut from [n], where known: clips of one are alike, intervals are over recordings then.
 
     clean      accuracy A on clean clips, percent
     mPC        mean accuracy over shifts and severities, percent (Yi et al., arXiv:2110.06513)
@@ -116,10 +130,10 @@ def metrics(clean, corrupted: Mapping[str, np.ndarray], chance: float, draws: in
     Ratios have a percentile bootstrap over clips, clean and shifted answers of a clip drawn together; the others Student's t.
     """
     clean, shifted = np.asarray(clean, float), mean_corrupted(corrupted)
-    top, mean, fall = (t_interval(100 * x) for x in (clean, shifted, shifted - clean))
+    top, mean, fall = (_over_clips(x, origin) for x in (clean, shifted, shifted - clean))
     found = {"clean": _within(top), "mPC": _within(mean)}
     without, nothing = undefined(top.value, chance), Interval(*[np.nan] * 4)
-    ratio = lambda name, offset: nothing if name in without else ratio_interval(shifted, clean, offset, draws, seed)
+    ratio = lambda name, offset: nothing if name in without else ratio_interval(shifted, clean, offset, draws, seed, origin)
     relative = _scaled(ratio("rPC", 0.0), 100)
     found |= {"rPC": relative, "gamma_abs": _scaled(fall, 0.01, 1.0), "gamma_rel": _scaled(relative, 0.01)}
     corrected = _scaled(mean, 100 / (100 - chance), -chance * 100 / (100 - chance)) if chance < 100 else nothing
@@ -155,19 +169,27 @@ def _scaled(found: Interval, factor: float, offset: float = 0.0) -> Interval:
     return Interval(*(float(offset + factor * x) for x in found[:3]), np.nan)
 
 
-def resampled(columns: Sequence[np.ndarray], draws: int = 2000, seed: int = 0) -> np.ndarray:
-    """Means of several numbers per clip ([n] each) under a bootstrap over clips: [draws columns].
+def resampled(columns: Sequence[np.ndarray], draws: int = 2000, seed: int = 0, origin: np.ndarray | None = None) -> np.ndarray:
+    """Means of several numbers per clip ([n] each) under a bootstrap over clips, or over the recordings that these were cut from, `origin`
+    [n]: [draws columns].
 
     Clips with the same numbers are interchangeable, so their counts are drawn, not they.
     """
+    if several(origin):
+        place = np.unique(origin, return_inverse=True)[1]
+        sums = np.stack([np.bincount(place, column) for column in (*columns, np.ones(len(place)))], axis=1)  # [recordings columns+1]
+        drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), draws) @ sums
+        return drawn[:, :-1] / drawn[:, -1:]
     values, counts = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
     return np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), draws) / counts.sum() @ values
 
 
-def ratio_interval(above: np.ndarray, below: np.ndarray, offset: float = 0.0, draws: int = 2000, seed: int = 0) -> Interval:
-    """(mean above - offset) / (mean below - offset) of numbers per clip [n], percentile bootstrap over clips; draws with a
-    denominator of zero or less count as infinite."""
-    means = resampled([above, below], draws, seed) - offset
+def ratio_interval(
+    above: np.ndarray, below: np.ndarray, offset: float = 0.0, draws: int = 2000, seed: int = 0, origin: np.ndarray | None = None
+) -> Interval:
+    """(mean above - offset) / (mean below - offset) of numbers per clip [n], percentile bootstrap over clips, or their recordings `origin`;
+    draws with a denominator of zero or less count as infinite."""
+    means = resampled([above, below], draws, seed, origin) - offset
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(means[:, 1] > 0, means[:, 0] / means[:, 1], np.inf)
     lo, hi = np.quantile(ratios, [0.025, 0.975], method="nearest")

@@ -12,6 +12,7 @@ Axes: b batch, n tokens, d channels, t h w token grid, m boxes, k actions.
 import math
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -58,10 +59,17 @@ class KeyFrames(Source):
     def labels(self) -> dict[str, Tensor]:
         return {}
 
+    @cached_property
+    def file_clips(self) -> list[Clip]:
+        return [self._clip(film, time) for film, time in self.keys[FRAME].itertuples(index=False)]
+
+    def _clip(self, film: str, time: float) -> Clip:
+        """The part of a film around a key frame."""
+        centre = time - self.copy.offset
+        return Clip(str(self.copy.films[film]), {}, film, max(centre - self.seconds / 2, 0.0), centre + self.seconds / 2)
+
     def read(self, index: int, epoch: int = 0) -> Sample:
-        film, centre = self.keys["film"].iloc[index], self.keys["time"].iloc[index] - self.copy.offset
-        clip = Clip(str(self.copy.films[film]), {}, film, max(centre - self.seconds / 2, 0.0), centre + self.seconds / 2)
-        frames = V.resize(decode(clip, self.sampling), [self.size, self.size], antialias=True)
+        frames = V.resize(decode(self.file_clips[index], self.sampling), [self.size, self.size], antialias=True)
         return Sample(frames.movedim(1, 0).contiguous(), {}, index)
 
 
@@ -121,7 +129,7 @@ def extract(
     rows, features = _extract(encoder, source, people, bf16=bf16, **how)
     if bf16 and not settled and coarse(features, encoder_name, source):
         bf16, (rows, features) = False, _extract(encoder, source, people, **how)
-    if path is not None:
+    if path is not None and not source.faults.seen:  # what is missing may be there the next time
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             torch.save({"rows": rows, "features": features, "bf16": bf16}, part)

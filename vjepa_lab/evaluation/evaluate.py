@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +45,8 @@ def probe(
     frames: int | None = None,
     size: int | None = None,
     stride: int | None = None,
+    fps: float | None = None,
+    whole: bool = False,
     limit: int | None = None,
     exact: bool = False,
     seed: int = 0,
@@ -72,10 +74,13 @@ def probe(
     segments  clips in time of each video; with `merge="tokens"` the probe reads them together, in training and test, as V-JEPA's do
     views    crops across the picture of each test video (3: left, centre, right); the softmax is averaged, one prediction per video
     merge    "tokens", or "softmax": the probe is trained on the centre clip and its softmax averaged over all segments and views
-    frames   frames per clip; by default the run's, of released weights 16. Where this and the next two are others, the rows name them
+    frames   frames per clip; by default the run's, of released weights 16. Where this and the next four are others, the rows name them
              with the probe; Sources have a shape of their own
     size     pixels a side; by default the run's, of released weights those of their last training
     stride   frames of the video for one of the clip; by default the run's, of released weights 4
+    fps      in place of the stride: frames of the clip that lie 1/fps seconds apart, whatever the video's own rate
+    whole    in place of the stride: frames spread evenly over the whole video, or over each of its `segments`, such as 16 over a dive of
+             Diving-48
     splits   of what is opened here, by default ("train", "test"); where the test split is another than "test", the rows name it with the
              benchmark
     limit    at most so many clips of each split; None or 0: all. Where it leaves some out, the rows name it with the benchmark
@@ -84,11 +89,13 @@ def probe(
     options  go to the probe: epochs, lrs, form, ...
 
     Raises ValueError for an unknown probe, option or label, for a block that is not there or of an encoder that is not of this package,
-    for an encoder of your own without data, or without a clip shape where data is to be opened, for a shape or splits beside Sources;
+    for an encoder of your own without data, or without a clip shape where data is to be opened, for a shape or splits beside Sources, for
+    two of stride, fps and whole, and for fps or whole of clips that are drawn;
     DataError, a ValueError, for splits that share files, and for Sources that are opened for training.
     """
     check_options(probe, options)
-    subject, shape = subject_of(run, encoder, out, device), {"frames": frames, "size": size, "stride": stride}
+    shape = {"frames": frames, "size": size, "stride": stride, "fps": fps, "whole": whole or None}
+    subject = subject_of(run, encoder, out, device)
     if not given(data, **shape, splits=splits):
         subject = subject.shaped(**shape)
     if layers is not None:
@@ -96,11 +103,12 @@ def probe(
     labels = (labels,) if isinstance(labels, str) else tuple(labels)
     if data is None and subject.data is None:
         raise ValueError("data=None: name the data set, this encoder was pretrained on none that is known")
-    sources = video.pair(data or subject.data, splits or ("train", "test"), labels, subject, limit)
+    sources = pair(data or subject.data, splits or ("train", "test"), labels, subject, limit)
     tokens = probe in ("attentive", "stepwise") and (torch.float32 if exact else True)
     kept = {"tokens": tokens, "cache": cache, "workers": workers, "device": device}
     kept |= {"encoder_name": subject.name, "progress": progress, "merge": merge}
-    train = extract_views(subject.encoder, sources[0], segments if merge == "tokens" else 1, 1, bf16=subject.bf16, **kept)
+    ahead = len(sources[1]) * segments * views  # clips whose features are held beside those of the training split
+    train = extract_views(subject.encoder, sources[0], segments if merge == "tokens" else 1, 1, bf16=subject.bf16, also=ahead, **kept)
     test = extract_views(subject.encoder, sources[1], segments, views, bf16=train.bf16, settled=True, **kept)
     limited = next((source.limit for source in sources if source.limit), None)
     read = subject.unusual() + (", mean of clips" if merge == "softmax" and segments > 1 else "")
@@ -142,11 +150,49 @@ def check_options(kind: str, options: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a clip: frames, pixels a side, and how many frames of the video go by for one of the clip."""
+    """Of a clip: frames, pixels a side, and how many frames of the video go by for one of the clip; in place of that `fps`, frames of the
+    clip for a second of the video, or `whole`: they are spread over the whole of it."""
 
     frames: int
     size: int
     stride: int
+    fps: float | None = None
+    whole: bool = False
+
+
+SHAPE = tuple(field.name for field in fields(Shape))
+
+
+def one_pace(stride: int | None = None, fps: float | None = None, whole: bool | None = None, **_) -> None:
+    """Raises ValueError where two of these are asked for: each says alone which frames of a video make a clip; and for an fps that is not
+    above 0."""
+    if len(asked := [f"{name}={value}" for name, value in {"stride": stride, "fps": fps, "whole": whole}.items() if value]) > 1:
+        raise ValueError(f"{', '.join(asked)}: each says which frames of a video make a clip; give one of them")
+    if fps is not None and not fps > 0:
+        raise ValueError(f"fps={fps}: expected frames of the clip for a second of the video, more than 0")
+
+
+def pair(data, splits: Sequence[str], labels: Sequence[str], shape: Shape | Subject, limit: int | None = None) -> list[video.Source]:
+    """`data.pair`, of clips whose frames are drawn as the shape says, by `fps` and `whole` too."""
+    if (shape.fps or shape.whole) and not isinstance(data, video.Source):
+        parts = data if isinstance(data, tuple | list) else (data, data)
+        data = [opened_as(part, split, vars(shape), augment=False) for part, split in zip(parts, splits, strict=True)]
+    return video.pair(data, splits, labels, shape, limit)
+
+
+def opened_as(spec, split: str, shape: Mapping, **options) -> video.Source:
+    """One split of a data set, `data.open` with a clip shape. Raises ValueError for fps or whole of a synthetic world: its clips are
+    drawn, there is no video around them."""
+    pace = {name: shape[name] for name in ("fps", "whole") if shape.get(name)}
+    if pace and video.is_synthetic(spec):
+        said = ", ".join(f"{name}={value}" for name, value in pace.items())
+        raise ValueError(f"{said}: clips of {spec} are drawn as long as they are, frames are chosen of videos only; leave it out")
+    return video.open(spec, split, **{name: shape[name] for name in ("frames", "size", "stride")}, **pace, **options)
+
+
+def said_of_pace(fps: float | None, whole: bool) -> str:
+    """What rows call clips whose frames are not every so many: ", whole", ", 8 fps"."""
+    return ", whole" if whole else f", {fps:g} fps" if fps else ""
 
 
 @dataclass(frozen=True)
@@ -162,6 +208,8 @@ class Subject:
     frames: int | None = None
     size: int | None = None
     stride: int | None = None
+    fps: float | None = None
+    whole: bool = False
     data: str | None = None
     folder: Path | None = None
     bf16: bool = False
@@ -169,14 +217,20 @@ class Subject:
     usual: Shape | None = None
     variant: str | None = None
 
-    def shaped(self, frames: int | None, size: int | None, stride: int | None) -> Subject:
+    def shaped(
+        self, frames: int | None, size: int | None, stride: int | None, *, fps: float | None = None, whole: bool | None = None
+    ) -> Subject:
         """The clip shape with what was asked for in place of what is usual.
 
-        Raises ValueError where neither says, and for a shape that an encoder of this package does not cut into whole patches and tubelets.
+        Raises ValueError where neither says, for two of stride, fps and whole, and for a shape that an encoder of this package does not cut
+        into whole patches and tubelets.
         """
-        asked = {"frames": frames, "size": size, "stride": stride}
+        asked = {"frames": frames, "size": size, "stride": stride, "fps": fps, "whole": whole}
+        one_pace(**asked)
         found = replace(self, **{name: value for name, value in asked.items() if value is not None})
-        if lacking := [name for name in asked if getattr(found, name) is None]:
+        if (fps or whole) and found.stride is None:
+            found = replace(found, stride=1)  # it says nothing then
+        if lacking := [name for name in ("frames", "size", "stride") if getattr(found, name) is None]:
             raise ValueError(f"an encoder of your own: say its clips' {', '.join(lacking)} (such as frames=16, size=224, stride=4)")
         if isinstance(self.encoder, Encoder):
             patch, tubelet = self.encoder.patch, self.encoder.tubelet
@@ -188,10 +242,10 @@ class Subject:
         return found
 
     def unusual(self) -> str:
-        """How rows call a clip shape that is not the usual one: ", 4 frames, 64 pixels"; empty where it is, or where there is none."""
-        units = {"frames": "{} frames", "size": "{} pixels", "stride": "every {}. frame"}
+        """How rows call a clip shape that is not the usual one: ", 4 frames, whole"; empty where it is, or where there is none."""
+        units, pace = {"frames": "{} frames", "size": "{} pixels", "stride": "every {}. frame"}, said_of_pace(self.fps, self.whole)
         changed = {name: getattr(self, name) for name in units if self.usual and getattr(self, name) != getattr(self.usual, name)}
-        return "".join(f", {units[name].format(value)}" for name, value in changed.items())
+        return "".join(f", {units[name].format(value)}" for name, value in changed.items()) + pace
 
     def introduce(self) -> None:
         """Write config.json, unless a run has; raises ValueError for a folder that speaks of another encoder."""

@@ -5,6 +5,7 @@ Axes: n clips, t h w token grid, d channels.
 
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vjepa_lab import data
+from vjepa_lab.evaluation.layers import Layers
+from vjepa_lab.evaluation.room import must_fit
 from vjepa_lab.files import replacing
 from vjepa_lab.model import Encoder
 from vjepa_lab.training import provenance
@@ -98,7 +101,8 @@ class Features:
         Raises ValueError when only the mean was kept."""
         if self.tokens is None:
             raise ValueError(f"{self!r} holds the mean over all tokens only; extract(..., tokens=True)")
-        steps = self.tokens.unflatten(1, (self.grid[0], -1)).float().mean(2)  # [n t d]
+        some = self.tokens.split(256)  # not all tokens at once as float32
+        steps = torch.cat([part.unflatten(1, (self.grid[0], -1)).float().mean(2) for part in some])  # [n t d]
         return replace(self, pooled=steps.flatten(1), tokens=None, grid=None)
 
     def labelled(self, label: str) -> "Features":
@@ -132,6 +136,7 @@ def extract(
     device: torch.device | str | None = None,
     cache: str | Path | None = None,
     encoder_name: str = "",
+    also: int = 0,
     progress: bool = True,
 ) -> Features:
     """Features of every readable clip of `source`, in order, by one pass of the frozen `encoder`.
@@ -141,10 +146,13 @@ def extract(
       for it (`FINE`), or as torch.float32.
     bf16: run the encoder under autocast; features that differ too little for it (`COARSE`) are read once more in fp32, with a warning.
     settled: they are not, whatever their spread: a test split is to be read as the training split was (`Features.bf16`).
-    cache: a folder; features of the same weights and clips are read from there the next time.
+    cache: a folder; features of the same weights and clips are read from there the next time, those of a source all of whose clips could
+      be read.
     encoder_name: "student", "teacher", "random-init" ..., written into every row.
+    also: clips whose features are to be held in memory beside these, such as those of further segments.
 
-    Raises ValueError where no clip can be read, DataError where too many cannot, ValueError for a device that is not there.
+    Clips that cannot be read are left out, with a warning. Raises ValueError where no clip can be read, and after the first batch where the
+    features will not fit in memory; DataError where too many clips cannot be read, ValueError for a device that is not there.
     """
     device = device_for(device)
     if cache is not None:
@@ -154,19 +162,20 @@ def extract(
             return replace(Features(**torch.load(path)), encoder=encoder_name)
     tokens = torch.float16 if tokens is True else tokens
     how = {"tokens": tokens, "batch": batch, "workers": workers, "device": device, "encoder_name": encoder_name, "progress": progress}
-    features = _extract(encoder, source, bf16=bf16, **how)
+    features = _extract(encoder, source, bf16=bf16, also=also, **how)
     if bf16 and not settled and coarse(features.pooled, encoder_name, source):
-        features = _extract(encoder, source, **how)
+        del features  # the memory is needed
+        features = _extract(encoder, source, also=also, **how)
     if tokens == torch.float16 and not settled:
         _warn_of_rounding(features)
-    if cache is not None:
+    if cache is not None and len(features) == len(source):  # what is missing may be there the next time
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             torch.save(vars(features), part)
     return features
 
 
-def _extract(encoder, source, *, tokens, batch, workers, device, encoder_name, progress, bf16=False) -> Features:
+def _extract(encoder, source, *, tokens, batch, workers, device, encoder_name, progress, also=0, bf16=False) -> Features:
     """`extract` without its cache, in one precision."""
     pooled = kept = grid = None
     labels, index, done = [], [], 0
@@ -179,6 +188,7 @@ def _extract(encoder, source, *, tokens, batch, workers, device, encoder_name, p
         for part, (z, shape) in made:
             if pooled is None:
                 grid = shape
+                must_fit(f"{source.name} [{source.split}]", len(source) + also, *z.shape[1:], tokens or None)
                 pooled = torch.empty(len(source), z.shape[-1])
                 kept = torch.empty(len(source), *z.shape[1:], dtype=tokens) if tokens else None
             rows = slice(done, done := done + len(z))
@@ -209,7 +219,7 @@ def passes(
     """Every batch of a source's readable clips, in order, with what `read` makes of its clips [b c f y x], normalised, on `device`.
 
     The encoder is there and in eval mode until the last one is drawn or the iterator is closed; `read` runs without gradients, with `bf16`
-    under autocast. `what`: is read, for the bar.
+    under autocast. `what`: is read, for the bar. Warns of clips that could not be read and are left out.
     Raises ValueError where no clip can be read.
     """
     training, done = encoder.training, 0
@@ -229,6 +239,18 @@ def passes(
         encoder.train(training)
     if not done:
         raise ValueError(f"no clip of {source.name} [{source.split}] could be read")
+    if done < len(source):
+        _warn_of_missing(source, len(source) - done, what)
+
+
+def _warn_of_missing(source: data.Source, count: int, what: str) -> None:
+    """Warn of clips that could not be read: what is measured is measured on the others."""
+    name, why = next(iter(source.faults.seen.items()), ("unknown", "unknown"))
+    warnings.warn(
+        f"{count} of {len(source)} clips of {source.name} [{source.split}] cannot be read and are left out of the {what}, the first of "
+        f"them {name} ({why}); mend or replace the files, or take them off the list: incomplete features are not kept in a cache",
+        stacklevel=3,
+    )
 
 
 def deviation(pooled: Tensor) -> float:
@@ -265,18 +287,19 @@ def clip_bar(source: data.Source, what: str, progress: bool) -> tqdm:
 
 
 def fingerprint(encoder: nn.Module, source: data.Source, *options) -> str:
-    """A hash of what decides the features: the weights and how they are used, every clip's place, labels and recording, the first and the
-    last clip's pixels, the options, and of an encoder of your own what it makes of the first clip: its attributes are not known here."""
+    """A hash of what decides the features: the weights and how they are used, every clip's place, labels and recording, how clips are cut
+    from files, these files' sizes and dates, the first and the last clip's pixels, the options, and of an encoder that is not just ours
+    what it makes of the first clip: its attributes are not known here."""
     known = [part for part in encoder.modules() if isinstance(part, Encoder)]
     built = [type(encoder).__qualname__, *map(options_of, known), *([source.recordings] if source.recordings else [])]
-    digest = hashlib.sha256(repr((repr(source), len(source), clips_of(source), built, options)).encode())
+    digest = hashlib.sha256(repr((repr(source), len(source), clips_of(source), files_of(source), built, options)).encode())
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     for place in (0, len(source) - 1):
         digest.update(source[place].clip.contiguous().numpy())
-    if not known:
-        digest.update(_of_first_clip(encoder, source).numpy())
+    if type(encoder.encoder if type(encoder) is Layers else encoder) is not Encoder:
+        digest.update(_of_first_clip(encoder, source).contiguous().numpy())
     return digest.hexdigest()[:16]
 
 
@@ -299,6 +322,26 @@ def clips_of(source: data.Source) -> str:
     except NotImplementedError:
         known = f"{source.name} [{source.split}] {len(source)}"
     return f"{known} {hashlib.sha256(repr(cut).encode()).hexdigest()[:16]}" if any(map(any, cut)) else known
+
+
+def files_of(source: data.Source) -> str:
+    """A hash of how a source, and what it is made of, cuts its clips from files, and of the size and date of each file; of no files: of
+    nothing."""
+    if source.made_of:
+        return " ".join(map(files_of, source.made_of))
+    digest = hashlib.sha256(repr([getattr(source, name, None) for name in ("sampling", "images")]).encode())
+    for path in dict.fromkeys(clip.path for clip in source.file_clips):
+        digest.update(_state(path).encode())
+    return digest.hexdigest()[:16]
+
+
+def _state(path: str) -> str:
+    """Size and date of a file, as `data.Cache` has them; a dash for one that is not there."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return "-"
+    return f"{stat.st_size} {stat.st_mtime_ns},"
 
 
 def options_of(encoder: Encoder) -> dict:
@@ -347,6 +390,16 @@ def held_out(y: Tensor, share: float, seed: int, least: int = 0) -> Tensor:
     """A stratified `share` of the samples, as a bool mask [n]; a class too small to give one away gives `least`, but never its last."""
     count = torch.bincount(y)
     return rank_in_class(y, seed) < (share * count).floor().clamp_min(least).minimum((count - 1).clamp_min(0))[y]
+
+
+def origins_held_out(y: Tensor, origin: Tensor, share: float, seed: int) -> Tensor:
+    """As `held_out`, of files or recordings: the clips of one `origin` lie on one side, since they are alike. A class with two or more
+    recordings of several clips each gives one at least, where their share would be none."""
+    places, back = origin.unique(return_inverse=True)
+    if len(places) == len(y):
+        return held_out(y, share, seed)
+    kind = torch.empty_like(places).scatter_(0, back, y)
+    return held_out(kind, share, seed, least=1)[back]
 
 
 def scaling(x: Tensor) -> tuple[Tensor, Tensor]:

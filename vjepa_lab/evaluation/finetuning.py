@@ -9,7 +9,7 @@ import copy
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from vjepa_lab import data as video
 from vjepa_lab.data.splits import apart, unaugmented
 from vjepa_lab.evaluation.classifier import HEADS, Classifier, predictions
-from vjepa_lab.evaluation.evaluate import Subject, subject_of
+from vjepa_lab.evaluation.evaluate import Subject, given, opened_as, said_of_pace, subject_of
 from vjepa_lab.evaluation.features import clips_of, named, options_of
 from vjepa_lab.evaluation.scoring import ProbeResult, scored
 from vjepa_lab.evidence import results
@@ -114,7 +114,7 @@ class Finetuned:
         result = score(model, source, config, segments, views, workers, progress)
         if save:
             result.save(self.path)
-            write_json(self.path / "tested.json", self.tested | {named("finetune", (segments, views)): _clips(source)})
+            write_json(self.path / "tested.json", self.tested | {_named(config, segments, views): _clips(source)})
         return result
 
     @property
@@ -140,6 +140,8 @@ def finetune(
     frames: int | None = None,
     size: int | None = None,
     stride: int | None = None,
+    fps: float | None = None,
+    whole: bool = False,
     epochs: int = 20,
     batch: int = 16,
     lr: float = 5e-4,
@@ -165,11 +167,14 @@ def finetune(
     """Train encoder and classifier end to end into a folder of their own, or go on where that stopped; then test it.
 
     model    a Run or its folder; or released weights ("vjepa2-vitl:vitl.pt"); or an Encoder, of which a copy is trained
-    data     a name as `data.open` takes it, or a pair of Sources (train, test). Two splits that share files are refused
+    data     a name as `data.open` takes it, or a pair of Sources (train, test). Two splits that share files are refused. Clips of files
+             are cropped and flipped at random in training, whatever its split is called; Sources as they were opened
     label    which label to learn
     encoder  "student" | "teacher" | "initial" (from scratch); by default the recipe's choice, of released weights the teacher
     head     "attentive" (cross-attention of a learned query) | "linear" (on the mean of the tokens)
     frames   frames per clip, `size` pixels a side, every `stride`-th frame; by default as pretrained (released weights: 16, theirs, 4)
+    fps      in place of the stride: frames that lie 1/fps seconds apart, or with `whole` frames spread over the whole video, in training
+             one at random of each equal part. The rows name either with the probe
     epochs   passes over the training clips, `batch` at a time
     lr       AdamW's peak, of the head; each layer below has `layer_decay` times that of the one above
     warmup   share of the steps in which the learning rate rises; then it falls as a cosine
@@ -190,12 +195,15 @@ def finetune(
         drop_path=drop_path, mixup=mixup, smoothing=smoothing,
     )  # fmt: skip
     where = device_of(device)
-    subject = subject_of(model, encoder, out).shaped(frames, size, stride)
+    given(data, fps=fps, whole=whole or None)
+    subject = subject_of(model, encoder, out).shaped(frames, size, stride, fps=fps, whole=whole)
     if not isinstance(subject.encoder, Encoder):
         raise ValueError(f"fine-tuning needs an Encoder, whose layers are known; got {type(subject.encoder).__name__}")
     shape = {"frames": subject.frames, "size": subject.size, "stride": subject.stride}
+    shape |= {name: value for name, value in {"fps": fps, "whole": whole}.items() if value}
+    augment = {} if splits[0] == "train" else {"augment": True}  # what is called train is by itself
     pair = isinstance(data, tuple | list)
-    train = _opened(data[0] if pair else data, splits[0], shape, seed=seed)
+    train = _opened(data[0] if pair else data, splits[0], shape, seed=seed, **augment)
     counts = _counts(train, label)
     test = unaugmented(_opened(data[1] if pair else data, splits[1], shape, augment=False))
     apart(train, test)
@@ -205,6 +213,8 @@ def finetune(
         "encoder_options": options_of(subject.encoder), "train_counts": counts.tolist(),
         "weights": checkpoint.checksum(subject.encoder.state_dict())[:16],
     }  # fmt: skip
+    if augment and train.augment:  # a folder that does not say so was trained without
+        config["augment"] = True
     config["steps"] = min(config["steps"] or plan.steps(len(train)), plan.steps(len(train)))
     own = copy.deepcopy(subject.encoder) if subject.encoder is model else subject.encoder  # the caller's stays as it is
     folder = Path(out) if out else Path(runs) / f"finetune-{config['variant']}-{config['data'].replace(':', '_')}-s{seed}"
@@ -213,7 +223,7 @@ def finetune(
         _open(folder, config, where)
         if not (folder / "report.json").exists():
             _train(done, own, train, where, workers, log_every, save_every, progress)
-    if done.tested.get(named("finetune", (segments, views))) != _clips(test):
+    if done.tested.get(_named(config, segments, views)) != _clips(test):
         done.test(test, segments=segments, views=views, workers=workers, device=device, progress=progress)
     return done
 
@@ -222,10 +232,7 @@ def finetune(
 
 
 def _opened(data, split: str, shape: dict, **options) -> video.Source:
-    size = {name: shape[name] for name in ("frames", "size", "stride")}
-    if video.is_synthetic(data):
-        options = {}
-    return video.open(data, split, **size, **options)
+    return opened_as(data, split, shape, **({} if video.is_synthetic(data) else options))
 
 
 def _counts(train: video.Source, label: str) -> Tensor:
@@ -249,6 +256,16 @@ def _about(model, subject: Subject) -> dict:
         return facts | where | {"encoder": subject.name, "steps": known["preset"]["steps"] if subject.name != "random-init" else None}
     known = {"variant": subject.name} | (subject.config or {})
     return known | {"encoder": subject.name, "steps": None}
+
+
+def _named(config: dict, segments: int, views: int) -> str:
+    """What the rows call the classifier's test."""
+    return named("finetune", (segments, views)) + _read(config)
+
+
+def _read(config: dict) -> str:
+    """How the rows call clips whose frames are drawn by `fps` or `whole`."""
+    return said_of_pace(config.get("fps"), config.get("whole", False))
 
 
 def _clips(source: video.Source) -> dict:
@@ -373,6 +390,6 @@ def score(model: Classifier, source: video.Source, config: dict, segments: int, 
             " (or in another order); open both parts from the same class list"
         )
     test = predictions(model, source, label, config["encoder"], segments=segments, views=views, workers=workers, progress=progress)
-    test, counts = test.labelled(label), torch.tensor(config["train_counts"])
+    test, counts = replace(test.labelled(label), read=_read(config)), torch.tensor(config["train_counts"])
     taught = torch.arange(len(counts)).repeat_interleave(counts)
     return scored(test.pooled, taught, test, label, "finetune", None, config["finetune_seed"], config["plan"])

@@ -76,11 +76,13 @@ def extract_views(encoder: nn.Module, source: Source, segments: int = 1, views: 
         raise ValueError(f"merge={merge!r}: expected 'tokens' (read the segments together) or 'softmax' (average over all clips)")
     if segments * views == 1:
         return extract(encoder, source, **options)
-    rows = []
+    rows, left = [], 2 * segments * views  # all clips, and once more where they are put together
+    also = options.pop("also", 0)
     for view in range(views):
         parts = []
         for segment in range(segments):
-            parts.append(extract(encoder, OneView(source, segments, views, segment, view), **options))
+            one, left = OneView(source, segments, views, segment, view), left - 1
+            parts.append(extract(encoder, one, also=also + left * len(one), **options))
             options |= {"bf16": parts[0].bf16, "settled": True}  # the first clips of the videos decide for all
         rows += [_joined(parts)] if merge == "tokens" else parts
     return replace(_stacked(rows), clips=(segments, views))

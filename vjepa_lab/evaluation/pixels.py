@@ -35,11 +35,12 @@ def nearest(train: Features, test: Features, label: str = "class", *, benchmark:
     return scored(vote, train.labels[label], test, label, f"{test.encoder}-1nn", benchmark, 0, {"k": 1})
 
 
-def small(source: data.Source, views: Sequence[str] = tuple(VIEWS), progress: bool = True) -> list[Features]:
-    """Features of each of some VIEWS, 24 x 32 pixels in [0, 1] of every clip as [n c*24*32], in one pass over the clips."""
+def small(source: data.Source, views: Sequence[str] = tuple(VIEWS), progress: bool = True, workers: int = 0) -> list[Features]:
+    """Features of each of some VIEWS, 24 x 32 pixels in [0, 1] of every clip as [n c*24*32], in one pass over the clips, which `workers`
+    processes read ahead."""
     rows, labels, index = {name: [] for name in views}, [], []
     with clip_bar(source, " and ".join(views), progress) as bar:
-        for part in data.loader(source, 64, train=False):
+        for part in data.loader(source, 64, train=False, workers=workers):
             clip = part.clip.float() / 255
             for name, kept in rows.items():
                 kept.append(F.interpolate(VIEWS[name](clip), (24, 32), mode="area").flatten(1))

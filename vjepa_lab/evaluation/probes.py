@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vjepa_lab.evaluation.features import Features, device_for, extract, few_shot, held_out, scaling
+from vjepa_lab.evaluation.features import origins_held_out as _origins_held_out
 from vjepa_lab.evaluation.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, divisor, pick, stack
 from vjepa_lab.evaluation.scoring import ProbeResult, controls, paired, scored
 from vjepa_lab.rope import positions
 
-__all__ = ["Features", "ProbeResult", "attentive", "controls", "extract", "few_shot", "knn", "linear", "ridge"]
+__all__ = ["Features", "ProbeResult", "attentive", "controls", "extract", "few_shot", "held_out", "knn", "linear", "ridge"]
 
 # ------------------------------------------------------------------------------------------------------------------- training
 
@@ -101,16 +102,6 @@ def _validate(heads: nn.Module, group: Sequence[tuple[float, float]], x: _Inputs
         {"lr": lr, "wd": wd, "val_top1": float(a), "val_loss": float(b)}
         for (lr, wd), a, b in zip(group, top1, loss.nan_to_num(math.inf), strict=True)
     ]
-
-
-def _origins_held_out(y: Tensor, origin: Tensor, share: float, seed: int) -> Tensor:
-    """As `held_out`, of files or recordings: the clips of one `origin` lie on one side, since they are alike. A class with two or more
-    recordings of several clips each gives one at least, where their share would be none."""
-    places, back = origin.unique(return_inverse=True)
-    if len(places) == len(y):
-        return held_out(y, share, seed)
-    kind = torch.empty_like(places).scatter_(0, back, y)
-    return held_out(kind, share, seed, least=1)[back]
 
 
 def _choose(recipe: _Recipe, x: _Inputs, y: Tensor, origin: Tensor, val: float, seed: int, bar) -> tuple[nn.Module, dict, list[dict]]:

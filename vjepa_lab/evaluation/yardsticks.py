@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from torch.nn import Module
 
-from vjepa_lab.data import pair
 from vjepa_lab.evaluation import evaluate, pixels
 from vjepa_lab.evaluation.probes import ProbeResult
 from vjepa_lab.evidence import results, stats
@@ -52,21 +51,24 @@ def baselines(
     seed     of that pretraining, and of the probes
     found    the trained encoder's result under this probe, one per label, if it is there already
     save     add the encoders' rows to the run's folder
-    options  go to `vjepa_lab.probe`: encoder, cache, workers, epochs, ...; frames, size and stride decide the clips that pixels are read
-             from, too
+    options  go to `vjepa_lab.probe`: encoder, cache, workers, epochs, ...; frames, size, stride, fps and whole decide the clips that
+             pixels are read from, too, and `workers` read ahead for all
 
     `attrs["note"]` says what the trained row is and whether it could be evidence. Raises ValueError for an encoder of your own, an unknown
-    label, an option that the probe lacks, and where `found` is not one result per label; DataError, a ValueError, for splits that share
-    files.
+    label, an option that the probe lacks, two of stride, fps and whole, and where `found` is not one result per label; DataError, a
+    ValueError, for splits that share files.
     """
     from vjepa_lab import train
 
     evaluate.check_options(probe, options)
-    shape = {name: options.pop(name, None) for name in ("frames", "size", "stride")}
+    shape = {name: options.pop(name, None) for name in evaluate.SHAPE}
+    shape["whole"] = shape["whole"] or None
+    evaluate.one_pace(**shape)
     evaluate.given(data, **shape, splits=splits)
     names = [labels] if isinstance(labels, str) else list(labels)
     if run is None:
-        size = own = preset_of(preset)
+        own = preset_of(preset)
+        size = evaluate.Shape(own.frames, own.size, own.stride)
     elif isinstance(run := evaluate.opened(run), Module):
         raise ValueError(
             "run: expected a run, or released weights; an encoder of your own has no untrained one beside it that we could build"
@@ -74,13 +76,15 @@ def baselines(
     else:
         size = evaluate.usual_shape(run)
     size = replace(size, **{name: value for name, value in shape.items() if value is not None})
-    sources = pair(data, splits or ("train", "test"), names, size, limit)
+    sources = evaluate.pair(data, splits or ("train", "test"), names, size, limit)
     if run is None:
         over = {} if steps is None else {"steps": steps, "warmup": min(own.warmup, max(steps // 10, 1))}
         pretrained_on = data[0] if isinstance(data, tuple | list) else data
         run = train.pretrain("baseline", pretrained_on, own, seed, runs=runs, progress=progress, **over)
-    how = options | shape | {"splits": splits, "probe": probe, "seed": seed, "limit": limit, "save": save, "progress": progress}
-    small = zip(*(pixels.small(source, progress=progress) for source in sources), strict=True)  # (train, test) of each view
+    how = options | {name: value for name, value in shape.items() if value is not None}
+    how |= {"splits": splits, "probe": probe, "seed": seed, "limit": limit, "save": save, "progress": progress}
+    ahead = {"progress": progress, "workers": options.get("workers", 0)}
+    small = zip(*(pixels.small(source, **ahead) for source in sources), strict=True)  # (train, test) of each view
     measured = {f"{name} 1-NN": [pixels.nearest(*both, label) for label in names] for name, both in zip(pixels.VIEWS, small, strict=True)}
     measured["random-init encoder"] = evaluate.probe(run, data, names, **how | {"encoder": "initial"})
     trained = [found] if isinstance(found, ProbeResult) else found or evaluate.probe(run, data, names, **how)
