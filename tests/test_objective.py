@@ -14,12 +14,12 @@ from vjepa_lab import data as video
 from vjepa_lab import masks, variants
 from vjepa_lab.analysis.diagnose import error_maps
 from vjepa_lab.model import VJEPA
-from vjepa_lab.modifiers import Detached, Hard
+from vjepa_lab.modifiers import Detached, Hard, Shuffled
 from vjepa_lab.objective import ErrorMap, Loss, Objective, Recipe, Term, diff
 from vjepa_lab.schedules import Cosine, Ramp
-from vjepa_lab.terms import JEPA, Contrast, Delta, Dynamics, Hamiltonian, Kinematic, Orthogonal, SIGReg, Spectral, token_distance
+from vjepa_lab.terms import JEPA, Contrast, Delta, Dynamics, Hamiltonian, Kinematic, Orthogonal, SIGReg, Spectral, VelGate, token_distance
 from vjepa_lab.values import read
-from vjepa_lab.weighting import GradientRatio
+from vjepa_lab.weighting import GradientRatio, Uncertainty
 
 
 class Straight(Term):
@@ -195,7 +195,38 @@ def test_weights_of_kinds_are_equal():
     assert not torch.isclose(joint, JEPA().loss(lat))
 
 
+# ---- numbers of NumPy's
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (Hard(JEPA(), tau=np.float64(0.5)), "Hard(JEPA(), tau=0.5)"),
+        (Kinematic(order=np.int64(2)), "Kinematic(order=2)"),
+        (Kinematic() * np.float64(0.5), "0.5*Kinematic()"),
+        (np.float64(0.5) * Kinematic(), "0.5*Kinematic()"),
+        (Kinematic() * np.float32(0.5), "0.5*Kinematic()"),
+        (np.float32(0.5) * (JEPA() + 0.1 * Delta()), "0.5*JEPA() + 0.05*Delta()"),
+        ((JEPA() + 0.1 * Delta()) * np.float32(0.5), "0.5*JEPA() + 0.05*Delta()"),
+        (Cosine(np.float64(1), np.float32(0.5)) * np.float32(0.5) * Delta(), "Cosine(0.5, 0.25)*Delta()"),
+        (GradientRatio(ratio=np.float32(0.5), every=np.int64(3)), "GradientRatio(every=3, ratio=0.5)"),
+        (Recipe(JEPA(), levels=np.int64(4), rope_grid=np.int64(16)), "Recipe(JEPA(), levels=4, rope_grid=16)"),
+        (Recipe(JEPA(), teacher="online", stop_grad=np.bool_(False)), "Recipe(JEPA(), teacher='online', stop_grad=False)"),
+        (masks.Motion(strength=np.float64(5)), "Motion(strength=5.0)"),
+        (masks.Blocks(np.int64(2), (np.float64(0.5), np.float64(0.75))), "Blocks(2, (0.5, 0.75))"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_numbers_of_numpy_become_pythons(made, text):
+    assert repr(made) == text and read(text) == made and hash(read(text)) == hash(made)
+
+
 # ---- bad input
+
+
+class Sampler:
+    def draw(self, batch, grid, **how):
+        return []
 
 
 @pytest.mark.parametrize(
@@ -211,6 +242,30 @@ def test_weights_of_kinds_are_equal():
         (lambda: Recipe(JEPA(), masks="amg"), "masks='amg'"),
         (lambda: Recipe(JEPA() + Delta(), weighting="gradnorm"), "weighting='gradnorm'"),
         (lambda: Recipe(JEPA(), stop_grad=False), "only an online teacher"),
+        (lambda: Recipe(JEPA(), stop_grad=0), "stop_grad=0): expected True or False"),
+        (lambda: Recipe(JEPA(), rope_grid=1), "rope_grid=1): expected a whole number, 2 or more"),
+        (lambda: Recipe(JEPA(), rope_grid="16"), "rope_grid='16'"),
+        (lambda: Recipe(JEPA(), masks=Sampler()), "subclasses MultiBlock"),
+        (lambda: Recipe(JEPA() + Cosine(1, 0.1) * Delta(), weighting=Uncertainty()), "expected numbers, no schedules"),
+        (lambda: Cosine(1, 0) * None, "cannot multiply Cosine(1, 0) by None"),
+        (lambda: Cosine(1, 0) * "a", "cannot multiply Cosine(1, 0) by 'a'"),
+        (lambda: "a" * Cosine(1, 0), "cannot multiply Cosine(1, 0) by 'a'"),
+        (lambda: Cosine(1, 0) * torch.tensor(2.0), "cannot multiply Cosine(1, 0) by tensor(2.)"),
+        (lambda: Cosine(1, 0) * masks.MultiBlock(), "unsupported operand"),
+        (lambda: (JEPA() + Delta()) * "a", "cannot multiply JEPA() + Delta() by 'a'"),
+        (lambda: Ramp(0, 1, begin="0"), "begin='0'"),
+        (lambda: JEPA(p="2"), "JEPA(p='2'): expected a number above 0"),
+        (lambda: Hard(JEPA(), tau="1"), "Hard(tau='1'): expected a number above 0"),
+        (lambda: Kinematic(huber="1"), "Kinematic(huber='1'): expected a number above 0"),
+        (lambda: VelGate(quantile="0.5"), "VelGate(quantile='0.5'): expected a finite number"),
+        (lambda: VelGate(quantile=1.5), "VelGate(quantile=1.5): expected a number from 0 to 1"),
+        (lambda: VelGate(temperature=-1), "VelGate(temperature=-1)"),
+        (lambda: Contrast(margin="0.5"), "Contrast(margin='0.5')"),
+        (lambda: Hamiltonian(method="consistency", conserve=-1), "Hamiltonian(conserve=-1)"),
+        (lambda: Shuffled(JEPA(), seed="a"), "Shuffled(seed='a')"),
+        (lambda: Hamiltonian(on="app").head(6), "expected an even number of them, got 3 of 6"),
+        (lambda: GradientRatio(ratio="1"), "ratio='1'"),
+        (lambda: GradientRatio(every="1"), "every='1'"),
         (lambda: Recipe(Detached(JEPA())), "at least one term that trains"),
         (lambda: JEPA() + Delta, "did you mean Delta()"),
         (lambda: float("nan") * JEPA(), "weight of JEPA() is nan"),
@@ -245,7 +300,7 @@ def test_bad_values_are_refused_by_name(make, message):
         ("JEPA(foo=1)", "unexpected keyword argument 'foo'"),
         ("JEPA() + 3", "cannot add 3"),
         ("Hard()", "missing 1 required positional argument"),
-        ("JEPA(p='x')", "not supported between instances of 'str' and 'int'"),
+        ("Cosine(1, 0)*None", "cannot multiply Cosine(1, 0) by None"),
         ("-JEPA()", "bad operand type"),
     ],
 )

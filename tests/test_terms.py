@@ -12,7 +12,7 @@ from vjepa_lab import variants
 from vjepa_lab.cost import cost, of_terms, typical_lengths
 from vjepa_lab.masks import Mask
 from vjepa_lab.model import VJEPA
-from vjepa_lab.modifiers import Hard
+from vjepa_lab.modifiers import Detached, Hard
 from vjepa_lab.objective import ErrorMap, Loss, Recipe, Term
 from vjepa_lab.presets import MICRO, SMOKE
 from vjepa_lab.terms import (
@@ -69,6 +69,17 @@ def test_sigreg_over_clips_and_over_steps():
     close(SIGReg(slices=300, samples="clips", n_scale=True).loss(lat), len(clips) * epps_pulley(clips, directions).mean())
     steps = [epps_pulley(z[:, t].mean((1, 2)), directions).mean() for t in range(4)]
     close(SIGReg(slices=300, samples="steps").loss(lat), np.mean(steps))
+
+
+def test_sigreg_over_steps_leaves_out_the_steps_that_nobody_sees():
+    _, lat = latents(SIGReg(view="visible"))
+    early = torch.arange(32).expand(3, -1)  # the first two of four steps
+    lat.masks = [Mask(early, torch.arange(32, 64).expand(3, -1))]
+    lat.seen = [torch.randn(3, 32, lat.seen[0].shape[-1], requires_grad=True)]
+    z, directions = lat.seen[0].detach().double().numpy().reshape(3, 2, 16, -1), directions_at(0, lat.seen[0].shape[-1], 300)
+    steps = [epps_pulley(z[:, t].mean(1), directions).mean() for t in range(2)]
+    close(SIGReg(slices=300, samples="steps", view="visible").loss(lat), np.mean(steps))
+    close(SIGReg(slices=300, samples="steps", n_scale=True, view="visible").loss(lat), 3 * np.mean(steps))
 
 
 def test_sigreg_over_both_sides():
@@ -434,6 +445,18 @@ def test_encoder_flops_are_the_closed_form():
     assert round(variants.recipe("baseline").cost("base").passes["teacher"], 3) == 360.689
 
 
+def counted(recipe, steps=1, batch=2, size=SMOKE) -> float:
+    """GFLOP per clip of real training steps, forward and backward."""
+    clip, places = torch.randn(batch, 3, size.frames, size.size, size.size), lambda n: torch.arange(n).expand(batch, n)
+    masks = [Mask(places(seen), places(hidden)) for seen, hidden in typical_lengths(size.masks_of(recipe.masks), size, batch)]
+    model = VJEPA.build(size)
+    loss = Loss(recipe.objective, model.width, recipe.weighting)
+    with FlopCounterMode(display=False) as counter:
+        for step in range(steps):
+            loss(model.latents(clip, masks, step=step, full="full" in recipe.objective.views))[0].backward()
+    return counter.get_total_flops() / 1e9 / steps / batch
+
+
 class Against(Term):
     """What opposes JEPA, at a weight of its own."""
 
@@ -447,23 +470,41 @@ class Against(Term):
 ], ids=repr)  # fmt: skip
 def test_what_adaptive_weights_cost_is_what_the_counter_counts(rule, extra):
     """FLOPs of real steps with the rule beside those without it; a projection is counted as where it acts, on what opposes."""
-    size, every = SMOKE, 3  # steps, a multiple of each rule's
-    recipe, clip = Recipe(JEPA() + extra, weighting=rule), torch.randn(2, 3, size.frames, size.size, size.size)
-    places = lambda n: torch.arange(n).expand(len(clip), n)
-    masks = [Mask(places(seen), places(hidden)) for seen, hidden in typical_lengths(size.masks_of(recipe.masks), size, len(clip))]
+    recipe, every = Recipe(JEPA() + extra, weighting=rule), 3  # steps, a multiple of each rule's
+    said = recipe.cost(SMOKE, 2)
+    assert said.passes["weighting"] == pytest.approx(counted(recipe, every) - counted(replace(recipe, weighting=None), every), rel=0.03)
+    assert "weighting" in repr(said) and "weighting" not in Recipe(recipe.objective).cost(SMOKE).passes
+    assert "weighting" not in Recipe(recipe.objective, weighting=Uncertainty()).cost(SMOKE).passes
 
-    def counted(weighting) -> float:
-        model = VJEPA.build(size)
-        loss = Loss(recipe.objective, model.width, weighting)
-        with FlopCounterMode(display=False) as counter:
-            for step in range(every):
-                loss(model.latents(clip, masks, step=step, full="full" in recipe.objective.views))[0].backward()
-        return counter.get_total_flops() / 1e9 / every / len(clip)
 
-    said = recipe.cost(size, len(clip))
-    assert said.passes["weighting"] == pytest.approx(counted(rule) - counted(None), rel=0.03)
-    assert "weighting" in repr(said) and "weighting" not in Recipe(recipe.objective).cost(size).passes
-    assert "weighting" not in Recipe(recipe.objective, weighting=Uncertainty()).cost(size).passes
+@pytest.mark.parametrize("term", [
+    *(Hamiltonian(method=method, hidden=32, layers=2) for method in Hamiltonian.METHODS),
+    *(Hamiltonian(method="energy", hidden=32, toward="teacher"), Contrast(negatives="all"), SIGReg(slices=32, most=0), Orthogonal()),
+    *(Hard(Dynamics(hidden=32)), Detached(Dynamics(hidden=32))),
+], ids=repr)  # fmt: skip
+def test_what_a_term_costs_is_what_the_counter_counts(term):
+    """FLOPs of a real step beside those of one with a term that multiplies nothing. A clip alone, as a statistic's sums are counted."""
+    plain = Detached(Kinematic()) if term.idle else Kinematic()
+    extra = counted(Recipe(JEPA() + term), batch=1) - counted(Recipe(JEPA() + plain), batch=1)
+    assert Recipe(JEPA() + term).cost(SMOKE, 1).passes["terms"] == pytest.approx(extra, rel=0.01)
+
+
+def test_a_pass_for_a_term_without_gradient_goes_forward_alone():
+    trained, idle = (Recipe(JEPA() + term).cost(SMOKE).passes for term in (Kinematic(), Detached(Kinematic())))
+    assert idle == trained | {"student, full clip": pytest.approx(trained["student, full clip"] / 3)}
+    both = Recipe(JEPA() + Kinematic() + Detached(Kinematic())).cost(SMOKE).passes
+    assert both == trained
+
+
+def test_what_a_recipe_costs_depends_on_no_random_state_and_leaves_it():
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        typical_lengths.cache_clear()
+        found.append(typical_lengths(variants.recipe("amg").masks, SMOKE, 3))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert found[0] == found[1]
 
 
 def test_the_projection_of_the_context_is_counted():

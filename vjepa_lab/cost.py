@@ -57,23 +57,26 @@ def cost(recipe: Recipe, size: Preset | str = "base", batch: int = 8) -> Cost:
 
 
 def _spent(recipe: Recipe, size: Preset, batch: int) -> dict[str, float]:
-    """GFLOP of the passes that the recipe's terms ask for, and of the terms. Backward is two products for each of forward."""
+    """GFLOP of the passes that the recipe's terms ask for, and of the terms. Backward is two products for each of a pass forward; a pass
+    that terms without gradient alone ask for has none."""
     lengths, views = typical_lengths(size.masks_of(recipe.masks), size, batch), recipe.objective.views
+    trained = {term.view for _, term in recipe.objective if not term.idle}
     if recipe.teacher == "online" and not recipe.stop_grad:
-        views |= {"full"}  # the target itself is a pass with gradient
-    terms = sum(_term(term, size, recipe.levels, lengths) for _, term in recipe.objective)
+        views, trained = views | {"full"}, trained | {"full"}  # the target itself is a pass with gradient
+    times = lambda *asked: 3 if trained.intersection(asked) else int(bool(views.intersection(asked)))
     wanted = {
-        "student, seen tokens": 3 * bool(views & {"visible", "hidden"}),
-        "predictor": 3 * ("hidden" in views),
-        "student, full clip": 3 * ("full" in views),
-        "student, causal": 3 * ("causal" in views),
+        "student, seen tokens": times("visible", "hidden"),
+        "predictor": times("hidden"),
+        "student, full clip": times("full"),
+        "student, causal": times("causal"),
         "teacher": 1,
     }
     if recipe.teacher == "online" and "full" in views:
         wanted["teacher"] = 0  # the student's own full pass serves
     forward = _passes(size, recipe.levels, lengths, tuple(name for name, times in wanted.items() if times))
     found = {name: wanted[name] * gflop for name, gflop in forward.items()}
-    beside = {"terms": 3 * terms, "weighting": _weighting(recipe, size, lengths)}
+    terms = sum(_term(term, size, recipe.levels, recipe.stop_grad, lengths) for _, term in recipe.objective)
+    beside = {"terms": terms, "weighting": _weighting(recipe, size, lengths)}
     return found | {name: gflop for name, gflop in beside.items() if gflop}
 
 
@@ -111,7 +114,10 @@ def _moved(rule, terms: int) -> list[bool]:
 @lru_cache
 def typical_lengths(masks: MultiBlock, size: Preset, batch: int) -> tuple[tuple[int, int], ...]:
     """Mean numbers of seen and hidden tokens, a pair per mask kind, of masks drawn for `batch` clips."""
-    score = masks.where.score(torch.rand(batch, 3, size.frames, size.size, size.size), size.grid) if masks.needs_clip else None
+    score = None
+    if masks.needs_clip:
+        noise = torch.rand(batch, 3, size.frames, size.size, size.size, generator=torch.Generator().manual_seed(0))
+        score = masks.where.score(noise, size.grid)
     drawn = [masks.draw(batch, size.grid, seed=0, step=step, score=score) for step in range(128)]
     lengths = torch.tensor([[[m.seen.shape[1], m.hidden.shape[1]] for m in kinds] for kinds in drawn])
     return tuple(map(tuple, lengths.double().mean(0).round().long().tolist()))
@@ -161,8 +167,9 @@ def _pass(name: str, size: Preset, levels: int, lengths) -> float:
 
 
 @lru_cache(maxsize=512)
-def _term(term: Term, size: Preset, levels: int, lengths) -> float:
-    """GFLOP of one term, forward, once student, predictor and teacher have spoken."""
+@torch.enable_grad()
+def _term(term: Term, size: Preset, levels: int, stop_grad: bool, lengths) -> float:
+    """GFLOP of one term, forward and back to its head and to what student and predictor said."""
     # In eval mode: batch normalisation asks for more samples than the one clip here.
     model = _model(size, levels)
     latents, width, inner = _latents(model, size, lengths), model.width, model.predictor.dim
@@ -172,12 +179,19 @@ def _term(term: Term, size: Preset, levels: int, lengths) -> float:
         seen, hidden = ([torch.empty(1, n, width, requires_grad=True) for n in side] for side in zip(*lengths, strict=True))
         states = [torch.empty(1, n, inner, requires_grad=True) for n, _ in lengths]  # at the seen places, for a term that asks for context
     guesses = list(zip(hidden, states, strict=True))
-    latents.__dict__.update(z=full, causal=full, h=full, seen=seen, pred=hidden, target=hidden, _predicted=guesses)
-    return _gflop(lambda: loss(latents))
+    h, target = (full.detach(), [x.detach() for x in hidden]) if stop_grad else (full, hidden)
+    latents.__dict__.update(z=full, causal=full, h=h, seen=seen, pred=hidden, target=target, _predicted=guesses)
+
+    def both() -> None:
+        total, _ = loss(latents)
+        if total.requires_grad:
+            total.backward()
+
+    return _gflop(both)
 
 
 def of_terms(recipe: Recipe, size: Preset | str = "base", batch: int = 8) -> list[float]:
     """GFLOP per clip and step of each term by itself, its head included; the passes that it asks for come on top."""
     size = preset(size)
     lengths = typical_lengths(size.masks_of(recipe.masks), size, batch)
-    return [3 * _term(term, size, recipe.levels, lengths) for _, term in recipe.objective]
+    return [_term(term, size, recipe.levels, recipe.stop_grad, lengths) for _, term in recipe.objective]

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from vjepa_lab.objective import ErrorMap, Reordered, Term
-from vjepa_lab.terms import check, positive
+from vjepa_lab.terms import positive
 from vjepa_lab.training.processes import sum_over_processes
+from vjepa_lab.values import check, whole
 
 
 class Modifier(Term):
@@ -62,6 +63,10 @@ class Shuffled(Modifier):
 
     seed: int = 0
     each_step: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        whole(self, seed=0)
 
     def maps(self, latents, head):
         channels = latents.model.width

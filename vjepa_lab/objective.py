@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from vjepa_lab.masks import MultiBlock
 from vjepa_lab.schedules import Schedule, Weight
-from vjepa_lab.values import Value, check
+from vjepa_lab.values import Value, check, plain, whole
 from vjepa_lab.views import VIEWS, WHOLE, ErrorMap, Reordered, View, diff, mean_of
-from vjepa_lab.weighting import Weigher, Weighting
+from vjepa_lab.weighting import Uncertainty, Weigher, Weighting
 
 __all__ = ["ErrorMap", "Loss", "Objective", "Recipe", "Reordered", "Term", "View", "as_objective", "as_recipe", "diff"]
 
@@ -60,6 +60,7 @@ class Term(Value):
     on: str = field(default="all", kw_only=True)
 
     def __post_init__(self):
+        super().__post_init__()
         check(self, view=VIEWS, norm=("layer", "half", "raw"), on=("all", "app", "dyn"))
 
     def error(self, view: View, head: nn.Module | None) -> Tensor | ErrorMap:
@@ -138,6 +139,7 @@ class Objective(Value):
     terms: tuple[tuple[Weight, Term], ...]
 
     def __post_init__(self):
+        super().__post_init__()
         for weight, term in self.terms:
             if not isinstance(term, Term) or not isinstance(weight, int | float | Schedule):
                 raise TypeError(f"an objective sums weight * Term; got {weight!r} * {term!r}")
@@ -151,6 +153,9 @@ class Objective(Value):
         return as_objective(other) + self
 
     def __mul__(self, weight: Weight):
+        weight = plain(weight)  # before the product, which NumPy would round to its own precision
+        if not isinstance(weight, int | float | Schedule):
+            raise TypeError(f"cannot multiply {self!r} by {weight!r}: expected a number or a Schedule")
         return Objective(tuple((w * weight, t) for w, t in self.terms))
 
     __rmul__ = __mul__
@@ -297,19 +302,29 @@ class Recipe(Value):
     images: str = "out"
 
     def __post_init__(self):
+        super().__post_init__()
         if not isinstance(self.objective, Objective | Term):
             raise TypeError(
                 f"Recipe({self.objective!r}): expected a Term or an Objective; a name or an expression is read by vl.recipe(...)"
             )
         object.__setattr__(self, "objective", as_objective(self.objective))
-        if not callable(getattr(self.masks, "draw", None)):
-            raise TypeError(f"Recipe(masks={self.masks!r}): expected masks such as masks.AMG or MultiBlock(...)")
+        if not isinstance(self.masks, MultiBlock):
+            raise TypeError(
+                f"Recipe(masks={self.masks!r}): expected masks such as masks.AMG or MultiBlock(...); a sampler of your own subclasses "
+                "MultiBlock, or is its `where`"
+            )
         if not isinstance(self.weighting, Weighting | None):
             raise TypeError(f"Recipe(weighting={self.weighting!r}): expected a rule such as GradientRatio(), or None")
         check(self, teacher=("ema", "online", "frozen"), levels=(1, 4), probe=("student", "teacher", "initial"))
         check(self, lr=("cosine", "constant"), images=("out", "in"))
+        if not isinstance(self.stop_grad, bool):
+            raise TypeError(f"Recipe(stop_grad={self.stop_grad!r}): expected True or False")
+        if self.rope_grid is not None:
+            whole(self, rope_grid=2)
         if self.weighting is not None and (len(self.objective.terms) < 2 or any(t.idle for _, t in self.objective)):
             raise ValueError(f"{self.weighting!r} weighs auxiliaries by their gradients: it needs two terms or more, none of them Detached")
+        if isinstance(self.weighting, Uncertainty) and any(isinstance(weight, Schedule) for weight, _ in self.objective):
+            raise ValueError(f"{self.weighting!r} learns the weights from where they start: expected numbers, no schedules")
         if all(term.idle for _, term in self.objective):
             raise ValueError("a recipe needs an objective with at least one term that trains, such as JEPA()")
         if not self.stop_grad and self.teacher != "online":

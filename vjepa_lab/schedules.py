@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from vjepa_lab.values import Value
+from vjepa_lab.values import Value, number, plain
 
 
 @dataclass(frozen=True, repr=False)
@@ -14,6 +14,7 @@ class Schedule(Value):
     end: float
 
     def __post_init__(self):
+        super().__post_init__()
         for value in (self.start, self.end):
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{self!r}: expected finite numbers to start and end with")
@@ -24,7 +25,12 @@ class Schedule(Value):
     def __mul__(self, other):
         if isinstance(other, Schedule):
             raise TypeError(f"cannot multiply two schedules, {self!r} and {other!r}")
-        return replace(self, start=self.start * other, end=self.end * other) if isinstance(other, int | float) else other * self
+        other = plain(other)
+        if isinstance(other, int | float):
+            return replace(self, start=self.start * other, end=self.end * other)
+        if isinstance(other, Value):  # a term or an objective, which knows how
+            return NotImplemented
+        raise TypeError(f"cannot multiply {self!r} by {other!r}: expected a number, a Term or an Objective")
 
     __rmul__ = __mul__
 
@@ -46,6 +52,7 @@ class Ramp(Schedule):
 
     def __post_init__(self):
         super().__post_init__()
+        number(self, begin=0, until=0)
         if not 0 <= self.begin <= self.until <= 1:
             raise ValueError(f"{self!r}: expected shares of the training, 0 <= begin <= until <= 1")
 

@@ -144,7 +144,7 @@ def pretrain(
         "variant": variant, "edition": edition, "data": Path(source.name).name, "clips": len(source), "seed": seed, "preset": size.plain(),
         "spec": str(data) if isinstance(data, str | Path) else source.spec or source.name,
         "teacher": plan.teacher, "stop_grad": plan.stop_grad, "levels": plan.levels, "probe": plan.probe,
-        "bf16": bf16, "clip": clip, "own_terms": own_terms(plan.objective),
+        "bf16": bf16, "clip": clip, "own_terms": own_terms(plan),
     } | ({"regime": regime} if regime else {}) | ({"encoder": places} if places else {})  # fmt: skip
     if begun:
         with torch.device("meta"):

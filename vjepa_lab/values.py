@@ -1,17 +1,24 @@
 """Values that print as the code that rebuilds them, and the reader of such code."""
 
 import ast
+import math
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
+
+import numpy as np
 
 
 class Value:
     """Base of frozen dataclasses: repr is the shortest constructor call, fields at their default left out."""
 
+    def __post_init__(self):
+        for f in fields(self):
+            object.__setattr__(self, f.name, plain(getattr(self, f.name)))
+
     def __repr__(self) -> str:
         required, changed = [], []
         for f in fields(self):
-            here = getattr(self, f.name)
+            here = plain(getattr(self, f.name))  # a class with checks of its own may keep NumPy's numbers
             default = f.default if f.default_factory is MISSING else f.default_factory()
             if default is MISSING:
                 required.append(repr(here))
@@ -20,11 +27,35 @@ class Value:
         return f"{type(self).__name__}({', '.join(required + changed)})"
 
 
+def plain(value):
+    """A scalar of NumPy's as Python's, also within tuples: NumPy's repr is code that `read` does not know. All else as it is."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(map(plain, value)) if type(value) is tuple else value
+
+
 def check(value: Value, **allowed: Sequence) -> None:
     """Refuse a value whose named fields hold anything but what is allowed. Raises ValueError, naming the field."""
     for name, choices in allowed.items():
         if getattr(value, name) not in choices:
             raise ValueError(f"{type(value).__name__}({name}={getattr(value, name)!r}): expected one of {', '.join(map(repr, choices))}")
+
+
+def whole(value: Value, **least: int) -> None:
+    """Refuse a value whose named fields are not whole numbers from `least` on. Raises ValueError, naming the field."""
+    for name, lowest in least.items():
+        here = getattr(value, name)
+        if not isinstance(here, int) or here < lowest:
+            raise ValueError(f"{type(value).__name__}({name}={here!r}): expected a whole number, {lowest} or more")
+
+
+def number(value: Value, **least: float) -> None:
+    """Refuse a value whose named fields are not finite numbers from `least` on. Raises ValueError, naming the field."""
+    for name, lowest in least.items():
+        here = getattr(value, name)
+        if not isinstance(here, int | float) or not math.isfinite(here) or here < lowest:
+            limit = f", {lowest} or more" if math.isfinite(lowest) else ""
+            raise ValueError(f"{type(value).__name__}({name}={here!r}): expected a finite number{limit}")
 
 
 def vocabulary() -> dict[str, type]:

@@ -35,7 +35,9 @@ class Weighting(Value):
     momentum: float = 0.9
 
     def __post_init__(self):
-        if self.every < 1 or not 0 <= self.momentum < 1:
+        super().__post_init__()
+        numbers = isinstance(self.every, int) and isinstance(self.momentum, int | float)
+        if not numbers or self.every < 1 or not 0 <= self.momentum < 1:
             raise ValueError(f"{self!r}: expected every >= 1 (steps) and momentum in [0, 1)")
 
     def weights(self, gram: Tensor, own: Tensor, solver: nn.Module | None = None) -> Tensor:
@@ -108,7 +110,7 @@ class GradientRatio(Weighting):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.ratio > 0:
+        if not isinstance(self.ratio, int | float) or not self.ratio > 0:
             raise ValueError(f"{self!r}: expected a ratio above 0")
 
     def weights(self, gram, own, solver=None):
@@ -120,7 +122,10 @@ class GradientRatio(Weighting):
 @dataclass(frozen=True, repr=False)
 class Uncertainty(Weighting):
     """Learn a log-variance s_k per term: sum_k exp(-s_k) L_k + s_k (Kendall et al. 2018, arXiv:1705.07115; twice its Eq. 7). It needs no
-    gradients, starts from the written weights, exp(-s_k) = b_k, and acts on heads and predictor alike. For losses above zero."""
+    gradients, starts from the written weights, exp(-s_k) = b_k, and acts on heads and predictor alike. For losses above zero.
+
+    A recipe refuses it beside schedules: after the start it does not ask for the written weights.
+    """
 
 
 @dataclass(frozen=True, repr=False)

@@ -5,11 +5,12 @@ map unless a term says otherwise.
 """
 
 from vjepa_lab.terms.change import Contrast, Delta, Dynamics, Kinematic, Pixels, Spectral, Straight, VelGate
-from vjepa_lab.terms.common import check, mlp, positive, token_distance, whole
+from vjepa_lab.terms.common import mlp, positive, token_distance
 from vjepa_lab.terms.physics import Hamiltonian
 from vjepa_lab.terms.prediction import JEPA, Context
 from vjepa_lab.terms.statistics import SIGREG, Orthogonal, SIGReg
 from vjepa_lab.training.processes import over_processes
+from vjepa_lab.values import check, whole
 
 __all__ = [
     "JEPA",

@@ -1,5 +1,7 @@
 """Terms on how latents change over time. Each is a differentiable zero on an image (t = 1) and leaves images among clips out."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import reduce
@@ -8,7 +10,8 @@ from torch import Tensor
 from vjepa_lab.data.core import STD
 from vjepa_lab.masks import motion_score
 from vjepa_lab.objective import ErrorMap, Term, View, diff
-from vjepa_lab.terms.common import Distance, check, none_of, positive, two_layers, whole
+from vjepa_lab.terms.common import Distance, none_of, positive, two_layers
+from vjepa_lab.values import check, number, whole
 
 
 class Kinematic(Distance):
@@ -143,6 +146,7 @@ class Contrast(Term):
     def __post_init__(self):
         super().__post_init__()
         check(self, negatives=("next", "both", "all"))
+        number(self, margin=-math.inf)
         positive(self, "temperature")
 
     def error(self, view, head):  # [b t-1 h w]; [b t h w] for "all"
@@ -222,8 +226,9 @@ class VelGate(Distance):
     def __post_init__(self):
         super().__post_init__()
         check(self, gate=("teacher", "pixels", "released"), within=("clip", "step"))
-        if self.temperature < 0 or not 0 <= self.quantile <= 1:
-            raise ValueError(f"{self!r}: expected a quantile in [0, 1] and a temperature of 0 or more")
+        number(self, quantile=0, temperature=0)
+        if self.quantile > 1:
+            raise ValueError(f"VelGate(quantile={self.quantile!r}): expected a number from 0 to 1")
 
     def error(self, view, head):  # [b t-1 h w]
         error = self.over_channels(diff(view.z).abs())

@@ -41,16 +41,9 @@ def two_layers(width: int, hidden: int, out: int) -> nn.Sequential:
 def positive(term: Term, *names: str) -> None:
     """Refuse a term whose named fields are not above zero."""
     for name in names:
-        if not getattr(term, name) > 0:
-            raise ValueError(f"{type(term).__name__}({name}={getattr(term, name)!r}): expected a number above 0")
-
-
-def whole(term: Term, **least: int) -> None:
-    """Refuse a term whose named fields are not whole numbers from `least` on."""
-    for name, lowest in least.items():
         value = getattr(term, name)
-        if not isinstance(value, int) or value < lowest:
-            raise ValueError(f"{type(term).__name__}({name}={value!r}): expected a whole number, {lowest} or more")
+        if not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"{type(term).__name__}({name}={value!r}): expected a number above 0")
 
 
 def none_of(view) -> Tensor:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_lab.objective import View
-from vjepa_lab.terms.common import Distance, check, mlp, positive, whole
+from vjepa_lab.terms.common import Distance, mlp, positive
+from vjepa_lab.values import check, number, whole
 
 
 class Hamiltonian(Distance):
@@ -37,10 +38,13 @@ class Hamiltonian(Distance):
         check(self, method=self.METHODS, toward=("student", "teacher"))
         whole(self, hidden=1, layers=1)
         positive(self, "dt")
+        number(self, conserve=0)
         if self.conserve and self.method != "consistency":
             raise ValueError(f"{self!r}: conserve belongs to method='consistency'; method='energy' conserves H alone")
 
     def head(self, dim):
+        if self.width(dim) % 2 and self.method != "energy":
+            raise ValueError(f"{self!r} halves the channels into q and p: expected an even number of them, got {self.width(dim)} of {dim}")
         if self.method == "consistency":
             return Separable(self.width(dim) // 2, self.hidden, self.layers)
         return energy(self.width(dim), self.hidden, self.layers, nn.GELU if self.method == "released" else nn.Tanh)

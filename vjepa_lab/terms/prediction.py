@@ -3,7 +3,8 @@
 from dataclasses import field
 
 from vjepa_lab.objective import ErrorMap, Term
-from vjepa_lab.terms.common import Distance, check, positive, token_distance
+from vjepa_lab.terms.common import Distance, positive, token_distance
+from vjepa_lab.values import check
 
 
 class JEPA(Distance):

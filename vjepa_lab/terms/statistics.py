@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vjepa_lab.objective import ErrorMap, Term, View
-from vjepa_lab.terms.common import check, positive, whole
+from vjepa_lab.terms.common import positive
 from vjepa_lab.training.processes import over_processes, sharers
+from vjepa_lab.values import check, whole
 
 
 class Orthogonal(Term):
@@ -112,8 +113,12 @@ class SIGReg(Term):
             x = head(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         draw = torch.Generator().manual_seed(view.step)  # the directions do not depend on how many tokens there were
         directions = F.normalize(torch.randn(x.shape[-1], self.slices, generator=draw), dim=0).to(x)
-        parts = [checkpoint(self.statistic, x, counts, a, use_reentrant=False) for a in directions.split(self.CHUNK, dim=1)]
-        return ErrorMap(torch.cat(parts, dim=-1) * (counts.sum(1, keepdim=True) * sharers() if self.n_scale else 1))
+        total = over_processes(counts.sum(1, keepdim=True))  # of one process, on average
+        share = counts / total.clamp_min(torch.finfo(total.dtype).tiny)
+        parts = [checkpoint(self.statistic, x, share, a, use_reentrant=False) for a in directions.split(self.CHUNK, dim=1)]
+        value = torch.cat(parts, dim=-1) * (total * sharers() if self.n_scale else 1)
+        some_unseen = self.samples == "steps" and view.valid is not None
+        return ErrorMap(value, total > 0 if some_unseen else None)  # of a step that nobody sees there is no statistic
 
     def sample(self, view: View) -> tuple[Tensor, Tensor]:
         """Samples [g n d] of g statistics, and how much each counts [g n]."""
@@ -130,16 +135,15 @@ class SIGReg(Term):
         x, known = (x[None], counts[None]) if self.samples == "clips" else (x.transpose(0, 1), counts.T)
         return x, (known > 0).to(x)
 
-    def statistic(self, x: Tensor, counts: Tensor, directions: Tensor) -> Tensor:
-        """Epps-Pulley statistic, without the factor n, of samples x [g n d] weighed by counts [g n] along directions [d s]: [g s]."""
+    def statistic(self, x: Tensor, share: Tensor, directions: Tensor) -> Tensor:
+        """Epps-Pulley statistic, without the factor n, of samples x [g n d] with shares [g n] along directions [d s]: [g s]."""
         start = -self.t_max if self.both_sides else 0.0
         t = torch.linspace(start, self.t_max, self.knots, device=x.device)
         weight = torch.full_like(t, (1 if self.both_sides else 2) * (self.t_max - start) / (self.knots - 1))  # trapezoid
         weight[[0, -1]] /= 2
         normal = torch.exp(-t.square() / 2)  # characteristic function of N(0, 1), and the window
         angle = (x @ directions).unsqueeze(-1) * t  # [g n s knots]
-        share = (counts / counts.sum(1, keepdim=True).clamp_min(1))[..., None, None]
-        real, imaginary = (over_processes((part * share).sum(1)) for part in (angle.cos(), angle.sin()))
+        real, imaginary = (over_processes((part * share[..., None, None]).sum(1)) for part in (angle.cos(), angle.sin()))
         return ((real - normal).square() + imaginary.square()) @ (weight * normal)
 
 

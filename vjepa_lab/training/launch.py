@@ -104,7 +104,7 @@ def together(arguments: dict, count: int, device: torch.device) -> Path:
     if device.type == "cuda" and count > torch.cuda.device_count():
         raise ValueError(f"devices={count}, but {torch.cuda.device_count()} GPUs are here; use as many as there are, or device='cpu'")
     plan = recipe(arguments["recipe"], arguments["edition"])
-    own_terms(plan.objective)  # while their source is at hand
+    own_terms(plan)  # while their source is at hand
     bar = Bar(arguments["variant"] or "pretrain", arguments["progress"], arguments["callback"])
     job = packed(arguments | {"devices": None, "callback": None, "progress": False})
     meeting = dist.TCPStore("127.0.0.1", 0, count, is_master=True, wait_for_workers=False)

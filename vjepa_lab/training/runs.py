@@ -2,7 +2,8 @@
 
 import json
 import platform
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -10,10 +11,11 @@ import torch
 from vjepa_lab import variants
 from vjepa_lab.files import differing, write_json
 from vjepa_lab.model import VJEPA, Encoder
-from vjepa_lab.objective import Loss, Recipe, nested
+from vjepa_lab.objective import Loss, Objective, Recipe
 from vjepa_lab.presets import Preset
 from vjepa_lab.training.checkpoint import load, newest
 from vjepa_lab.training.fingerprints import fingerprint
+from vjepa_lab.values import Value
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,10 +39,14 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """Raises ValueError if it uses a term defined elsewhere, as in a notebook, even where that has the name of a term from here."""
+        """Raises ValueError if it uses a class defined elsewhere, as in a notebook, even where that has the name of one from here."""
         if own := self.config.get("own_terms"):
             raise ValueError(f"{self.path} uses {', '.join(own)}, defined elsewhere; pass recipe=")
-        return variants.recipe((self.path / "recipe.txt").read_text())
+        path = self.path / "recipe.txt"
+        try:
+            return variants.recipe(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; if it uses a class defined elsewhere, pass recipe=") from None
 
     @property
     def preset(self) -> Preset:
@@ -152,10 +158,23 @@ def run_name(variant: str, edition: str, source: str, size: Preset, seed: int) -
     return "-".join(part for part in parts if part)
 
 
-def own_terms(objective) -> dict[str, str]:
-    """Fingerprints of the source of every term defined outside this package: an edited one makes another run, whatever its repr."""
-    kinds = (type(part) for _, term in objective for part in nested(term))
+def own_terms(plan: Recipe | Objective) -> dict[str, str]:
+    """Fingerprints of the source of every class defined outside this package that a recipe or an objective is made of (terms, schedules,
+    a weighting, masks): an edited one makes another run, whatever its repr."""
+    where = [plan.masks.where] if isinstance(plan, Recipe) else []  # which need not be a Value
+    kinds = {type(part): None for part in [*_made_of(plan), *where]}
     return {kind.__name__: fingerprint(kind) for kind in kinds if not kind.__module__.startswith("vjepa_lab.")}
+
+
+def _made_of(value) -> Iterator[Value]:
+    """A value and those in its fields, theirs too."""
+    if isinstance(value, Value):
+        yield value
+        parts = [getattr(value, field.name) for field in fields(value)]
+    else:
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    for part in parts:
+        yield from _made_of(part)
 
 
 def open_folder(folder: Path, recipe: str, config: dict, known: dict, session: dict | None) -> Run:
