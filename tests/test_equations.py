@@ -11,8 +11,9 @@ from vjepa_lab import equations, variants
 from vjepa_lab.modifiers import Detached, Hard, Shuffled
 from vjepa_lab.objective import Recipe, Term
 from vjepa_lab.schedules import Cosine, Ramp, Schedule
-from vjepa_lab.terms import JEPA, Delta, Kinematic
+from vjepa_lab.terms import JEPA, Context, Contrast, Delta, Dynamics, Hamiltonian, Kinematic, Orthogonal, Spectral, VelGate
 
+SHUFFLED = [Shuffled(t) for t in (Delta(view="causal"), VelGate(on="app"), Hamiltonian(on="app"), Orthogonal(form="paper"))]
 ROWS = [(name, edition) for edition in variants.EDITIONS for name in variants.names(edition)]
 
 
@@ -26,7 +27,7 @@ def drawn(latex):
     return MathTextParser("path").parse(f"${latex}$")
 
 
-@pytest.mark.parametrize("term", [*TERMS, Detached(Delta()), Shuffled(Delta(view="causal"))], ids=ids([*TERMS, 1, 2]))
+@pytest.mark.parametrize("term", [*TERMS, Detached(Delta()), *SHUFFLED], ids=ids([*TERMS, 1, *SHUFFLED]))
 def test_every_term_has_an_equation(term):
     latex = equations.tex(term)
     assert latex.count("{") == latex.count("}") and latex.count(r"\left") == latex.count(r"\right")
@@ -47,6 +48,65 @@ def test_different_losses_read_differently():
     others = [Delta(on="dyn"), Delta(norm="raw"), Delta(view="visible"), Delta(view="causal"), Delta(reduce="sum"), Kinematic(), Hard(a)]
     assert len({equations.tex(t) for t in (a, *others)}) == 1 + len(others)
     assert equations.equation(JEPA() + a) != equations.equation(JEPA() + 0.5 * a)
+
+
+def alike(*terms):
+    return [(a, b) for i, a in enumerate(terms) for b in terms[:i] if equations.tex(a) == equations.tex(b)]
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        [JEPA(**o, distance=d) for d in (None, "seen") for o in ({}, {"p": 2.0}, {"p": 2.0, "reduce": "sum"}, {"reduce": "sum"})],
+        [Context(), Context(p=2.0), Context(reduce="sum"), Context(p=2.0, reduce="sum"), JEPA(), JEPA(distance="seen")],
+        [Kinematic(huber=h, reduce=r, order=o) for h in (None, 0.1, 0.2) for r in ("mean", "sum") for o in (1, 2)],
+        [Hamiltonian(method=m, toward=to, dt=0.1) for m in Hamiltonian.METHODS for to in ("student", "teacher")],
+        [Hamiltonian(**o) for o in ({}, {"on": "dyn"}, {"norm": "raw"}, {"view": "visible"}, {"view": "causal"}, {"dt": 0.1})],
+        [Hamiltonian(method="consistency", **o) for o in ({}, {"conserve": 0.1}, {"reduce": "sum"}, {"dt": 0.1}, {"norm": "raw"})],
+        [Orthogonal(form=form, centre=c) for form in Orthogonal.FORMS for c in ("batch", "clip", "position", "global", "none")],
+        [Orthogonal(**o) for o in ({}, {"on": "dyn"}, {"on": "app"}, {"norm": "raw"}, {"view": "visible"}, {"norm": "half"})],
+        [Dynamics(on=on, foretell=what) for on in ("app", "dyn") for what in ("all", "own")],
+        [VelGate(gate=g, temperature=soft) for g in ("teacher", "pixels", "released") for soft in (0.0, 0.2)],
+    ],
+    ids=lambda terms: type(terms[0]).__name__,
+)
+def test_options_that_change_the_loss_change_the_equation(terms):
+    assert not alike(*terms)
+    for term in terms:
+        assert drawn(equations.tex(term)).width > 10
+
+
+@pytest.mark.parametrize(
+    ("term", "latex"),
+    [
+        (JEPA(), r"\langle \lvert \hat z_i - h_i \rvert \rangle_{i \in \mathrm{hidden}}"),
+        (JEPA(p=2.0), r"\langle \tfrac{1}{2} \lvert \hat z_i - h_i \rvert_{2}^{2} \rangle_{i \in \mathrm{hidden}}"),
+        (JEPA(p=2.0, reduce="sum"), r"\langle \tfrac{1}{2} \lVert \hat z_i - h_i \rVert_{2}^{2} \rangle_{i \in \mathrm{hidden}}"),
+        (Context(p=2.0), r"d_{i,\,\mathrm{hidden}}^{-1/2} \tfrac{1}{2} \lvert \hat z_i - h_i \rvert_{2}^{2} \rangle_{i \in \mathrm{seen}}"),
+        (JEPA(distance="seen"), r"\frac{\langle d_{i,\,\mathrm{seen}}^{-1/2} \lvert"),  # over the weights' own mean
+        (JEPA(distance="seen"), r"{\langle d_{i,\,\mathrm{seen}}^{-1/2} \rangle_{i \in \mathrm{hidden}}}"),
+        (Kinematic(huber=0.1), r"\langle \mathrm{Huber}_{0.1}(\Delta z_{t}) \rangle"),
+        (Kinematic(huber=0.1, reduce="sum"), r"\langle \lVert \mathrm{Huber}_{0.1}(\Delta z_{t}) \rVert_1 \rangle"),
+        (Hamiltonian(), r"\rangle_{(q,\,p)_t = z_{t},\; (q,\,p)_{t+1} = z_{t+1}}"),
+        (Hamiltonian(), r"\lvert \Delta q_t - \partial_p H(q_t,\, p_{t+1}) \rvert"),
+        (
+            variants.recipe("hamiltonian", "released").objective.terms[-1][1],
+            r"z_{t}^{\mathrm{raw},\,\mathrm{vis}},\; (q,\,p)_{t+1} = h_{t+1}}",
+        ),
+        (Hamiltonian(method="consistency"), r"\lvert \Phi_H(q_t,\, p_t)_q - \mathrm{sg}\,q_{t+1} \rvert_{2}^{2}"),
+        (Orthogonal(), r"\tilde Z_{\mathrm{app}}^{\top} \tilde Z_{\mathrm{dyn}}"),
+        (Orthogonal(centre="none"), r"(\tfrac1N Z_{\mathrm{app}}^{\top} Z_{\mathrm{dyn}})^2"),
+        (Orthogonal(view="visible", centre="clip"), r"\tilde Z_{\mathrm{dyn}}^{\mathrm{vis},\,\mathrm{clip}}"),
+        (Dynamics(on="dyn"), r"\Delta h_t \rvert"),
+        (Dynamics(on="dyn", foretell="own"), r"\Delta h_{t,\,\mathrm{dyn}} \rvert"),
+        (Delta(on="app"), r"\Delta z_{t,\,\mathrm{app}} - \Delta h_{t,\,\mathrm{app}}"),
+        (Spectral(on="app"), r"\mathcal{F} (z_{\mathrm{app}} - h_{\mathrm{app}})_f"),
+        (Contrast(on="app"), r"h_{t+1,\,\mathrm{app}}"),
+    ],
+    ids=str,
+)
+def test_an_equation_says_what_the_term_computes(term, latex):
+    assert latex in equations.tex(term)
 
 
 class Two(Schedule):

@@ -204,7 +204,7 @@ def test_guided_masks_are_uniform_for_the_images_of_a_batch():
     clip = torch.rand(5, 3, 8, 64, 64, generator=torch.Generator().manual_seed(0)) ** 3
     clip[:, :, :, :24] *= 0.1
     clip[STILL] = clip[STILL][:, :, :1].expand(-1, -1, 8, -1, -1)
-    for where in (masks.MOTION_GUIDED.where, masks.AMG.where, masks.AMG_RELEASED.where):
+    for where in (masks.MOTION_GUIDED.where, masks.AMG.where):
         size = masks.Size(4, 3, 4)
         p = where.probability(where.score(clip, (4, 8, 8)), size)
         torch.testing.assert_close(p[STILL], torch.full_like(p[STILL], 1 / p[0].numel()))

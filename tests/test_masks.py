@@ -1,6 +1,6 @@
 """Laws that every mask obeys, the statistics of V-JEPA's sampler, and motion guidance against an independent computation."""
 
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, replace
 from math import sqrt
 
 import numpy as np
@@ -109,6 +109,18 @@ def test_a_cap_above_the_grid_caps_nothing(truncate):
     """As that of videos does to images, of which a grid has fewer tokens."""
     (free, _), (capped, _) = (draw(MultiBlock(truncate=truncate, max_keep=cap), grid=IMAGE) for cap in (None, 200))
     assert torch.equal(free.seen, capped.seen) and torch.equal(free.hidden, capped.hidden)
+
+
+def test_what_pred_full_complement_shows_knows_no_limit():
+    """Upstream's way: what the hidden tokens' truncation drops is seen, however late and however much it is."""
+    cut = MultiBlock((SHORT,), max_temporal_keep=0.5, max_keep=50, pred_full_complement=True)
+    (mask,), (whole,) = (draw(replace(cut, truncate=how), batch=16, grid=PAPER) for how in ("official", "padded"))
+    late = mask.maps(PAPER)[0][:, 4:].flatten(1)
+    assert late.any(1).sum() > 8 and mask.seen.shape[1] > 50
+    assert not whole.maps(PAPER)[0][:, 4:].any() and whole.seen.shape[1] > 50  # nothing is dropped, but more than 50 are seen
+    inverse = MultiBlock((SHORT,), max_temporal_keep=0.5, max_keep=50, truncate="padded", inv_block=True)
+    (mask,) = draw(inverse, batch=16, grid=PAPER)
+    assert mask.maps(PAPER)[0][:, 4:].all() and not mask.maps(PAPER)[1][:, 4:].any() and mask.hidden.shape[1] == 50
 
 
 def test_inv_block_swaps_the_roles():
@@ -332,6 +344,67 @@ def test_the_released_score_is_a_trilinear_resampling_without_averaging():
         step = np.take(step, low, axis) * (1 - part) + np.take(step, np.minimum(low + 1, step.shape[axis] - 1), axis) * part
     expected = step / step.max((1, 2, 3), keepdims=True)
     np.testing.assert_allclose(motion_score(torch.tensor(clip), grid, "released"), expected, atol=1e-5)
+
+
+def lively(batch: int, still: int | None = None):
+    """Clips of 8 frames that move by other amounts, of which one may be a repeated image: [b 3 8 64 64]."""
+    clip = torch.rand(batch, 3, 8, 64, 64, generator=torch.Generator().manual_seed(3)) * torch.arange(1, batch + 1).view(-1, 1, 1, 1, 1)
+    if still is not None:
+        clip[still] = clip[still, :, :1].expand(-1, 8, -1, -1)
+    return clip
+
+
+def test_the_released_score_divides_step_t_by_the_peak_of_clip_t():
+    """Over each t consecutive clips as motion [b t h w] / peaks [b 1 1] broadcasts where b = t; the ninth clip by its own peak."""
+    clip, t = lively(9, still=2), MICRO[0]
+    motion = torch.stack(
+        [own_peak * motion_score(one[None], MICRO, "released")[0] for one, own_peak in zip(clip, peaks(clip), strict=True)]
+    )
+    score = motion_score(clip, MICRO, "released")
+    for first in (0, t):
+        group = slice(first, first + t)
+        torch.testing.assert_close(score[group], motion[group] / peaks(clip)[group].view(-1, 1, 1))
+    torch.testing.assert_close(score[8], motion[8] / peaks(clip)[8])
+    assert (score[[0, 1, 3], 2].amax((1, 2)) > 1e5).all() and score[[0, 1, 3]][:, [0, 1, 3]].max() < 10  # step 2: clip 2 is the image
+    assert (score[2] == 0).all() and score[4:].max() < 10
+
+
+def peaks(clip):
+    """The largest resampled motion of each clip, at least 1e-6: [b]."""
+    step = clip.diff(dim=2).abs().mean(1)
+    step = torch.cat([step[:, :1], step], 1)[:, None]
+    return torch.nn.functional.interpolate(step, size=MICRO, mode="trilinear").amax((1, 2, 3, 4)).clamp_min(1e-6)
+
+
+def test_a_process_of_whole_groups_scores_its_clips_as_one_process_does():
+    for motion in ("tubelet-mean", "released"):
+        clip = lively(8, still=5)
+        apart = torch.cat([motion_score(part, MICRO, motion) for part in clip.split(4)])
+        torch.testing.assert_close(motion_score(clip, MICRO, motion), apart, rtol=0, atol=0)
+
+
+def test_under_the_released_score_a_still_clip_decides_which_step_counts():
+    """Beside an image blocks lie where the clips move at the image's step; the other editions' clips know nothing of each other."""
+    clip, size = torch.zeros(4, 3, 8, 64, 64), Size(4, 3, 3)
+    clip[:3, :, 1::2, :, :24] = 1.0  # the left part flickers all the time,
+    clip[:3, :, 6:, 32:, 40:] = torch.rand(3, 3, 2, 32, 24) * 0.01  # the lower right a little in the last step, which is clip 3's
+    clip[:3, :, 6:, :, :24] = 1.0
+    for name, left in (("MOTION_GUIDED_RELEASED", False), ("AMG_RELEASED", False), ("MOTION_GUIDED", True), ("AMG", True)):
+        where = replace(NAMED[name].where, random_rate=0.0)
+        p = where.probability(where.score(clip, MICRO), size)[:3, 0]
+        assert (p[:, :, :3].sum((1, 2)) > p[:, :, 3:].sum((1, 2))).all() == left, name
+        assert torch.equal(where.score(clip, MICRO)[:1], where.score(clip[:1], MICRO)) == left
+
+
+@pytest.mark.parametrize("strength", [0.5, 2.0, 12.0])
+def test_released_probabilities_are_powers_of_the_score_above_the_published_floor(strength):
+    score, size = torch.rand(3, *MICRO, generator=torch.Generator().manual_seed(0)), Size(2, 3, 4)
+    score[..., :4] *= 1e-9  # a part that hardly moves: below the floor in the first and the last clip
+    score *= torch.tensor([1.0, 1e6, 1e-3]).view(-1, 1, 1, 1)
+    p = Motion(strength, 0.0, sampling="power", motion="released").probability(score, size)
+    mean = torch.nn.functional.avg_pool3d(score.double()[:, None], tuple(size), stride=1)[:, 0]
+    power = mean.clamp_min(1e-6) ** strength
+    torch.testing.assert_close(p.double(), power / power.sum((1, 2, 3), keepdim=True), rtol=1e-4, atol=1e-7)
 
 
 def test_drawn_corners_follow_the_probabilities():

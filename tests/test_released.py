@@ -7,6 +7,8 @@ import torch
 from laws import recipe_loss
 
 from vjepa_lab import masks, variants
+from vjepa_lab.objective import nested
+from vjepa_lab.terms import Orthogonal
 
 RAMP = 0.25  # of the context loss at 75 % of training, where `recipe_loss` stands
 
@@ -102,6 +104,25 @@ def test_the_rows_are_those_of_table_4_that_change_the_loss():
         n for n in variants.TABLE4 if variants.recipe(n, "released").objective == variants.recipe("baseline", "released").objective
     }
     assert set(ROWS) == (set(variants.TABLE4) - masks_alone) | {"baseline"} and masks_alone == {"baseline", "amg"}
+
+
+def test_norms_are_channel_means_but_for_the_printed_frobenius_norm():
+    forms = {}
+    for edition in variants.EDITIONS:
+        terms = [
+            term for name in variants.names(edition) for _, outer in variants.recipe(name, edition).objective for term in nested(outer)
+        ]
+        assert {getattr(term, "reduce", "mean") for term in terms} == {"mean"}
+        forms[edition] = {term.form for term in terms if isinstance(term, Orthogonal)}
+    assert forms == {"sound": {"cov_mean"}, "paper": {"paper"}, "released": {"cov_mean"}}
+
+
+def test_only_the_released_masks_take_motion_as_published():
+    """Whose score mixes the clips of a batch."""
+    for edition in variants.EDITIONS:
+        wheres = [variants.recipe(name, edition).masks.where for name in variants.names(edition)]
+        motions = {where.motion for where in wheres if isinstance(where, masks.Motion)}
+        assert motions == {"released" if edition == "released" else "tubelet-mean"}
 
 
 def test_the_published_code_cuts_masks_over_eight_clips_and_sees_more():

@@ -304,6 +304,25 @@ def test_the_halves_are_compared_where_both_know_something():
     assert "Under temporal shifts Z_app retains more than Z_dyn in 1 of 1 cases" in robustness.verdict(pd.DataFrame(rows), found)
 
 
+def test_clips_of_one_recording_are_one_draw_of_the_intervals():
+    """Each of 20 recordings, read right or wrong as a whole, is there ten times."""
+    n, rows, origin = 200, [], np.arange(200) // 10
+    right = np.random.default_rng(0).random(20)[origin] < 0.6
+    for shift, kind, each in (("clean", "clean", right), ("freeze", "temporal", right & (origin % 2 == 0))):
+        about = Planted(Halves()).about | {"label": "shape", "part": "all", "benchmark": "x", "probe": "logistic", "chance": 10.0}
+        rows.append(about | {"shift": shift, "severity": 1, "kind": kind, "ordered": True, "truth": "kept", "each": each})
+    width = {}
+    for name, table in (("clips", rows), ("recordings", [row | {"origin": origin} for row in rows])):
+        found = robustness.summary(pd.DataFrame(table))
+        assert "origin" not in found and found["n"].eq(n).all()
+        width[name] = (found["hi"] - found["lo"]).groupby(found["metric"]).first()
+    assert (width["recordings"] > 2 * width["clips"]).loc[["clean", "mPC"]].all() and len(width["clips"]) > 2
+    known, unknown = features(*clusters(), recordings=torch.arange(60) // 3), features(*clusters())
+    reader = readers.Reader.fit(unknown, "class")
+    assert robustness._each(reader, known)["origin"].tolist() == (np.arange(60) // 3).tolist()
+    assert "origin" not in robustness._each(reader, unknown)
+
+
 def test_objectives_are_compared_in_their_fall_by_clip(planted):
     table = robustness.falls(planted, "planted")
     both = table[table["label"].eq("tint") & table["kind"].eq("temporal")].set_index("metric")

@@ -56,22 +56,53 @@ def weight(w: float | Schedule) -> str:
 # ------------------------------------------------------------------------------------------------------------------------- terms
 
 
+def marked(letter: str, below: Sequence[str] = (), above: Sequence[str] = ()) -> str:
+    """A letter with its subscripts and superscripts; empty ones are left out."""
+    below, above = (r",\,".join(filter(None, marks)) for marks in (below, above))
+    return letter + (f"_{{{below}}}" if below else "") + (f"^{{{above}}}" if above else "")
+
+
+def channels(term: Term) -> str:
+    return {"all": "", "app": r"\mathrm{app}", "dyn": r"\mathrm{dyn}"}[term.on]
+
+
+def seen_as(term: Term) -> tuple[str, str]:
+    """How the student's tokens come to a term: normalised how, through which view."""
+    norm = {"layer": "", "half": r"\mathrm{half}", "raw": r"\mathrm{raw}"}[term.norm]
+    return norm, {"causal": r"\leq t", "visible": r"\mathrm{vis}"}.get(term.view, "")
+
+
 def z(term: Term, at: str = "t") -> str:
     """The student's token that a term sees: at which time, which channels, through which view."""
-    channels = {"all": "", "app": r"\mathrm{app}", "dyn": r"\mathrm{dyn}"}[term.on]
-    norm = {"layer": "", "half": r"\mathrm{half}", "raw": r"\mathrm{raw}"}[term.norm]
-    view = {"causal": r"\leq t", "visible": r"\mathrm{vis}"}.get(term.view, "")
-    below, above = (r",\,".join(filter(None, marks)) for marks in ((at, channels), (norm, view)))
-    return "z" + (f"_{{{below}}}" if below else "") + (f"^{{{above}}}" if above else "")
+    return marked("z", (at, channels(term)), seen_as(term))
+
+
+def h(term: Term, at: str = "t") -> str:
+    """The teacher's token, cut to the term's channels."""
+    return marked("h", (at, channels(term)))
 
 
 def dz(term: Term) -> str:
     return rf"\Delta {z(term)}"
 
 
-def size(term: Term, x: str) -> str:
-    """|x|, the mean over channels, or the 1-norm."""
-    return rf"\lVert {x} \rVert_1" if getattr(term, "reduce", "mean") == "sum" else rf"\lvert {x} \rvert"
+def size(term: Term, x: str, p: float = 1) -> str:
+    """|x|^p, the mean over channels, or their sum: a norm."""
+    summed = getattr(term, "reduce", "mean") == "sum"
+    left, right = (r"\lVert", r"\rVert") if summed else (r"\lvert", r"\rvert")
+    order = f"_{{{number(p)}}}^{{{number(p)}}}" if p != 1 else "_1" if summed else ""
+    return f"{left} {x} {right}{order}"
+
+
+def powers(term: JEPA | Context) -> str:
+    """|prediction - teacher|^p / p of a token."""
+    share = "" if term.p == 1 else rf"\tfrac{{1}}{{{number(term.p)}}} "
+    return share + size(term, r"\hat z_i - h_i", term.p)
+
+
+def nearness(places: str) -> str:
+    """What a token weighs by its distance to the nearest of these places."""
+    return rf"d_{{i,\,\mathrm{{{places}}}}}^{{-1/2}}"
 
 
 @singledispatch
@@ -95,27 +126,33 @@ def _text(words: str) -> str:
     )
 
 
-def mean(x: str) -> str:
-    return rf"\langle {x} \rangle"
+def mean(x: str, over: str = "") -> str:
+    return marked(rf"\langle {x} \rangle", (over,))
+
+
+def weighed(weights: str, x: str, over: str = "") -> str:
+    """The mean of x by weights that are divided by their own mean."""
+    return rf"\frac{{{mean(f'{weights} {x}', over)}}}{{{mean(weights, over)}}}"
 
 
 @tex.register
 def _(term: JEPA) -> str:
-    error = size(term, r"\hat z_i - h_i")
-    error = error if term.p == 1 else rf"\tfrac{{1}}{{{number(term.p)}}} {error}^{{{number(term.p)}}}"
-    return mean(error if term.distance is None else rf"d_i^{{-1/2}} {error}") + r"_{i \in \mathrm{hidden}}"
+    over = r"i \in \mathrm{hidden}"
+    return mean(powers(term), over) if term.distance is None else weighed(nearness("seen"), powers(term), over)
 
 
 @tex.register
 def _(term: Context) -> str:
-    error = size(term, r"\hat z_i - h_i")
-    return mean(rf"d_i^{{-1/2}} {error}") + r"_{i \in \mathrm{seen}}"
+    return mean(f"{nearness('hidden')} {powers(term)}", r"i \in \mathrm{seen}")
 
 
 @tex.register
 def _(term: Kinematic) -> str:
     change = r"\Delta" + ("" if term.order == 1 else f"^{{{term.order}}}") + " " + z(term)
-    return mean(size(term, change) if term.huber is None else rf"\mathrm{{Huber}}_{{{number(term.huber)}}}({change})")
+    if term.huber is None:
+        return mean(size(term, change))
+    error = rf"\mathrm{{Huber}}_{{{number(term.huber)}}}({change})"
+    return mean(size(term, error) if term.reduce == "sum" else error)
 
 
 @tex.register
@@ -125,20 +162,21 @@ def _(term: Straight) -> str:
 
 @tex.register
 def _(term: Delta) -> str:
-    return mean(size(term, rf"{dz(term)} - \Delta h_t"))
+    return mean(size(term, rf"{dz(term)} - \Delta {h(term)}"))
 
 
 @tex.register
 def _(term: Dynamics) -> str:
-    return mean(size(term, rf"\mathrm{{Dyn}}({z(term)}) - \Delta h_t"))
+    foretold = h(term) if term.foretell == "own" else "h_t"
+    return mean(size(term, rf"\mathrm{{Dyn}}({z(term)}) - \Delta {foretold}"))
 
 
 @tex.register
 def _(term: Spectral) -> str:
     gap = (
-        rf"\lvert \mathcal{{F}} {z(term, '')} \rvert_f - \lvert \mathcal{{F}} h \rvert_f"
+        rf"\mathrm{{abs}}(\mathcal{{F}} {z(term, '')})_f - \mathrm{{abs}}(\mathcal{{F}} {h(term, '')})_f"
         if term.amplitude
-        else rf"\mathcal{{F}} ({z(term, '')} - h)_f"
+        else rf"\mathcal{{F}} ({z(term, '')} - {h(term, '')})_f"
     )
     return mean(("" if term.weights == "uniform" else "w_f ") + size(term, gap))
 
@@ -147,10 +185,10 @@ def _(term: Spectral) -> str:
 def _(term: Contrast) -> str:
     own = z(term)
     if term.negatives == "all":
-        share = rf"\mathrm{{softmax}}_s(\cos({own}, h_s) / {number(term.temperature)})_t"
+        share = rf"\mathrm{{softmax}}_s(\cos({own}, {h(term, 's')}) / {number(term.temperature)})_t"
         return mean(rf"-\log {share}")
-    other = "h_{t+1}" if term.negatives == "next" else r"h_{t \pm 1}"
-    return mean(rf"[{number(term.margin)} - \cos({own}, h_t) + \cos({own}, {other})]_+")
+    other = h(term, "t+1" if term.negatives == "next" else r"t \pm 1")
+    return mean(rf"[{number(term.margin)} - \cos({own}, {h(term)}) + \cos({own}, {other})]_+")
 
 
 @tex.register
@@ -162,30 +200,51 @@ def _(term: Pixels) -> str:
 @tex.register
 def _(term: VelGate) -> str:
     speed = {"teacher": r"\lvert \Delta h_t \rvert", "pixels": r"\lvert \Delta x_t \rvert", "released": r"\lVert \Delta h_t \rVert_2"}
-    background = rf"{speed[term.gate]} \,\leq\, q_{{{number(term.quantile)}}}"
-    if term.gate == "released":
-        return mean(rf"[{background}] \, {size(term, dz(term))}")
-    return mean(size(term, dz(term))) + rf"_{{{background}}}"
+    limit, error = rf"q_{{{number(term.quantile)}}}", size(term, dz(term))
+    if term.temperature:
+        soft = rf"\sigma((1 - {speed[term.gate]} / {limit}) / {number(term.temperature)})"
+        return mean(f"{soft} {error}") if term.gate == "released" else weighed(soft, error)
+    background = rf"{speed[term.gate]} \,\leq\, {limit}"
+    return mean(rf"[{background}] \, {error}") if term.gate == "released" else mean(error, background)
 
 
 @tex.register
 def _(term: Hamiltonian) -> str:
+    later = z(term, "t+1") if term.toward == "student" else h(term, "t+1")
     if term.method == "energy":
-        return mean(rf"\lvert \Delta H({z(term)}) \rvert")
-    if term.method == "consistency":
-        extra = rf" + {number(term.conserve)} (\Delta H)^2" if term.conserve else ""
-        return mean(rf"\lVert \Phi_H(q_t, p_t)_q - \mathrm{{sg}}\,q_{{t+1}} \rVert^2{extra}")
+        return mean(rf"\lvert \Delta H({z(term)}) \rvert" if term.toward == "student" else rf"\lvert H({later}) - H({z(term)}) \rvert")
+    halves = rf"(q,\,p)_t = {z(term)},\; (q,\,p)_{{t+1}} = {later}"
+    return mean((_flow if term.method in ("leapfrog", "consistency") else _residual)(term), halves)
+
+
+def _flow(term: Hamiltonian) -> str:
+    """How far one leapfrog step misses the next q and p, or the next q alone."""
+    flow = marked(r"\Phi_H", above=("" if term.dt == 1 else number(term.dt),)) + r"(q_t,\, p_t)"
+    if term.method == "leapfrog":
+        return " + ".join(size(term, rf"{x}_{{t+1}} - {flow}_{x}") for x in "qp")
+    extra = rf" + {number(term.conserve)}\, (H({flow}) - \mathrm{{sg}}\,H(q_t,\, p_t))^2" if term.conserve else ""
+    return size(term, rf"{flow}_q - \mathrm{{sg}}\,q_{{t+1}}", 2) + extra
+
+
+def _residual(term: Hamiltonian) -> str:
+    """What an explicit step leaves of the changes of q and p."""
     step = "" if term.dt == 1 else rf"{number(term.dt)}\, "
-    q, p = size(term, rf"\Delta q - {step}\partial_p H"), size(term, rf"\Delta p + {step}\partial_q H")
-    return mean(f"{q} + {p}")
+    at = r"q_t,\, p_{t+1}" if term.method == "symplectic" else r"q_t,\, p_t"
+    drift = rf"{step}\partial_p H({at})"
+    at = rf"q_t + {drift},\, p_t" if term.method == "released" else at
+    return size(term, rf"\Delta q_t - {drift}") + " + " + size(term, rf"\Delta p_t + {step}\partial_q H({at})")
 
 
 @tex.register
 def _(term: Orthogonal) -> str:
-    cross = r"Z_{\mathrm{app}}^{\top} Z_{\mathrm{dyn}}"
+    letter = "Z" if term.centre == "none" else r"\tilde Z"
+    marks = r",\,".join(filter(None, (*seen_as(term), "" if term.centre in ("batch", "none") else rf"\mathrm{{{term.centre}}}")))
+    turn = rf"{marks}\,\top" if marks else r"\top"
+    halves = (("app", marks), ("dyn", marks), ("app", turn))
+    app, dyn, turned = (marked(letter, (channels(term), rf"\mathrm{{{half}}}"), (above,)) for half, above in halves)
     if term.form == "paper":
-        return rf"\tfrac1N \lVert {cross} \rVert_F^2"
-    inside = r"\mathrm{corr}(Z_{\mathrm{app}}, Z_{\mathrm{dyn}})^2" if term.form == "corr_mean" else rf"(\tfrac1N {cross})^2"
+        return rf"\tfrac1N \lVert {turned} {dyn} \rVert_F^2"
+    inside = rf"\mathrm{{corr}}({app}, {dyn})^2" if term.form == "corr_mean" else rf"(\tfrac1N {turned} {dyn})^2"
     return {"cov_sum": rf"\textstyle\sum {inside}", "vicreg": rf"\tfrac{{1}}{{d}} \textstyle\sum {inside}"}.get(term.form, mean(inside))
 
 
@@ -209,7 +268,7 @@ def _(term: Detached) -> str:
 
 @tex.register
 def _(term: Shuffled) -> str:
-    return rf"{tex(term.term)}_{{\text{{random channels}}}}"
+    return rf"{{{tex(term.term)}}}_{{\text{{random channels}}}}"  # in braces: a mean has a subscript already
 
 
 def equation(objective: Objective | Term) -> str:
@@ -222,7 +281,9 @@ def equation(objective: Objective | Term) -> str:
 
 SIGNS = (
     r"\(\hat z\) prediction, \(h\) teacher, \(z\) student, \(\Delta\) change to the next token time, \(\langle\cdot\rangle\) mean, "
-    r"\(\lvert\cdot\rvert\) mean over channels"
+    r"\(\lvert\cdot\rvert\) mean over channels and \(\lvert\cdot\rvert_p^p\) that of \(p\)-th powers, \(d_{i,\,\mathrm{seen}}\) distance "
+    r"to the nearest seen token, \(\tilde Z\) tokens less their mean (the batch's, or as marked), \(q, p\) halves of a token, "
+    r"\(\Phi_H\) a leapfrog step"
 )
 CELL = 'style="text-align:left;padding:2px 12px 2px 0;vertical-align:top"'
 

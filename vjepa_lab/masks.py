@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange, reduce, repeat
 from torch import BoolTensor, LongTensor, Tensor
 
 from vjepa_lab.values import Value, check
@@ -124,7 +124,8 @@ class Motion(Value):
     A centre whose block would leave the frame is moved inwards. A clip without motion, and so an image, gets uniform positions.
 
     motion: "tubelet-mean" averages the frame differences over colour, patch and tubelet; "released" resamples them (trilinear, no
-    averaging: it reads a few pixels of a patch), as the published code does. See `motion_score`. It is the motion of the clip that `draw`
+    averaging: it reads a few pixels of a patch) and divides step t by the peak of clip t of the batch, as the published code does: where
+    that clip is still, step t of all clips counts a million times. See `motion_score`. It is the motion of the clip that `draw`
     gets, in training the augmented one: that of the frames before cropping and flipping lies elsewhere than the clip's tokens.
     scaling (softmax): "minmax" to [0, 1], or "zscore" to mean 0 and deviation 1, where a few lively tokens go further.
     """
@@ -141,7 +142,11 @@ class Motion(Value):
             raise ValueError(f"{self!r}: expected random_rate in [0, 1] and strength >= 0")
 
     def score(self, clip: Tensor | None, grid: Grid) -> Tensor:
-        """Motion score [b t h w] of the augmented clip, on the CPU."""
+        """Motion score [b t h w] of the augmented clips, on the CPU.
+
+        Each process scores its own clips, as the published code does those of a GPU. With "released", where other clips have a part in a
+        clip's score, the number of processes matters unless each has a multiple of t clips.
+        """
         if clip is None:
             raise ValueError(f"{self!r} follows the clip's motion: pass clip=[b c f y x] to draw()")
         return motion_score(clip, grid, self.motion).cpu()
@@ -178,8 +183,9 @@ class Motion(Value):
         return (heat - low) / (high - low).clamp_min(STILL)
 
     def _by_block(self, score: Tensor, size: Size) -> Tensor:
-        relative = score / score.amax((1, 2, 3), keepdim=True).clamp_min(STILL)
-        weight = F.avg_pool3d(relative[:, None], size, stride=1)[:, 0].clamp_min(STILL) ** self.strength
+        peak = score.amax((1, 2, 3), keepdim=True).clamp_min(STILL)  # powers of what released scores may be, 1e6, would overflow
+        floor = STILL / peak if self.motion == "released" else STILL  # the published floor is under the score as it is
+        weight = F.avg_pool3d((score / peak)[:, None], size, stride=1)[:, 0].clamp_min(floor) ** self.strength
         return weight / weight.sum((1, 2, 3), keepdim=True)
 
 
@@ -194,8 +200,10 @@ class MultiBlock(Value):
       "random" keeps a random subset of that length. "padded" keeps everything and marks padding in `seen_valid`, `hidden_valid`.
     max_temporal_keep: nothing is seen after this part of the clip's time (0.5: future prediction); what comes later is hidden.
     max_keep: at most this many tokens are seen.
-    full_complement: hidden = everything not seen after truncation.  pred_full_complement: seen = everything not hidden after truncation.
-    inv_block: swap seen and hidden at the end.
+    full_complement: hidden = everything not seen after truncation.
+    pred_full_complement: seen = everything not hidden after truncation. As upstream, `max_keep` then limits nothing, and what truncation
+      drops from the hidden tokens is seen, after `max_temporal_keep` too: "official" drops the latest.
+    inv_block: swap seen and hidden at the end. As upstream, both limits then hold for what is hidden, and the later part is seen.
     """
 
     kinds: tuple[Blocks, ...] = (Blocks(8, 0.15), Blocks(2, 0.7))
@@ -302,8 +310,9 @@ def motion_score(clip: Tensor, grid: Grid, motion: Literal["tubelet-mean", "rele
 
     tubelet-mean: mean over colour, patch and the differences that start in the tubelet. The last frame starts none, so the last
       difference counts twice there (for tubelet 2: the mean over what that tubelet has).
-    released: mean over colour, first difference doubled, trilinear resampling to the grid, divided by the clip's maximum (MaskCollator
-      in the published code of arXiv:2605.17165).
+    released: mean over colour, first difference doubled, trilinear resampling to the grid, step t divided by the maximum of clip t, and
+      not of its own clip (MaskCollator in the published code of arXiv:2605.17165, by broadcasting, where a GPU has as many clips as
+      there are steps). Here clip t is that of each t consecutive clips; those left over at the end are divided by their own maxima.
     A single frame scores zero. Raises ValueError when the clip does not divide into the grid.
     """
     b, _, f, y, x = clip.shape
@@ -318,7 +327,16 @@ def motion_score(clip: Tensor, grid: Grid, motion: Literal["tubelet-mean", "rele
         return reduce(step, "b (t p) (h q) (w r) -> b t h w", "mean", t=t, h=h, w=w)
     step = rearrange(torch.cat([step[:, :1], step], 1), "b f y x -> b 1 f y x")
     step = F.interpolate(step, size=tuple(grid), mode="trilinear", align_corners=False)[:, 0]
-    return step / step.amax((1, 2, 3), keepdim=True).clamp_min(STILL)
+    return step / _peaks_of_steps(step)
+
+
+def _peaks_of_steps(motion: Tensor) -> Tensor:
+    """What each step of motion [b t h w] is divided by, [b t 1 1]: in every t consecutive clips step i of all by the peak of the i-th, in
+    the clips left over by the own clip's."""
+    steps, peak = motion.shape[1], motion.amax((1, 2, 3)).clamp_min(STILL)
+    whole = len(peak) // steps * steps
+    shared = repeat(peak[:whole], "(group step) -> (group clip) step 1 1", clip=steps, step=steps)
+    return torch.cat([shared, repeat(peak[whole:], "clip -> clip step 1 1", step=steps)])
 
 
 def _union(corners: LongTensor, size: Size, grid: Grid) -> BoolTensor:

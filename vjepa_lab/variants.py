@@ -5,16 +5,19 @@ sound      what we recommend to run (the default): latents normalised before an 
 paper      as printed, with the defaults of each term where the text is silent. Two statements of its JEPA loss differ: Eq. 1 and
            Algorithm 1 have no weights, Table 1 says "distance-weighted prediction loss". This edition follows the table, by the nearest
            reading of it, 1/sqrt(distance of a hidden token to the nearest seen one) at mean 1; the other reading is the edition sound.
-           The hard-weighted copy stays unweighted, since Eq. 9 defines its errors without weights
+           The hard-weighted copy stays unweighted, since Eq. 9 defines its errors without weights. The 1-norms of Eq. 5 and Eq. 9 are
+           means over channels in every edition, this one too; Eq. 8's Frobenius norm is here the sum that is printed
 released   as the paper's published code computes it, including what it does not compute: four-level targets and a context loss that sets in
            half-way (V-JEPA 2.1), positions stretched onto 16 x 16 tokens, a learning rate that stays at its peak, auxiliaries on the
            visible tokens' raw latents, the hard-weighted LD without gradient, and without EMA a target that carries gradient and an
-           evaluated encoder that never trained; images repeated to fill the frames count in every term. Left out: V-JEPA 2.1's mark of
-           the modality, which where every clip is a video is one learned vector added to all tokens, as the bias of the patch embedding
-           is already; one mask token for all mask kinds (V-JEPA 2 and 2.1 number the tokens by the clips' length), where each kind has
-           its own here, which differs where there are two, as in V-JEPA's masks, not in the preset micro's; and N - 1 for N in
-           covariances of thousands of tokens. Data and probes are arguments elsewhere: images repeated to 16 frames (`images="repeat"`),
-           a stride by frame rate on UCF-101, probes on one mean vector
+           evaluated encoder that never trained; images repeated to fill the frames count in every term; motion for masks divided, at
+           step t of every clip, by the peak of clip t of its eight (as many as there are steps), so that an image there makes step t
+           count a million times in all eight (see `masks.motion_score`). Left out: V-JEPA 2.1's mark of the modality, which where every
+           clip is a video is one learned vector added to all tokens, as the bias of the patch embedding is already; one mask token for
+           all mask kinds (V-JEPA 2 and 2.1 number the tokens by the clips' length), where each kind has its own here, which differs
+           where there are two, as in V-JEPA's masks, not in the preset micro's; and N - 1 for N in covariances of thousands of tokens.
+           Data and probes are arguments elsewhere: images repeated to 16 frames (`images="repeat"`), a stride by frame rate on UCF-101,
+           probes on one mean vector
 
 All editions, `paper` and `released` too, cut masks to the shortest row of the whole batch, whatever the number of processes; the published
 code cuts those of each GPU, 8 of the 32 clips, by themselves. On 8 x 14 x 14 tokens its student sees 421 of them under V-JEPA's mask of

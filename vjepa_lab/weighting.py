@@ -134,7 +134,7 @@ class TorchJD(Weighting):
     "PCD", "GradVac", "DualProj", "IMTLG", "AlignedMTL", "PCGrad", "CAGrad" ... It sees the Gramian; its weights come times b_k.
 
     options  its keyword arguments, such as (("tau", 0.05),)
-    Raises ImportError without torchjd (`pip install vjepa_lab[multitask]`) or what the weighting needs besides, ValueError for a name that
+    Raises ImportError without torchjd (`pip install -e '.[multitask]'`) or what the weighting needs besides, ValueError for a name that
     torchjd does not have or that works on something else than a Gramian.
     """
 
@@ -147,7 +147,7 @@ class TorchJD(Weighting):
         try:
             from torchjd import aggregation
         except ImportError:
-            raise ImportError(f"{self!r} needs the package torchjd: pip install 'vjepa_lab[multitask]'") from None
+            raise ImportError(f"{self!r} needs the package torchjd: pip install -e '.[multitask]', in the project's folder") from None
         known = sorted(n.removesuffix("Weighting") for n in dir(aggregation) if _on_gramians(getattr(aggregation, n)))
         if self.name not in known:
             raise ValueError(f"{self!r}: torchjd has no weighting {self.name!r} of Gramians; it has {', '.join(known)}")

@@ -36,6 +36,8 @@ LABELS = ("shape", "motion", "action", "object", "edit")
 "Labels read by default where a source has them, else its class: what a clip shows, and what happens in it."
 READER = ["variant", "encoder", "seed", "label", "part"]
 GROUP = ["kind", "truth"]
+OWN = ["each", "origin", "shift", "severity", "ordered"]
+"Columns of an answer that a summary over several has not."
 
 
 def corrupted(
@@ -129,7 +131,8 @@ def _answer(subject: Subject, reader: Reader, features: Features, condition: Con
 
 
 def _each(reader: Reader, features: Features) -> dict:
-    return {"each": reader.correct(features), "chance": constant(features.labels[reader.label])}
+    known = {} if features.recordings is None else {"origin": features.origin.numpy()}
+    return {"each": reader.correct(features), "chance": constant(features.labels[reader.label])} | known
 
 
 # -------------------------------------------------------------------------------------------------------------------------- summaries
@@ -139,16 +142,16 @@ def summary(answers: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataF
     """Rows of every corruption metric (`shifts.metrics`) of every reader, for each kind of shift, and for all kinds together ("all").
 
     truth: "kept" are shifts under which the label stays true; "changed" those under which the clip shows another motion than labelled,
-    where a fall is what a good reader does. "all" takes the former only. A relative metric that is undefined (`shifts.undefined`) is nan,
-    and `note` says why. Of parts "app" and "dyn" there is "retained-app-dyn" as well: by
-    how many points Z_app retains more than Z_dyn, the bootstrap drawing the same clips for both.
+    where a fall is what a good reader does. "all" takes the former only. Where recordings are known intervals are over them. A relative
+    metric that is undefined (`shifts.undefined`) is nan, and `note` says why. Of parts "app" and "dyn" there is "retained-app-dyn" as
+    well: by how many points Z_app retains more than Z_dyn, the bootstrap drawing the same clips for both.
     """
     rows = []
     for _, reader in answers.groupby([*READER, "benchmark", "run"], dropna=False, sort=False):
         clean = _clean(reader)
         for key, part in _groups(reader):
-            shared = clean.drop(["each", "shift", "severity", "ordered"]).to_dict() | dict(zip(GROUP, key, strict=True))
-            found = shifts.metrics(clean["each"], _stacked(part), clean["chance"], draws, seed)
+            shared = clean.drop(OWN, errors="ignore").to_dict() | dict(zip(GROUP, key, strict=True))
+            found = shifts.metrics(clean["each"], _stacked(part), clean["chance"], draws, seed, clean.get("origin"))
             notes = shifts.undefined(100 * clean["each"].mean(), clean["chance"])
             shared["n"] = len(clean["each"])
             rows += [
@@ -191,10 +194,10 @@ def _apart(answers: pd.DataFrame, draws: int, seed: int) -> list[dict]:
         for key in groups[0]:
             shifted = [mean_corrupted(_stacked(group[key])) for group in groups]
             columns = [shifted[0], clean[0]["each"], shifted[1], clean[1]["each"]]
-            means = np.vstack([[np.mean(x) for x in columns], shifts.resampled(columns, draws, seed)]) - chance
+            means = np.vstack([[np.mean(x) for x in columns], shifts.resampled(columns, draws, seed, clean[0].get("origin"))]) - chance
             value = 100 * (means[:, 0] / means[:, 1] - means[:, 2] / means[:, 3])
             lo, hi = np.quantile(value[1:], [0.025, 0.975])
-            shared = clean[0].drop(["each", "shift", "severity", "ordered"]).to_dict() | dict(zip(GROUP, key, strict=True))
+            shared = clean[0].drop(OWN, errors="ignore").to_dict() | dict(zip(GROUP, key, strict=True))
             measured = {"value": float(value[0]), "lo": float(lo), "hi": float(hi), "n": len(columns[0])}
             rows.append(shared | {"part": "app-dyn", "metric": "retained-app-dyn"} | measured)
     return rows

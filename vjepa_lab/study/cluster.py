@@ -1,4 +1,4 @@
-"""The cells of a study as a Slurm job array, by submitit (pip install "vjepa_lab[cluster]"): the light way, without a workflow engine."""
+"""The cells of a study as a Slurm job array, by submitit (the extra `cluster`): the light way, without a workflow engine."""
 
 from __future__ import annotations
 

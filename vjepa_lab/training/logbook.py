@@ -35,7 +35,8 @@ class Log:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise ModuleNotFoundError("tensorboard=True needs the package tensorboard: pip install 'vjepa_lab[tensorboard]'") from None
+                said = "tensorboard=True needs the package tensorboard: pip install -e '.[tensorboard]', in the project's folder"
+                raise ModuleNotFoundError(said) from None
             self.writer = SummaryWriter(folder / "tensorboard", purge_step=start)
 
     def __call__(self, record: dict) -> None:
