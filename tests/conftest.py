@@ -22,3 +22,12 @@ def clips() -> Path:
 def seeded():
     """Every test starts from the same torch seed; a test that wants another sets it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Sums in another number of threads differ in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

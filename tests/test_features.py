@@ -28,15 +28,8 @@ from vjepa_lab.evidence import stats
 from vjepa_lab.model import Encoder
 
 QUIET = {"device": "cpu", "progress": False}
+pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = {"frames": 4, "size": 16}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -21,15 +21,8 @@ from vjepa_lab.training.processes import Interrupted
 from vjepa_lab.training.trainer import seed_step
 
 HOW = {"device": "cpu", "bf16": False, "progress": False, "log_every": 1}
+pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = {"frames": 4, "size": 16, "stride": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def encoder(**how) -> Encoder:

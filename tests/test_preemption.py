@@ -17,7 +17,7 @@ from vjepa_lab import notebook
 from vjepa_lab.study import Benchmark, Regime, Study, cluster, local
 from vjepa_lab.study import cell as cells
 from vjepa_lab.study import main as study_command
-from vjepa_lab.train import resume
+from vjepa_lab.train import _as_many, resume
 from vjepa_lab.training import launch, locks
 from vjepa_lab.training.processes import Interrupted
 from vjepa_lab.widgets import monitor
@@ -37,13 +37,17 @@ def forged(folder: Path, silent_s: float = 0.0, name: str = "lock", **changes) -
 
 def test_a_job_that_is_queued_again_knows_its_earlier_start_to_be_gone(tmp_path, monkeypatch):
     """On another node, whose processes nobody here can see."""
-    forged(tmp_path, host="elsewhere", pid=1, job="4711 0")
-    for job, again, free in (("4711", "0", False), ("4712", "1", False), ("4711", "1", True)):
-        monkeypatch.setenv("SLURM_JOB_ID", job)
-        monkeypatch.setenv("SLURM_RESTART_COUNT", again)
-        assert (locks.holder(tmp_path) is None) == free, "another task of the same start may well live"
+    for where, job, again, silent_s, free in (
+        ("west", "4711", "0", 100, False), ("west", "4712", "1", 100, False), ("east", "4711", "1", 100, False),
+        ("west", "4711", "1", 20, False), ("west", "4711", "1", 100, True),
+    ):  # fmt: skip
+        forged(tmp_path, silent_s, host="elsewhere", pid=1, job="west 4711 0")
+        for name, value in (("CLUSTER_NAME", where), ("JOB_ID", job), ("RESTART_COUNT", again)):
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        assert locks.restarted() == (again == "1")
+        assert (locks.holder(tmp_path) is None) == free, "other jobs, and a node that is merely cut off, may well live"
     with locks.hold(tmp_path, patience_s=0):
-        assert locks.holder(tmp_path)[0].job == "4711 1"
+        assert locks.holder(tmp_path)[0].job == "west 4711 1"
 
 
 def test_a_lost_cell_is_waited_for_and_one_that_lives_is_not(tmp_path):
@@ -90,6 +94,7 @@ def test_a_run_that_somebody_trains_is_no_failed_cell(tmp_path):
     with pytest.raises(locks.Locked, match="process 1 on elsewhere"):
         cells.run(cell, tmp_path, void_after_s=None)
     assert not cells.failures(tmp_path / cell.name)
+    assert cells.taken(cell, tmp_path) and cells.state(cell, tmp_path).state == "running", "nor one to start again and again"
 
 
 def test_a_kernel_that_was_killed_leaves_no_lock_to_the_next_try(tmp_path, monkeypatch):
@@ -240,9 +245,21 @@ def test_a_run_goes_on_with_as_many_workers_as_before(tmp_path):
 # ------------------------------------------------------------------------------------------------------------------------------ devices
 
 
+def test_a_run_goes_on_with_as_many_processes_as_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    many = lambda session, device: _as_many(session, torch.device(device))
+    assert many({"processes": 4, "device": "cuda:0"}, "cuda") == 4
+    for session, device in (
+        ({"processes": 8, "device": "cuda"}, "cuda"), ({"processes": 4, "device": "cuda"}, "cuda:1"), ({}, "cpu"),
+        ({"processes": 4, "device": "cuda"}, "cpu"), ({"processes": 2, "device": "mps"}, "mps"),
+    ):  # fmt: skip
+        assert many(session, device) is None
+    assert many({"processes": 2, "device": "cpu"}, "cpu") == 2
+
+
 def test_a_study_on_the_cpu_sees_no_gpu_and_none_shares_one_by_number():
     on_cpu = Study("s", ("ld",), STUDY.regimes, STUDY.benchmarks, device="cpu")
     assert local.environment(on_cpu)["CUDA_VISIBLE_DEVICES"] == "", "its probes would all take the first"
     assert "CUDA_VISIBLE_DEVICES" not in local.environment(STUDY)
     with pytest.raises(ValueError, match="device='cuda:1' would be that of every run; expected 'cuda', and CUDA_VISIBLE_DEVICES=1"):
-        Study("s", ("ld",), STUDY.regimes, STUDY.benchmarks, device="cuda:1")
+        local.slots(Study("s", ("ld",), STUDY.regimes, STUDY.benchmarks, device="cuda:1"))

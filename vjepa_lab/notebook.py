@@ -221,6 +221,8 @@ def status(out: str | Path) -> dict:
         known = json.loads(_status_file(Path(out)).read_text())
     except (FileNotFoundError, ValueError):  # a machine that crashed may leave an empty file
         return {}
+    if not isinstance(known, dict) or "state" not in known:
+        return {}
     if known["state"] == "running" and _unclaimed(beside(Path(out), "running")):
         known["state"] = "killed"
     return known
@@ -273,7 +275,7 @@ def _now() -> str:
 
 def _ended(error: BaseException, control: _Control, record: _Record, notebook: Path, out: Path) -> BaseException:
     """Keep what there is of the notebook under a name that tells, write down how it ended, and say so in one line."""
-    stopped = control.stopped or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
+    stopped = control.stopped or (getattr(error, "signal", signal.SIGINT) if isinstance(error, KeyboardInterrupt) else 0)
     state = "interrupted" if stopped else "failed"
     part, kept = beside(out, "running"), beside(out, state)
     os.replace(part, kept)

@@ -202,7 +202,7 @@ def resume(
         options |= {"cache": session["cache"]} if options.get("cache") is True else {}  # the folder of the last session
         data = training_source(data, run.preset, config["seed"], progress and Team.of_environment().first, options)
     habits = {name: session[name] for name in ("log_every", "save_every", "keep", "tensorboard") if name in session}
-    devices = _as_many(session.get("processes", 1), device) if devices is None else devices
+    devices = _as_many(session, device_of(device)) if devices is None else devices
     workers = session.get("workers", 0) if workers is None else workers
     return pretrain(
         run.recipe, data, run.preset, config["seed"], edition=config["edition"], variant=config["variant"],
@@ -212,11 +212,12 @@ def resume(
     )  # fmt: skip
 
 
-def _as_many(processes: int, device: str) -> int | None:
-    """So many processes again, if none were started from outside and there is a GPU for each; else those that there are."""
-    alone = Team.of_environment().world == 1
-    there = torch.cuda.device_count() if device_of(device).type == "cuda" else processes
-    return processes if alone and 1 < processes <= there else None
+def _as_many(session: dict, device: torch.device) -> int | None:
+    """As many processes as in a session, if it was on this kind of device, none were started from outside and there is a GPU for each."""
+    processes, alike = session.get("processes", 1), torch.device(session.get("device", "cpu")).type == device.type
+    there = torch.cuda.device_count() if device.type == "cuda" else processes
+    free = alike and device.index is None and device.type != "mps" and Team.of_environment().world == 1
+    return processes if free and 1 < processes <= there else None
 
 
 def resumable(run: Run) -> dict:

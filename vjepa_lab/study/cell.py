@@ -76,8 +76,8 @@ def state(cell: Cell, runs: Path) -> State:
     wanted = open_steps(cell, folder)
     if not wanted:
         return State("done")
-    if held := locks.holder(folder, LOCK):
-        owner, silent = held
+    if held := _held(folder):
+        owner, silent = max(held, key=lambda each: each[1])
         who = f"process {owner.pid} on {owner.host} since {owner.since}" if owner else "somebody"
         quiet = f", silent for {age(silent)}" if silent > 5 * locks.BEAT_S else ""
         return State("running", f"{at(folder, wanted[0], cell)}  ({who}{quiet})")
@@ -104,19 +104,22 @@ def _finished(cell: Cell, folder: Path) -> bool:
 
 def taken(cell: Cell, runs: Path, void_after_s: float | None = None) -> bool:
     """Whether another process has a cell; one that was silent for longer than `void_after_s` has lost it."""
-    held = locks.holder(runs / cell.name, LOCK)
-    return held is not None and (void_after_s is None or held[1] <= void_after_s)
+    return any(void_after_s is None or since <= void_after_s for _, since in _held(runs / cell.name))
+
+
+def _held(folder: Path) -> list[tuple[locks.Owner | None, float]]:
+    """Who has a cell, and who trains its run, where there is somebody, each with the seconds since the last sign of life."""
+    return [held for name in (LOCK, "lock") if (held := locks.holder(folder, name))]
 
 
 def silent(folder: Path, listen_s: float | None = None) -> bool:
     """Whether a cell that was taken is to be had, or may come to be: who has it gives no sign of life for so long
     (`LISTEN_S`)."""
     listen_s = LISTEN_S if listen_s is None else listen_s
-    heard = lambda: [held for name in (LOCK, "lock") if (held := locks.holder(folder, name))]
-    if not heard():
+    if not _held(folder):
         return True
     time.sleep(listen_s)
-    return all(since > listen_s / 2 for _, since in heard())
+    return all(since > listen_s / 2 for _, since in _held(folder))
 
 
 def command(

@@ -11,13 +11,9 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..options import Parser, UserError, setting
 from .grid import Study, load
-
-if TYPE_CHECKING:
-    pass
 
 
 def whole(least: int, text: str) -> int:
@@ -94,7 +90,7 @@ def cell(parser: argparse.ArgumentParser) -> Callable:
     _void_after(parser)
 
     def call(study, runs, name, quiet, notebooks, void_after, **_):
-        from ..training.locks import Locked
+        from ..training.locks import Locked, restarted
         from .cell import run, silent
         from .local import PARENT, TAKEN, environment, watch_parent
 
@@ -107,7 +103,8 @@ def cell(parser: argparse.ArgumentParser) -> Callable:
             except Locked as held:
                 print(f"vjepa-lab: {held}", file=sys.stderr)
             # A job that is started again after its node was lost finds its own lock. (A `study run` looks again by itself.)
-            if void_after is None or PARENT in os.environ or not silent(Path(runs) / name):
+            waits = (void_after is not None or restarted()) and PARENT not in os.environ
+            if not waits or not silent(Path(runs) / name):
                 return TAKEN
 
     return call

@@ -53,7 +53,7 @@ class Forecast:
         ]
         if self.tokens_mb:
             each = ", ".join(f"{name} {mb:.2g} MB" for name, mb in self.tokens_mb.items())
-            lines.append(f"memory  all tokens of every clip that a probe reads stay there (float16): {each} a clip")
+            lines.append(f"memory  all tokens of every clip that a probe reads stay there: {each} a clip")
         if self.plan is not None:
             lines += ["", f"what it resolves (standard deviation over seeds: {self.spread})", str(self.plan)]
         return "\n".join(lines)
@@ -75,7 +75,8 @@ def forecast(
     Those named in `but` were run elsewhere: they count in what it resolves, and cost nothing.
 
     rate_gflops  speed of one run's training, in useful GFLOP/s; by default that of the finished runs in `runs`, else of those in
-                 `collected`, else a stated one on GPUs
+                 `collected`, else a stated one on GPUs; where it is given, `jobs` are at once, on whatever machine; else no more
+                 than this one has room for
     sd           spread over seeds of paired differences, in points; by default the median of those in `collected`, else a guess of 2
     collected    a folder that `study collect` wrote, such as data/reference: what was measured there, on whatever machines
     """
@@ -83,7 +84,7 @@ def forecast(
 
     runs = Path(runs)
     try:
-        rooms = min(len(slots(study)), jobs or math.inf)  # more at once than there is room for are no faster
+        rooms = jobs if jobs and rate_gflops else min(len(slots(study)), jobs or math.inf)  # more than there is room for are no faster
     except ValueError:  # planned on another machine than the one with the GPUs
         rooms = jobs or 1
     chosen = study.chosen(only)
@@ -136,7 +137,7 @@ def _tokens_mb(study: Study, chosen: Sequence[Cell]) -> dict[str, float]:
         if benchmark.probe in TOKENS:
             frames, side = options.get("frames") or size.frames, options.get("size") or size.size
             tokens = frames // size.tubelet * (side // size.patch) ** 2 * options.get("segments", 1) * options.get("views", 1)
-            found[benchmark.name] = 2e-6 * tokens * size.dim * (2 if options.get("exact") else 1)
+            found[benchmark.name] = 2e-6 * tokens * size.dim * (2 if options.get("exact") else 1) * len(options.get("layers") or "1")
     return found
 
 

@@ -195,9 +195,6 @@ class Study(Value):
         distinct(self.benchmarks)
         if self.keep not in KEEP:
             raise ValueError(f"study {self.name!r}: keep={self.keep!r}; expected one of {', '.join(KEEP)}")
-        if self.device.startswith("cuda:"):
-            said = f"study {self.name!r}: device={self.device!r} would be that of every run"
-            raise ValueError(f"{said}; expected 'cuda', and CUDA_VISIBLE_DEVICES={self.device[5:]} for the one card")
         if min(self.gpus, self.threads) < 1:
             raise ValueError(f"study {self.name!r}: a run needs at least one thread and one GPU; got {self.threads} and {self.gpus}")
 

@@ -41,6 +41,9 @@ def slots(study: Study, jobs: int | None = None) -> list[Slot]:
 
     `jobs` sets the number of runs at once; more than there are GPUs share them in turn.
     """
+    if str(study.device).startswith("cuda:"):
+        said = f"{study.name}: device={study.device!r} would be that of every run"
+        raise ValueError(f"{said}; expected 'cuda', and CUDA_VISIBLE_DEVICES={study.device[5:]} for the one card")
     gpus = _gpus() if study.on_gpus else []
     groups = [gpus[i : i + study.gpus] for i in range(0, len(gpus) - study.gpus + 1, study.gpus)]
     if study.gpus > 1 and not groups:
@@ -53,7 +56,7 @@ def slots(study: Study, jobs: int | None = None) -> list[Slot]:
 
 
 def environment(study: Study) -> dict[str, str]:
-    """Variables of a run without a GPU: sums in another number of threads differ in their last bits."""
+    """Variables of a run without a GPU: sums in another number of threads differ in their last bits; and none is to see a GPU."""
     if study.on_gpus and _gpus():
         return {}
     unseen = {"CUDA_VISIBLE_DEVICES": ""} if study.device == "cpu" else {}  # its probes would take the first GPU, all of them

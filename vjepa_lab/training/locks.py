@@ -59,11 +59,14 @@ class Owner:
         return self.host == platform.node() and self.world == _world()
 
     @property
+    def replaced(self) -> bool:
+        """Whether it belongs to an earlier start of the scheduler's job that this process belongs to."""
+        its, mine = self.job.split(), _job().split()
+        return bool(its and mine) and its[:-1] == mine[:-1] and int(its[-1]) < int(mine[-1])
+
+    @property
     def dead(self) -> bool:
-        """Whether its process is known to be gone: on a machine (and in a container) that can tell, and to a job that was started again of
-        its earlier start, wherever that was: the scheduler has ended it."""
-        if self.job and (mine := _job().split()) and (its := self.job.split())[0] == mine[0] and int(its[1]) < int(mine[1]):
-            return True
+        """Whether its process is known to be gone: only on a machine (and in a container) that can tell."""
         if self.host != platform.node():
             return False
         if (world := _world()) != self.world:  # another container is not to be seen into, but none outlives a restart
@@ -152,8 +155,10 @@ def holder(folder: str | Path, name: str = "lock") -> tuple[Owner | None, float]
     """Who holds a folder (None while the lock is being written) and the seconds since the last sign of life; None if it is free."""
     path = Path(folder) / name
     owner = _owner(path)
-    void = owner.dead if owner else not path.exists() or _silence(path) > UNFINISHED_S
-    return None if void else (owner, _silence(path))
+    silent = _silence(path)
+    # A job is queued again as soon as its node does not answer, which may still be writing for a while.
+    void = (owner.dead or (owner.replaced and silent > UNFINISHED_S)) if owner else not path.exists() or silent > UNFINISHED_S
+    return None if void else (owner, silent)
 
 
 def refusal(path: Path, option: str = "out=") -> str:
@@ -182,6 +187,8 @@ def _waiting(path: Path, patience_s: float, void_after_s: float | None) -> str:
 
 def _take(path: Path, me: Owner, void_after_s: float | None) -> bool:
     """Make the lock file, after a dead owner's was put away."""
+    if (owner := _owner(path)) and owner.token == me.token:  # NFS may have failed to say so of a link that it made
+        return True
     seen = _stamp(path)
     held = holder(path.parent, path.name)
     if seen and (held is None or (void_after_s is not None and held[1] > void_after_s)):
@@ -282,9 +289,14 @@ def _world() -> str:
 
 
 def _job() -> str:
-    """Slurm's job and how often it was queued again, such as "4711 0"; empty outside of one."""
-    job, again = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
-    return f"{job} {again}" if job and again.isdecimal() else ""
+    """Slurm's cluster, its job and how often that was queued again, such as "west 4711 0"; empty outside of one."""
+    cluster, job, again = (os.environ.get(f"SLURM_{name}", "") for name in ("CLUSTER_NAME", "JOB_ID", "RESTART_COUNT"))
+    return f"{cluster or '-'} {job} {again or 0}" if job and (again or "0").isdecimal() else ""
+
+
+def restarted() -> bool:
+    """Whether this process is of a scheduler's job that was started again: it may find locks of its own earlier start."""
+    return int((_job().split() or ["0"])[-1]) > 0
 
 
 def _start(world: str) -> str:

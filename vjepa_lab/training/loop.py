@@ -55,7 +55,11 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
     place = {"rank": team.rank, "world": team.world}
     batches = video.loader(source, share, seed=trainer.seed, start=start, workers=habits.workers, pin=device.type == "cuda", **place)
 
+    saved = start
+
     def save() -> None:
+        nonlocal saved
+        saved = trainer.done  # also where it fails: it is not tried again
         if team.first:
             if held:
                 held.check()
@@ -105,7 +109,7 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
             raise
         except Exception:  # of a callback, say, or of the clips: nothing that was computed is lost
             with suppress(Exception):
-                if trainer.done > start and trainer.sound:
+                if team.world == 1 and trainer.done > saved and trainer.sound:  # of several, others wait for this one to end
                     save()
             raise
         finally:

@@ -46,7 +46,8 @@ class Run:
         try:
             return variants.recipe(path.read_text())
         except ValueError as error:
-            raise ValueError(f"{path}: {error}; if it uses a class defined elsewhere, pass recipe=") from None
+            hint = "; if it uses a class defined elsewhere, pass recipe=" if "cannot read" in str(error) else ""
+            raise ValueError(f"{path}: {error}{hint}") from None
 
     @property
     def preset(self) -> Preset:
