@@ -269,7 +269,7 @@ def test_from_pretraining_to_the_table(tmp_path, capsys):
 def test_the_table_averages_over_nothing_but_seeds(tmp_path, capsys):
     """Editions are different objectives, and two probes of one run are two measurements."""
     row = "run,{edition},kin-l1,{seed},plain,motion,{probe},top1,{value},1000,student,{edition}{seed}\n"
-    cells = [("sound", 0, "linear", 20), ("sound", 1, "linear", 30), ("released", 0, "linear", 60), ("sound", 0, "attentive", 40)]
+    cells = [("sound", 0, "linear", 20), ("sound", 1, "linear", 30), ("released", 0, "linear", 60), ("sound", 1, "attentive", 40)]
     head = "source,edition,variant,seed,regime,benchmark,probe,metric,value,n,encoder,run\n"
     text = "".join(row.format(edition=e, seed=s, probe=p, value=v) for e, s, p, v in cells)
     (tmp_path / "rows.csv").write_text(head + text)

@@ -117,18 +117,34 @@ def test_how_clips_are_cut_and_when_files_were_written_is_part_of_the_key(pictur
     assert features.files_of(wrapped(opened(pictures)))  # one file less, and nothing breaks
 
 
-def test_clips_that_cannot_be_read_are_told_and_what_lacks_them_is_not_kept(pictures, tmp_path):
+def test_clips_that_cannot_be_read_are_told_and_what_lacks_them_is_not_taken_for_all(pictures, tmp_path, monkeypatch):
+    """A cache is of the files as they are: mended, they are read. What a disk or a network failed to read is not kept."""
     kept, broken = tmp_path / "kept", pictures / "test" / "a" / "2.png"
     whole = broken.read_bytes()
     broken.write_bytes(b"no picture")
     source = opened(pictures)
     with pytest.warns(UserWarning, match=rf"1 of 6 clips of .* cannot be read and are left out of the features, .*{broken.name}") as told:
         found = extract(Colours(), source, cache=kept, batch=2, **QUIET)
-    assert len(told) == 1 and len(found) == 5 and not (kept.is_dir() and list(kept.iterdir()))
+    assert len(told) == 1 and len(found) == 5 and len(list(kept.iterdir())) == 1
     broken.write_bytes(whole)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(extract(Colours(), opened(pictures), cache=kept, **QUIET)) == 6 and len(list(kept.iterdir())) == 1
+        assert len(extract(Colours(), opened(pictures), cache=kept, **QUIET)) == 6 and len(list(kept.iterdir())) == 2
+    broken.write_bytes(b"no picture")
+    monkeypatch.setattr(features, "PASSING", ("cannot identify",))
+    with pytest.warns(UserWarning, match="cannot be read"):
+        extract(Colours(), opened(pictures), cache=tmp_path / "other", **QUIET)
+    assert not (tmp_path / "other").exists()
+
+
+def test_recordings_that_hold_several_classes_are_held_out_as_wholes():
+    """Films of a data set, say: each shows many classes, and a share of them is held out all the same."""
+    for recordings, seed in ((3, 0), (4, 1), (6, 2), (50, 3)):
+        origin = torch.arange(1200) % recordings
+        y = torch.arange(1200) // recordings % 10
+        held = features.origins_held_out(y, origin, 0.2, seed)
+        sides = [set(held[origin == k].tolist()) for k in range(recordings)]
+        assert all(len(side) == 1 for side in sides) and sum(True in side for side in sides) == max(1, recordings // 5)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- the memory

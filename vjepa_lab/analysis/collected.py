@@ -193,9 +193,10 @@ def differences(study: Collected, edition: str = "sound", against: str = "baseli
 
 def _collapsed(study: Collected, edition: str) -> set[str]:
     """The variants of an edition of which every run collapsed."""
-    found = collapse(study)
-    every = found[found["edition"].eq(edition)].groupby("variant")["collapsed"].all()
-    return set(every[every.astype(bool)].index)
+    found, done = collapse(study), study.cells[study.cells["state"].eq("done") & study.cells["edition"].eq(edition)]
+    fallen = found[found["collapsed"].astype(bool)]
+    runs = done.groupby("variant")["run"].agg(set)
+    return {variant for variant, own in runs.items() if own <= set(fallen["run"])}
 
 
 def _crossed(table: pd.DataFrame, predictions: pd.DataFrame, rows: pd.DataFrame, against: str) -> pd.DataFrame:

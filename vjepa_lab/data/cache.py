@@ -108,7 +108,7 @@ class Cache:
                 self._forget(key)
                 return None
             self._checked.add(key)
-        return Kept(array, fps, None if times is None else np.asarray(times))
+        return Kept(array, fps, None if times is None else np.asarray(times)[: len(array) + 1])
 
     def _forget(self, key: str) -> None:
         (self.folder / f"{key}.json").unlink(missing_ok=True)

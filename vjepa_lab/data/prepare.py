@@ -160,7 +160,7 @@ def transcode(source, target, side: int = 256, key_every: int = 30, quality: int
             if stream.times is not None:
                 out.codec_context.time_base = CLOCK
             out.options = {"crf": str(quality), "g": str(key_every), "preset": "fast", **x264_options()}
-            turns = None
+            turns, last = None, -1
             for count, frame in enumerate(_frames(source)):
                 if turns is None:
                     turns = round(frame.rotation / 90) % 4
@@ -169,6 +169,7 @@ def transcode(source, target, side: int = 256, key_every: int = 30, quality: int
                 if turns:
                     picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.rot90(picture.to_ndarray(), turns)), format="rgb24")
                 picture.pts, picture.time_base = (count, 1 / rate) if stream.times is None else (_clock(stream.times, count), CLOCK)
+                last = picture.pts = max(picture.pts, last + 1)  # an encoder refuses two frames at one time
                 writer.mux(out.encode(picture))
             if turns is None:
                 raise ValueError("no frame can be decoded")

@@ -48,8 +48,8 @@ def open(
     if not isinstance(spec, str | Path) or not str(spec).strip():
         raise DataError(f"data={spec!r}: expected a name such as 'synthetic', a folder, a manifest, a mixture or a Source")
     name, _, rest = str(spec).partition(":")
-    if is_synthetic(spec) and options.get("augment") is False:  # its clips never are, and a mixture says so to all its parts
-        del options["augment"]
+    if is_synthetic(spec):  # its clips never are, and a mixture says to all its parts whether they are to be
+        options.pop("augment", None)
     options |= {"frames": frames, "size": size, "seed": seed}
     files = {"stride": stride, **_disk(cache, size)}
     given = {"split": split, **options}

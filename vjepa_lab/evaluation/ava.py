@@ -32,7 +32,7 @@ from vjepa_lab.data.sampling import Sampling
 from vjepa_lab.data.sets.ava import Copy, found
 from vjepa_lab.evaluation.boxes import BOX, FRAME, FrameMap, average_precision, frame_map, persons, read_boxes
 from vjepa_lab.evaluation.evaluate import Subject, subject_of
-from vjepa_lab.evaluation.features import coarse, device_for, fingerprint, passes, scaling
+from vjepa_lab.evaluation.features import coarse, device_for, fingerprint, passes, passing, scaling
 from vjepa_lab.evaluation.heads import LinearHead, StackedAdamW, stack
 from vjepa_lab.evaluation.scoring import ProbeResult
 from vjepa_lab.files import replacing
@@ -129,7 +129,7 @@ def extract(
     rows, features = _extract(encoder, source, people, bf16=bf16, **how)
     if bf16 and not settled and coarse(features, encoder_name, source):
         bf16, (rows, features) = False, _extract(encoder, source, people, **how)
-    if path is not None and not source.faults.seen:  # what is missing may be there the next time
+    if path is not None and not passing(source):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             torch.save({"rows": rows, "features": features, "bf16": bf16}, part)

@@ -28,6 +28,9 @@ from vjepa_lab.training.processes import device_of
 
 Grid = tuple[int, int, int]
 
+PASSING = ("Input/output", "Stale file", "timed out", "onnection", "took longer", "memory ran out")
+"Words of faults that are a disk's, a network's or a machine's rather than the file's own."
+
 COARSE = 0.05
 """Features whose deviation over clips is a smaller share of their magnitude are not read in bf16: under autocast the encoder's last norm is
 rounded to 8 bits, by 0.001 to 0.0016 at values near 1. Encoders trained on the factor world, deviation (rounding): baseline .158 (.0015),
@@ -168,11 +171,16 @@ def extract(
         features = _extract(encoder, source, also=also, **how)
     if tokens == torch.float16 and not settled:
         _warn_of_rounding(features)
-    if cache is not None and len(features) == len(source):  # what is missing may be there the next time
+    if cache is not None and not passing(source):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             torch.save(vars(features), part)
     return features
+
+
+def passing(source: data.Source) -> bool:
+    """Whether clips are missing for a reason that may pass, though their files, which a cache's key holds, stay as they are."""
+    return any(word in why for why in source.faults.seen.values() for word in PASSING)
 
 
 def _extract(encoder, source, *, tokens, batch, workers, device, encoder_name, progress, also=0, bf16=False) -> Features:
@@ -248,7 +256,7 @@ def _warn_of_missing(source: data.Source, count: int, what: str) -> None:
     name, why = next(iter(source.faults.seen.items()), ("unknown", "unknown"))
     warnings.warn(
         f"{count} of {len(source)} clips of {source.name} [{source.split}] cannot be read and are left out of the {what}, the first of "
-        f"them {name} ({why}); mend or replace the files, or take them off the list: incomplete features are not kept in a cache",
+        f"them {name} ({why}); mend or replace the files, or take them off the list",
         stacklevel=3,
     )
 
@@ -394,11 +402,14 @@ def held_out(y: Tensor, share: float, seed: int, least: int = 0) -> Tensor:
 
 def origins_held_out(y: Tensor, origin: Tensor, share: float, seed: int) -> Tensor:
     """As `held_out`, of files or recordings: the clips of one `origin` lie on one side, since they are alike. A class with two or more
-    recordings of several clips each gives one at least, where their share would be none."""
+    recordings of several clips each gives one at least, where their share would be none; where recordings hold several classes, a share
+    of all is held out, one at least and never the last."""
     places, back = origin.unique(return_inverse=True)
     if len(places) == len(y):
         return held_out(y, share, seed)
     kind = torch.empty_like(places).scatter_(0, back, y)
+    if bool((kind[back] != y).any()):
+        kind = torch.zeros_like(kind)
     return held_out(kind, share, seed, least=1)[back]
 
 

@@ -114,8 +114,9 @@ def _table(run, sources, label: str, measured: dict[str, ProbeResult], recording
 def _interval(correct: np.ndarray, ids: np.ndarray, recordings: np.ndarray | None) -> dict:
     lo, hi = map(float, results.wilson(100 * correct.mean(), len(correct)))
     found = {"value": 100 * correct.mean(), "lo": lo, "hi": hi, "n": len(correct), "metric": "top1"}
-    if recordings is None:
-        return found | {"recording_lo": np.nan, "recording_hi": np.nan, "recordings": np.nan}
+    if recordings is None or len(np.unique(recordings[ids])) < 2:  # of one recording no interval over recordings is to be had
+        count = np.nan if recordings is None else 1
+        return found | {"recording_lo": np.nan, "recording_hi": np.nan, "recordings": count}
     over = stats.cluster_interval(correct, recordings[ids])
     ends = {"recording_lo": max(float(over.lo), 0.0), "recording_hi": min(float(over.hi), 100.0)}
     return found | ends | {"recordings": len(np.unique(recordings[ids]))}
@@ -141,7 +142,7 @@ def _constant(row: dict, found, sources, label: str, recordings: np.ndarray | No
 def _note(run, table: pd.DataFrame, untrained: ProbeResult, trained: ProbeResult, recordings: np.ndarray | None) -> str:
     a, b = (each.predictions.assign(hit=each.predictions["top1"].eq(each.predictions["label"])) for each in (trained, untrained))
     both = a.merge(b, on="id", suffixes=("", "_before"))
-    cluster = both["id"] if recordings is None else recordings[both["id"]]
+    cluster = both["id"] if recordings is None or len(np.unique(recordings[both["id"]])) < 2 else recordings[both["id"]]
     change = stats.cluster_interval(both["hit"].astype(int) - both["hit_before"].astype(int), cluster)
     over = f" of {table['recordings'].max():.0f} recordings" * (recordings is not None)
     steps = run.steps_done if isinstance(run, Run) else None  # not what was asked for: a run may have been stopped

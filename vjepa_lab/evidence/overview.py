@@ -4,14 +4,11 @@ import pandas as pd
 
 from .results import wide
 
-RUN = ["source", "regime", "variant", "edition", "seed"]
-"What tells one run from another."
-
 
 def overview(df: pd.DataFrame, index: list[str]) -> pd.DataFrame:
     """Means over seeds of tidy rows of one regime and metric, and in the column `seeds` over how many ("1 to 2" where benchmarks differ).
 
-    What one run measured in several ways, with several probes or encoders, has a column each. index: what a row is, columns of `df`, the
+    What was measured in several ways, with several probes or encoders, has a column each. index: what a row is, columns of `df`, the
     edition among them: editions are different objectives.
     """
     df = df.assign(benchmark=apart(df))
@@ -23,10 +20,14 @@ def overview(df: pd.DataFrame, index: list[str]) -> pd.DataFrame:
 
 
 def apart(df: pd.DataFrame) -> pd.Series:
-    """Names of the benchmarks, with the probe, or the encoder, where one run was measured with several: a mean over them says nothing."""
-    names, runs = df["benchmark"], [df[name] for name in RUN if name in df]
-    for column in ("probe", "encoder"):
-        if column in df:
-            several = df.groupby([*runs, names], dropna=False)[column].transform("nunique").gt(1).groupby(names).transform("any")
-            names = names.where(~several, names + ", " + df[column].fillna("").astype(str))
+    """Names of the benchmarks, with the probe, or the encoder, where one source measured with several: a mean over them says nothing. The
+    encoder of a row that has no other, such as the untrained one, tells it from none."""
+    names, sources = df["benchmark"], [df[name] for name in ("source", "regime") if name in df]
+    if "probe" in df:
+        several = df.groupby([*sources, names], dropna=False)["probe"].transform("nunique").gt(1).groupby(names).transform("any")
+        names = names.where(~several, names + ", " + df["probe"].fillna("").astype(str))
+    if "encoder" in df:
+        own = [df[name] for name in ("source", "regime", "variant", "edition") if name in df]
+        several = df.groupby([*own, names], dropna=False)["encoder"].transform("nunique").gt(1).groupby(names).transform("any")
+        names = names.where(~several, names + ", " + df["encoder"].fillna("").astype(str))
     return names

@@ -26,7 +26,8 @@ def listing(root, split: str = "train") -> Listing:
     "test" is the validation part where a copy has no test part: papers report the validation part.
     """
     names = choose("Kinetics", split, FOLDERS)
-    videos = next((folder for name in names if (folder := Path(root) / name).is_dir() and _table(folder)), None)
+    there = [folder for name in names if (folder := Path(root) / name).is_dir()]
+    videos = next((folder for folder in there if _table(folder) or (folder.name == split and any(folder.glob("*/")))), None)
     videos = videos or need("Kinetics", root, *names, layout=LAYOUT)
     table = _table(videos)
     if table is None:
@@ -42,6 +43,7 @@ def listing(root, split: str = "train") -> Listing:
         own = next((folder for folder in (row["label"], row["label"].replace(" ", "_")) if folder in folders), "")
         clips.append(Clip(str(videos / own / name), {"class": place[row["label"]]}, row["youtube_id"]))
     notes = () if len(names) in CLASSES else (f"{len(names)} classes; Kinetics has 400, 600 or 700",)
+    notes += (f"no test part: {videos.name} is read for it",) if split == "test" and videos.name != "test" else ()
     return present(Listing("kinetics", split, clips, {"class": names}, notes), LAYOUT)
 
 
