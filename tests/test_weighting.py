@@ -237,7 +237,7 @@ def test_bad_rules_are_refused():
 
 def test_without_torchjd_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchjd", None)
-    with pytest.raises(ImportError, match=r"vjepa_lab\[multitask\]"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[multitask\]'"):
         TorchJD("MGDA").solver()
 
 
