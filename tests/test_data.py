@@ -230,6 +230,8 @@ def test_mixture_labels_replacements_and_text():
     assert asked.fixed and len(asked) == 2000
     with pytest.raises(data.DataError, match="synthetic has no option 'augment'"):
         data.open("synthetic", augment=True)
+    for spec in ("0.5*synthetic + 0.5*synthetic:trs8", "time:synthetic"):  # of which other parts may be files
+        assert len(data.open(spec, size=16, frames=4, augment=True))
     with pytest.raises(ValueError, match=r"limit=5: .* leave limit out"):
         still("synthetic + synthetic:trs8", "test", preset("smoke"), 5)
     assert len(still("synthetic + synthetic:trs8", "test", preset("smoke"), 0)) == 2000

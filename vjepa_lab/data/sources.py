@@ -48,8 +48,8 @@ def open(
     if not isinstance(spec, str | Path) or not str(spec).strip():
         raise DataError(f"data={spec!r}: expected a name such as 'synthetic', a folder, a manifest, a mixture or a Source")
     name, _, rest = str(spec).partition(":")
-    if is_synthetic(spec):  # its clips never are, and a mixture says to all its parts whether they are to be
-        options.pop("augment", None)
+    if is_synthetic(spec) and options.get("augment") is False:  # its clips never are
+        del options["augment"]
     options |= {"frames": frames, "size": size, "seed": seed}
     files = {"stride": stride, **_disk(cache, size)}
     given = {"split": split, **options}
@@ -87,8 +87,8 @@ def _edited(name: str, spec: str, split: str, frames: int, size: int, seed: int,
     from .edited import KenBurns, TimeEdit
 
     if name == "time":
-        return TimeEdit(open(spec, split, frames=2 * frames, size=size, seed=seed, **options), seed)
-    image = open(spec, split, frames=1, size=2 * size, seed=seed, **{"augment": False, **options})
+        return TimeEdit(_part(spec, split, frames=2 * frames, size=size, seed=seed, **options), seed)
+    image = _part(spec, split, frames=1, size=2 * size, seed=seed, **{"augment": False, **options})
     return KenBurns(image, frames, size, seed)
 
 
@@ -103,8 +103,15 @@ def _mixture(spec: str, split: str, **options) -> Source:
             weights.append(float(weight) if star else 1.0)
         except ValueError as error:
             raise DataError(f"{weight!r} in the mixture {spec!r} is no weight; write WEIGHT*SPEC + WEIGHT*SPEC") from error
-        sources.append(open((rest if star else part).strip(), split, **options))
+        sources.append(_part((rest if star else part).strip(), split, **options))
     return Mixture(sources, weights, split)
+
+
+def _part(spec: str, split: str, **options) -> Source:
+    """A part of a whole whose options go to all parts: whether clips are to be augmented is nothing to a world."""
+    if is_synthetic(spec):
+        options.pop("augment", None)
+    return open(spec, split, **options)
 
 
 def _files(spec: str, split: str, options: dict) -> Source:
