@@ -301,9 +301,9 @@ def test_fine_tuning_reads_whole_videos_and_says_so(pictures, tmp_path):
     rows = done.rows().query("source == 'run' and metric == 'top1'")
     assert rows["probe"].tolist() == ["finetune, whole"] and done.config["whole"] and set(done.tested) == {"finetune, whole"}
     opened_again = []
-    true = finetuning.opened_as
+    true = finetuning._opened
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "opened_as", lambda *a, **k: opened_again.append(made := true(*a, **k)) or made)
+        patch.setattr(finetuning, "_opened", lambda *a, **k: opened_again.append(made := true(*a, **k)) or made)
         done.test(device="cpu", save=False, progress=False)
     assert opened_again[0].sampling.whole
     with pytest.raises(ValueError, match="fps: None there, 8 asked"):

@@ -14,6 +14,7 @@ from vjepa_lab.data.encode import x264_options
 from vjepa_lab.data.files import Files
 from vjepa_lab.data.listing import Clip, Listing
 from vjepa_lab.evaluation import evaluate, probes, scoring
+from vjepa_lab.evaluation import features as features_of
 from vjepa_lab.evaluation.features import Features, extract
 from vjepa_lab.evaluation.multiview import OneView, extract_views
 from vjepa_lab.evidence import results
@@ -176,10 +177,10 @@ def test_probabilities_of_a_videos_clips_are_averaged():
 def test_clips_of_one_training_video_lie_on_one_side_of_the_selection():
     index = torch.arange(20).repeat(3)
     y = (torch.arange(20) % 2).repeat(3)
-    held = probes._origins_held_out(y, index, 0.2, 0)
+    held = features_of.origins_held_out(y, index, 0.2, 0)
     assert held.sum() == 12 and all(len(set(held[index == i].tolist())) == 1 for i in range(20))
-    alone = probes._origins_held_out(y[:20], index[:20], 0.2, 0)
-    assert torch.equal(alone, probes.held_out(y[:20], 0.2, 0))
+    alone = features_of.origins_held_out(y[:20], index[:20], 0.2, 0)
+    assert torch.equal(alone, features_of.held_out(y[:20], 0.2, 0))
 
 
 def test_neighbours_of_the_same_video_do_not_vote():

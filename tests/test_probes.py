@@ -198,9 +198,9 @@ def test_a_diverging_learning_rate_is_not_chosen():
 
 def test_selection_uses_a_stratified_part_of_train():
     y = torch.tensor([0] * 50 + [1] * 20 + [2] * 3)
-    held = probes.held_out(y, 0.2, seed=0)
+    held = features_of.held_out(y, 0.2, seed=0)
     assert [int(held[y == k].sum()) for k in range(3)] == [10, 4, 0]
-    assert not torch.equal(held, probes.held_out(y, 0.2, seed=1))
+    assert not torch.equal(held, features_of.held_out(y, 0.2, seed=1))
     train, test = planted("mean", 200, "train"), planted("mean", 50, "test")
     result = linear(train, test, epochs=5, **QUICK)
     assert len(result.search) == 12 and result.selected["val_n"] in (39, 40)
@@ -251,10 +251,10 @@ def test_clips_of_one_recording_lie_on_one_side_of_the_selection():
     apart, together = knn(train, test), knn(replace(train, recordings=None), test)
     assert (together.search["val_top1"] == 100).any() and together.selected["k"] == 1
     assert apart.search["val_top1"].max() < 90 and apart.selected["k"] > 1
-    held = probes._origins_held_out(train.labels["class"], train.origin, 0.2, 0)
+    held = features_of.origins_held_out(train.labels["class"], train.origin, 0.2, 0)
     assert held.sum() == 48 and not set(train.recordings[held].tolist()) & set(train.recordings[~held].tolist())
     few = recorded(8, 3, 0)  # four recordings a class: a fifth of them is none, one is held out all the same
-    assert probes._origins_held_out(few.labels["class"], few.origin, 0.2, 0).sum() == 6
+    assert features_of.origins_held_out(few.labels["class"], few.origin, 0.2, 0).sum() == 6
     alone = replace(recorded(2, 5, 0), recordings=torch.zeros(10, dtype=torch.long))
     assert np.isfinite(knn(alone, alone).search["val_top1"]).all()
 

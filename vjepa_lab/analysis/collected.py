@@ -21,7 +21,7 @@ from vjepa_lab.evidence import claims, results, stats
 from vjepa_lab.training.health import CollapseAlarm
 
 UNTRAINED = stats.UNTRAINED
-LAX = ("exploratory", "collapsed")
+LAX = [name for name, adjusted in stats.ADJUSTED.items() if adjusted is stats.benjamini_hochberg]
 "Families that are held to a false discovery rate of 10 %."
 LEAST_STD = 0.05
 """Standard deviation of a run's features over clips below which their rank and spread count for nothing where they were read in bfloat16,

@@ -19,10 +19,9 @@ import pandas as pd
 from torch import Tensor, bincount, from_numpy
 
 from vjepa_lab.analysis.changes import one_encoder, over_seeds, shown
-from vjepa_lab.analysis.shifts import several
 from vjepa_lab.evaluation.features import Features, inverse, origins_held_out
 from vjepa_lab.evidence import results
-from vjepa_lab.evidence.intervals import less_sure
+from vjepa_lab.evidence.intervals import less_sure, several
 from vjepa_lab.evidence.stats import UNTRAINED, adjusted_apart, cluster_interval, paired_interval, t_interval, wilson
 
 PARTS = ("all", "app", "dyn")

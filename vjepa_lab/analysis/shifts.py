@@ -14,7 +14,7 @@ import pandas as pd
 from vjepa_lab.data.core import DataError, Derived, Sample, Source, known
 from vjepa_lab.data.corruptions import CORRUPTIONS, Corrupted
 from vjepa_lab.data.synthetic import DYNAMICS
-from vjepa_lab.evidence.intervals import from_error, less_sure
+from vjepa_lab.evidence.intervals import from_error, less_sure, several
 from vjepa_lab.evidence.stats import Interval, benjamini_hochberg, cluster_interval, t_interval
 
 SCENES = {
@@ -98,11 +98,6 @@ def mean_corrupted(corrupted: Mapping[str, np.ndarray]) -> np.ndarray:
     corrupted: correctness [s n] of the same clips by shift. With as many severities of every shift it is the plain mean over all.
     """
     return np.mean([np.asarray(each, float).mean(0) for each in corrupted.values()], axis=0)
-
-
-def several(origin: Sequence | None) -> bool:
-    """Whether it is known of clips, and of more than one recording, which they were cut from [n]."""
-    return origin is not None and len(np.unique(origin)) > 1
 
 
 def _over_clips(x: np.ndarray, origin: np.ndarray | None) -> Interval:

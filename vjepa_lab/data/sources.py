@@ -48,6 +48,10 @@ def open(
     if not isinstance(spec, str | Path) or not str(spec).strip():
         raise DataError(f"data={spec!r}: expected a name such as 'synthetic', a folder, a manifest, a mixture or a Source")
     name, _, rest = str(spec).partition(":")
+    pace = [f"{option}={options[option]}" for option in ("fps", "whole") if options.get(option)]
+    if is_synthetic(spec) and pace:
+        said = f"{', '.join(pace)}: clips of {spec} are drawn as long as they are, frames are chosen of videos only; leave it out"
+        raise DataError(said)
     if is_synthetic(spec) and options.get("augment") is False:  # its clips never are
         del options["augment"]
     options |= {"frames": frames, "size": size, "seed": seed}

@@ -10,6 +10,9 @@ from .core import DataError, Source
 from .listing import Clip
 from .sources import open
 
+SHAPE = ("frames", "size", "stride", "fps", "whole")
+"What of a clip shape `open` takes; the last two are in place of the stride."
+
 
 def pair(data, splits: Sequence[str], labels: Sequence[str], shape, limits: int | Sequence[int | None] | None = None) -> list[Source]:
     """The training and the test split that a probe reads: both `still`, `apart`, and with these labels. No clip is read.
@@ -31,14 +34,15 @@ def pair(data, splits: Sequence[str], labels: Sequence[str], shape, limits: int 
 def still(spec, split: str, shape, limit: int | None = None) -> Source:
     """One split of a data set for probing: no augmentation, at most `limit` clips (None or 0: all), chosen as `Source.limited` does.
 
-    spec: as `data.open` takes it; of a Source, a part.  shape: a preset, or what has frames, size, stride; a Source has its own.
+    spec: as `data.open` takes it; of a Source, a part.  shape: a preset, or what has frames, size, stride, and maybe fps or whole; a Source
+    has its own.
     Raises ValueError for a limit below 0, and for one on a mixture, which gives all of its clips or none; DataError, a ValueError, for a
     Source that is augmented.
     """
     if limit is not None and limit < 0:
         raise ValueError(f"limit={limit}: expected at most so many clips of each split, 1 or more, or 0 for all")
-    shape = {"frames": shape.frames, "size": shape.size, "stride": shape.stride}
-    source = unaugmented(open(spec, split, augment=False, **shape))
+    asked = {name: value for name in SHAPE if (value := getattr(shape, name, None))}
+    source = unaugmented(open(spec, split, augment=False, **asked))
     return source.limited(limit) if limit else source
 
 

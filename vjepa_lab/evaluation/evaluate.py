@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,7 +103,7 @@ def probe(
     labels = (labels,) if isinstance(labels, str) else tuple(labels)
     if data is None and subject.data is None:
         raise ValueError("data=None: name the data set, this encoder was pretrained on none that is known")
-    sources = pair(data or subject.data, splits or ("train", "test"), labels, subject, limit)
+    sources = video.pair(data or subject.data, splits or ("train", "test"), labels, subject, limit)
     tokens = probe in ("attentive", "stepwise") and (torch.float32 if exact else True)
     kept = {"tokens": tokens, "cache": cache, "workers": workers, "device": device}
     kept |= {"encoder_name": subject.name, "progress": progress, "merge": merge}
@@ -160,9 +160,6 @@ class Shape:
     whole: bool = False
 
 
-SHAPE = tuple(field.name for field in fields(Shape))
-
-
 def one_pace(stride: int | None = None, fps: float | None = None, whole: bool | None = None, **_) -> None:
     """Raises ValueError where two of these are asked for: each says alone which frames of a video make a clip; and for an fps that is not
     above 0."""
@@ -170,24 +167,6 @@ def one_pace(stride: int | None = None, fps: float | None = None, whole: bool | 
         raise ValueError(f"{', '.join(asked)}: each says which frames of a video make a clip; give one of them")
     if fps is not None and not fps > 0:
         raise ValueError(f"fps={fps}: expected frames of the clip for a second of the video, more than 0")
-
-
-def pair(data, splits: Sequence[str], labels: Sequence[str], shape: Shape | Subject, limit: int | None = None) -> list[video.Source]:
-    """`data.pair`, of clips whose frames are drawn as the shape says, by `fps` and `whole` too."""
-    if (shape.fps or shape.whole) and not isinstance(data, video.Source):
-        parts = data if isinstance(data, tuple | list) else (data, data)
-        data = [opened_as(part, split, vars(shape), augment=False) for part, split in zip(parts, splits, strict=True)]
-    return video.pair(data, splits, labels, shape, limit)
-
-
-def opened_as(spec, split: str, shape: Mapping, **options) -> video.Source:
-    """One split of a data set, `data.open` with a clip shape. Raises ValueError for fps or whole of a synthetic world: its clips are
-    drawn, there is no video around them."""
-    pace = {name: shape[name] for name in ("fps", "whole") if shape.get(name)}
-    if pace and video.is_synthetic(spec):
-        said = ", ".join(f"{name}={value}" for name, value in pace.items())
-        raise ValueError(f"{said}: clips of {spec} are drawn as long as they are, frames are chosen of videos only; leave it out")
-    return video.open(spec, split, **{name: shape[name] for name in ("frames", "size", "stride")}, **pace, **options)
 
 
 def said_of_pace(fps: float | None, whole: bool) -> str:

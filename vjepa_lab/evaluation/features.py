@@ -149,8 +149,8 @@ def extract(
       for it (`FINE`), or as torch.float32.
     bf16: run the encoder under autocast; features that differ too little for it (`COARSE`) are read once more in fp32, with a warning.
     settled: they are not, whatever their spread: a test split is to be read as the training split was (`Features.bf16`).
-    cache: a folder; features of the same weights and clips are read from there the next time, those of a source all of whose clips could
-      be read.
+    cache: a folder; features of the same weights and clips, of files as they are, are read from there the next time; where a disk or a
+      network failed to give some, nothing is kept.
     encoder_name: "student", "teacher", "random-init" ..., written into every row.
     also: clips whose features are to be held in memory beside these, such as those of further segments.
 

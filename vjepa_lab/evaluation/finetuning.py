@@ -21,9 +21,9 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from vjepa_lab import data as video
-from vjepa_lab.data.splits import apart, unaugmented
+from vjepa_lab.data.splits import SHAPE, apart, unaugmented
 from vjepa_lab.evaluation.classifier import HEADS, Classifier, predictions
-from vjepa_lab.evaluation.evaluate import Subject, given, opened_as, said_of_pace, subject_of
+from vjepa_lab.evaluation.evaluate import Subject, given, said_of_pace, subject_of
 from vjepa_lab.evaluation.features import clips_of, named, options_of
 from vjepa_lab.evaluation.scoring import ProbeResult, scored
 from vjepa_lab.evidence import results
@@ -232,7 +232,8 @@ def finetune(
 
 
 def _opened(data, split: str, shape: dict, **options) -> video.Source:
-    return opened_as(data, split, shape, **({} if video.is_synthetic(data) else options))
+    asked = {name: shape[name] for name in SHAPE if shape.get(name)}
+    return video.open(data, split, **asked, **({} if video.is_synthetic(data) else options))
 
 
 def _counts(train: video.Source, label: str) -> Tensor:

@@ -23,13 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vjepa_lab.evaluation.features import Features, device_for, extract, few_shot, held_out, scaling
-from vjepa_lab.evaluation.features import origins_held_out as _origins_held_out
+from vjepa_lab.evaluation.features import Features, device_for, extract, few_shot, origins_held_out, scaling
 from vjepa_lab.evaluation.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, divisor, pick, stack
 from vjepa_lab.evaluation.scoring import ProbeResult, controls, paired, scored
 from vjepa_lab.rope import positions
 
-__all__ = ["Features", "ProbeResult", "attentive", "controls", "extract", "few_shot", "held_out", "knn", "linear", "ridge"]
+__all__ = ["Features", "ProbeResult", "attentive", "controls", "extract", "few_shot", "knn", "linear", "ridge"]
 
 # ------------------------------------------------------------------------------------------------------------------- training
 
@@ -106,7 +105,7 @@ def _validate(heads: nn.Module, group: Sequence[tuple[float, float]], x: _Inputs
 
 def _choose(recipe: _Recipe, x: _Inputs, y: Tensor, origin: Tensor, val: float, seed: int, bar) -> tuple[nn.Module, dict, list[dict]]:
     """Train every candidate on a part of train, score it on the rest -> the best head, its hyperparameters, all scores."""
-    held = _origins_held_out(y, origin, val, seed)
+    held = origins_held_out(y, origin, val, seed)
     if not held.any():
         raise ValueError(
             f"{len(y)} training clips of {len(y.unique())} classes leave none to choose among {len(recipe.candidates)} candidates on "

@@ -10,9 +10,12 @@ import numpy as np
 import pandas as pd
 from torch.nn import Module
 
+from vjepa_lab.data import pair
+from vjepa_lab.data.splits import SHAPE
 from vjepa_lab.evaluation import evaluate, pixels
 from vjepa_lab.evaluation.probes import ProbeResult
 from vjepa_lab.evidence import results, stats
+from vjepa_lab.evidence.intervals import several
 from vjepa_lab.presets import Preset
 from vjepa_lab.presets import preset as preset_of
 from vjepa_lab.training.runs import Run
@@ -61,7 +64,7 @@ def baselines(
     from vjepa_lab import train
 
     evaluate.check_options(probe, options)
-    shape = {name: options.pop(name, None) for name in evaluate.SHAPE}
+    shape = {name: options.pop(name, None) for name in SHAPE}
     shape["whole"] = shape["whole"] or None
     evaluate.one_pace(**shape)
     evaluate.given(data, **shape, splits=splits)
@@ -76,7 +79,7 @@ def baselines(
     else:
         size = evaluate.usual_shape(run)
     size = replace(size, **{name: value for name, value in shape.items() if value is not None})
-    sources = evaluate.pair(data, splits or ("train", "test"), names, size, limit)
+    sources = pair(data, splits or ("train", "test"), names, size, limit)
     if run is None:
         over = {} if steps is None else {"steps": steps, "warmup": min(own.warmup, max(steps // 10, 1))}
         pretrained_on = data[0] if isinstance(data, tuple | list) else data
@@ -114,9 +117,10 @@ def _table(run, sources, label: str, measured: dict[str, ProbeResult], recording
 def _interval(correct: np.ndarray, ids: np.ndarray, recordings: np.ndarray | None) -> dict:
     lo, hi = map(float, results.wilson(100 * correct.mean(), len(correct)))
     found = {"value": 100 * correct.mean(), "lo": lo, "hi": hi, "n": len(correct), "metric": "top1"}
-    if recordings is None or len(np.unique(recordings[ids])) < 2:  # of one recording no interval over recordings is to be had
-        count = np.nan if recordings is None else 1
-        return found | {"recording_lo": np.nan, "recording_hi": np.nan, "recordings": count}
+    if recordings is None:
+        return found | {"recording_lo": np.nan, "recording_hi": np.nan, "recordings": np.nan}
+    if not several(recordings[ids]):  # of one recording no interval over recordings is to be had
+        return found | {"recording_lo": np.nan, "recording_hi": np.nan, "recordings": 1}
     over = stats.cluster_interval(correct, recordings[ids])
     ends = {"recording_lo": max(float(over.lo), 0.0), "recording_hi": min(float(over.hi), 100.0)}
     return found | ends | {"recordings": len(np.unique(recordings[ids]))}
@@ -142,7 +146,8 @@ def _constant(row: dict, found, sources, label: str, recordings: np.ndarray | No
 def _note(run, table: pd.DataFrame, untrained: ProbeResult, trained: ProbeResult, recordings: np.ndarray | None) -> str:
     a, b = (each.predictions.assign(hit=each.predictions["top1"].eq(each.predictions["label"])) for each in (trained, untrained))
     both = a.merge(b, on="id", suffixes=("", "_before"))
-    cluster = both["id"] if recordings is None or len(np.unique(recordings[both["id"]])) < 2 else recordings[both["id"]]
+    origin = None if recordings is None else recordings[both["id"]]
+    cluster = origin if several(origin) else both["id"]
     change = stats.cluster_interval(both["hit"].astype(int) - both["hit_before"].astype(int), cluster)
     over = f" of {table['recordings'].max():.0f} recordings" * (recordings is not None)
     steps = run.steps_done if isinstance(run, Run) else None  # not what was asked for: a run may have been stopped

@@ -100,6 +100,11 @@ def newcombe(value, n, base, base_n, confidence: float = 0.95) -> Interval:
     return Interval(d, d - np.hypot(value - lo, base_hi - base), d + np.hypot(hi - value, base - base_lo), p)
 
 
+def several(cluster) -> bool:
+    """Whether it is known of samples [i] which clusters they come in, and there is more than one."""
+    return cluster is not None and len(np.unique(cluster)) > 1
+
+
 def cluster_interval(correct, cluster, confidence: float = 0.95) -> Interval:
     """Accuracy in percent of samples that come in clusters, such as clips cut from one recording: t over clusters (Liang & Zeger 1986).
 

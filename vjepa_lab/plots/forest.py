@@ -36,8 +36,8 @@ def forest(found: pd.DataFrame, against: str = "baseline", *, title: str = "", o
         for ax, benchmark in zip(axes[0], benchmarks, strict=True):
             rows = found[found["benchmark"].eq(benchmark)].set_index("variant").reindex(lines)
             _panel(ax, rows, f"{benchmark}\n{against} {base_span(rows, 1)} %")
-        seeds = own.groupby("variant")["seeds"].max()
-        counted = [f"{name} ({seeds[name]:.0f})" if name in seeds and seeds.nunique() > 1 else name for name in lines]
+        counts = _counts(own)
+        counted = [f"{name} ({counts[name]:.0f})" if name in counts else name for name in lines]
         axes[0][0].set_yticks(range(len(lines)), counted)
         axes[0][0].set_ylim(len(lines) - 0.4, -0.6)
         for name, label in zip(lines, axes[0][0].get_yticklabels(), strict=True):
@@ -84,11 +84,17 @@ def _limits(rows: pd.DataFrame) -> tuple[float, float]:
     return low - 0.06 * (high - low), high + 0.06 * (high - low)
 
 
+def _counts(rows: pd.DataFrame) -> pd.Series:
+    """Seed pairs by variant, where these differ; else none."""
+    counts = rows.groupby("variant")["seeds"].max()
+    return counts if counts.nunique() > 1 else counts[:0]
+
+
 def _notes(found: pd.DataFrame, against: str, primary: bool) -> list[str]:
     seeds = span(found["seeds"].min(), found["seeds"].max())
     told = {"seeds and samples": "seeds and test clips, both random", "seeds and recordings": "seeds and recordings, both random"}
     covers = told.get(found["basis"].iloc[0], "seeds") if found["basis"].nunique() == 1 else "seeds"
-    several = " (in brackets)" if found.loc[found["variant"].ne(UNTRAINED), "seeds"].nunique() > 1 else ""
+    several = " (in brackets)" if len(_counts(found[found["variant"].ne(UNTRAINED)])) else ""
     notes = [
         f"Paired by seed with {against}: {seeds} pairs{several}, {found['n'].max():,.0f} test clips; 95 % intervals over {covers}, each by "
         "itself. Orange: differs after correction (pre-registered rows, in bold: Holm, 5 %; others: Benjamini-Hochberg, 10 %)."
