@@ -27,4 +27,5 @@ study = Study(
     seeds=range(5),
     preset="micro",
     keep="model",
+    bf16=True,  # as the first runs were: what differs between two of them should not be precision
 )

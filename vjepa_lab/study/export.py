@@ -157,6 +157,7 @@ def _differences(cell: Cell, row: Mapping, planned: Cell | None) -> Iterator[str
     """In words, how a collected run is another than the cell of its name: "lr 0.0005, in the study it is 0.001"."""
     here = {"variant": cell.variant, "edition": cell.edition, "data": cell.regime.data, "preset": cell.study.preset}
     here |= {"steps": cell.size.steps}
+    here |= {"bf16": cell.study.bf16} if isinstance(row.get("bf16"), bool) and cell.study.bf16 is not None else {}
     pairs = [(what, row[what], wanted) for what, wanted in here.items()]
     with suppress(ValueError, TypeError):  # a recipe that this version cannot read is not known to differ
         pairs += [("recipe", row["recipe"], cell.trained)] if variants.recipe(row["recipe"]) != cell.trained else []

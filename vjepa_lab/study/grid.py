@@ -143,6 +143,8 @@ class Study(Value):
                measured
     device     where runs train, as in `pretrain`;  gpus: how many one run takes
     threads    of one run on a CPU; sums in another number of threads differ in their last bits
+    bf16       whether all runs train in bfloat16, wherever they run; None: each where its device is fast at it, so that on machines of
+               several kinds differences between runs may be of precision
 
     Raises ValueError for what cannot be run, naming it.
     """
@@ -163,6 +165,7 @@ class Study(Value):
     gpus: int = 1
     threads: int = 1
     workers: int = 0
+    bf16: bool | None = None
 
     def __post_init__(self):
         lists = [f.name for f in fields(self) if isinstance(f.default, tuple) or f.name in ("variants", "regimes", "benchmarks")]
@@ -195,6 +198,8 @@ class Study(Value):
         distinct(self.benchmarks)
         if self.keep not in KEEP:
             raise ValueError(f"study {self.name!r}: keep={self.keep!r}; expected one of {', '.join(KEEP)}")
+        if self.bf16 not in (None, True, False):
+            raise ValueError(f"study {self.name!r}: bf16={self.bf16!r}; expected True, False or None")
         if min(self.gpus, self.threads) < 1:
             raise ValueError(f"study {self.name!r}: a run needs at least one thread and one GPU; got {self.threads} and {self.gpus}")
 
@@ -365,6 +370,7 @@ class Cell:
             "seed": self.seed, "overrides": self.overrides, "out": str(folder),
             "device": study.device, "devices": study.gpus, "workers": study.workers,
         }  # fmt: skip
+        train |= {} if study.bf16 is None else {"bf16": study.bf16}
         steps = [Step("01_pretrain", "01_pretrain", train)]
         for name, b in study.probes.items():
             probe = {
