@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -602,6 +603,33 @@ def test_what_was_collected_under_other_settings_is_not_taken_for_the_studys(tmp
     other.to_csv(kept / RUNS, index=False)
     with pytest.raises(ValueError, match=r"has recipe Recipe\(JEPA\(\) \+ Delta\(\), .*, in the study it is Recipe\(JEPA\(\), "):
         export.collected(bench.study, kept)
+
+
+def test_runs_of_two_precisions_are_told_apart(tmp_path):
+    """Which precision is fast depends on the machine: in a study that says none, its runs may differ in it."""
+    bench, kept = Bench(tmp_path, "baseline ld", 1, wait=0), tmp_path / "kept"
+    as_run(bench)
+    as_trained(bench)
+    for cell, bf16 in zip(bench.study.cells, (True, False), strict=True):
+        file = bench.runs / cell.name / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"bf16": bf16}))
+    with pytest.warns(UserWarning, match="1 of 2 runs of bench trained in bf16, the others in fp32"):
+        collect(bench.study, bench.runs, kept)
+    assert export.collected(bench.study, kept) == list(bench.study.cells)
+    with pytest.raises(ValueError, match="ld-plain-micro-s0 has bf16 False, in the study it is True"):
+        export.collected(replace(bench.study, bf16=True), kept)
+    with warnings.catch_warnings(action="error"):
+        collect(bench.study, bench.runs, tmp_path / "other", only="ld")
+
+
+def test_a_study_says_in_which_precision_its_runs_train(tmp_path):
+    study = Study("s", ("baseline",), PLAIN, MOTION, seeds=(0,), bf16=False)
+    (cell,) = study.cells
+    assert cell.steps(tmp_path)[0].params["bf16"] is False and study_values.grid.read(repr(study)) == study
+    cells.check(cell, cell.steps(tmp_path), cells.notebooks_folder())  # the notebook takes it
+    assert "bf16" not in replace(study, bf16=None).cells[0].steps(tmp_path)[0].params
+    with pytest.raises(ValueError, match="bf16='yes'; expected True, False or None"):
+        replace(study, bf16="yes")
 
 
 def test_the_reference_study_is_recognised():

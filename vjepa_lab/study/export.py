@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -84,8 +85,8 @@ def collect(study: Study, runs: str | Path, to: str | Path, only: str | None = N
 
     Of several that collect into one folder one writes at a time, and the others wait for it.
 
-    Raises FileNotFoundError if no cell is finished, ValueError if `to` holds runs that are no cells of the study, or one that would stay
-    and differs from the cell of its name (see `collected`).
+    Warns where some runs trained in bf16 and others in fp32. Raises FileNotFoundError if no cell is finished, ValueError if `to` holds runs
+    that are no cells of the study, or one that would stay and differs from the cell of its name (see `collected`).
     """
     runs, to = Path(runs), Path(to)
     standing = {each: cells.state(each, runs).state for each in study.cells}
@@ -115,6 +116,7 @@ def _collect(study: Study, runs: Path, to: Path, done: list[Cell], standing: dic
     tables = {name: _with(kept, to / name, {each.name for each in before}, places) for name, kept in tables.items()}
     tables[ROWS] = _constants_once(tables[ROWS])
     tables[RUNS] = _told(tables[RUNS], _planned(to))
+    _one_precision(tables[RUNS]["bf16"], study)
     tables[CELLS] = pd.DataFrame([about(each) | {"state": state} for each, state in standing.items()])
     (to / "provenance").mkdir(parents=True, exist_ok=True)
     held.check()
@@ -125,12 +127,21 @@ def _collect(study: Study, runs: Path, to: Path, done: list[Cell], standing: dic
     return [path for path in (to / name for name in (*tables, STUDY)) if path.exists()]
 
 
+def _one_precision(bf16: pd.Series, study: Study) -> None:
+    """Warn where some runs trained in bfloat16 and others did not."""
+    many = int(bf16.eq(True).sum())
+    if 0 < many < (known := int(bf16.notna().sum())):
+        said = f"{many} of {known} runs of {study.name} trained in bf16, the others in fp32: differences between them may be of precision"
+        warnings.warn(f"{said}. bf16=True or False in the study holds all to one", stacklevel=4)
+
+
 def collected(study: Study, folder: str | Path, strict: bool = False, but: Collection[Cell] = ()) -> list[Cell]:
     """The cells of a study whose runs a collected folder holds; without those of `but`, such as what is about to be replaced.
 
-    Raises ValueError where one of them is of another row, recipe, data set, preset or any field of it, or was probed otherwise, than the
-    study's cell of that name; `strict`: and where the folder holds runs that are no cells of the study. What runs.csv does not say of a run
-    that an earlier version collected, the study that was written beside it does, if that can be read.
+    Raises ValueError where one of them is of another row, recipe, data set, preset or any field of it, or precision where the study says
+    one, or was probed otherwise, than the study's cell of that name; `strict`: and where the folder holds runs that are no cells of the
+    study. What runs.csv does not say of a run that an earlier version collected, the study that was written beside it does, if that can be
+    read.
     """
     file = Path(folder) / RUNS
     if not file.is_file():
@@ -157,7 +168,7 @@ def _differences(cell: Cell, row: Mapping, planned: Cell | None) -> Iterator[str
     """In words, how a collected run is another than the cell of its name: "lr 0.0005, in the study it is 0.001"."""
     here = {"variant": cell.variant, "edition": cell.edition, "data": cell.regime.data, "preset": cell.study.preset}
     here |= {"steps": cell.size.steps}
-    here |= {"bf16": cell.study.bf16} if isinstance(row.get("bf16"), bool) and cell.study.bf16 is not None else {}
+    here |= {"bf16": cell.study.bf16} if pd.notna(row.get("bf16")) and cell.study.bf16 is not None else {}
     pairs = [(what, row[what], wanted) for what, wanted in here.items()]
     with suppress(ValueError, TypeError):  # a recipe that this version cannot read is not known to differ
         pairs += [("recipe", row["recipe"], cell.trained)] if variants.recipe(row["recipe"]) != cell.trained else []
