@@ -30,6 +30,7 @@ from vjepa_lab.terms import (
     Spectral,
     Straight,
     VelGate,
+    statistics,
 )
 from vjepa_lab.weighting import CosineGate, Fixed, GradientRatio, Projection, TorchJD, Uncertainty
 
@@ -118,6 +119,27 @@ def test_sigreg(n_scale):
     x = lat.z.detach().double().numpy().reshape(-1, 6)
     expected = epps_pulley(x, directions).mean() * (len(x) if n_scale else 1)
     close(SIGReg(slices=300, most=0, n_scale=n_scale).loss(lat), expected)
+
+
+@pytest.mark.parametrize("both_sides", [False, True])
+def test_the_gradient_of_sigreg_is_that_of_its_formula(both_sides, monkeypatch):
+    """Three statistics of samples that count differently, in double precision; and the term's own, which takes its directions in parts."""
+    term = SIGReg(slices=50, knots=9, t_max=4.0, both_sides=both_sides, samples="steps")
+    x = (3 * torch.randn(3, 12, 5, dtype=torch.double)).requires_grad_()
+    share = torch.rand(3, 12, dtype=torch.double).softmax(1)
+    directions = torch.randn(5, 50, dtype=torch.double)
+    t = torch.linspace(-4 if both_sides else 0, 4, 9, dtype=torch.double)
+    gap = ((torch.exp(1j * (x @ directions).unsqueeze(-1) * t) * share[..., None, None]).sum(1) - torch.exp(-t.square() / 2)).abs().square()
+    expected = (1 if both_sides else 2) * torch.trapezoid(gap * torch.exp(-t.square() / 2), t)
+    value, towards = term.statistic(x, share, directions), torch.rand(3, 50, dtype=torch.double)
+    torch.testing.assert_close(value, expected)
+    found, wanted = (torch.autograd.grad((y * towards).sum(), x)[0] for y in (value, expected))
+    torch.testing.assert_close(found, wanted)
+    latents, grads = torch.randn(8, 2, 2, 3, 5, requires_grad=True), []
+    for at_once in (2**18, 60):
+        monkeypatch.setitem(statistics.CHUNK, "cpu", at_once)
+        grads.append(torch.autograd.grad(term.loss(Stub(latents)), latents)[0])
+    torch.testing.assert_close(*grads)
 
 
 def test_sigreg_of_all_mask_kinds_together():

@@ -1,12 +1,13 @@
 """Terms on the distribution of latents rather than on single tokens. They are not linear in the batch; images count as clips do."""
 
+from collections.abc import Iterator
 from dataclasses import field
 from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from vjepa_lab.objective import ErrorMap, Term, View
 from vjepa_lab.terms.common import positive
@@ -88,8 +89,6 @@ class SIGReg(Term):
     hidden: int = 2048
     norm: str = field(default="raw", kw_only=True)  # unit variance is what it asks for: LayerNorm would give it away
 
-    CHUNK = 128  # slices at a time: bounds the memory of the projections' cosines
-
     def __post_init__(self):
         super().__post_init__()
         check(self, samples=("tokens", "clips", "steps"), kinds=("each", "together"), projector=(None, "bn_mlp"))
@@ -115,7 +114,8 @@ class SIGReg(Term):
         directions = F.normalize(torch.randn(x.shape[-1], self.slices, generator=draw), dim=0).to(x)
         total = over_processes(counts.sum(1, keepdim=True))  # of one process, on average
         share = counts / total.clamp_min(torch.finfo(total.dtype).tiny)
-        parts = [checkpoint(self.statistic, x, share, a, use_reentrant=False) for a in directions.split(self.CHUNK, dim=1)]
+        at_once = max(CHUNK.get(x.device.type, CHUNK["cuda"]) // max(x.shape[:2].numel(), 1), 1)
+        parts = [self.statistic(x, share, some) for some in directions.split(at_once, dim=1)]
         value = torch.cat(parts, dim=-1) * (total * sharers() if self.n_scale else 1)
         some_unseen = self.samples == "steps" and view.valid is not None
         return ErrorMap(value, total > 0 if some_unseen else None)  # of a step that nobody sees there is no statistic
@@ -138,13 +138,56 @@ class SIGReg(Term):
     def statistic(self, x: Tensor, share: Tensor, directions: Tensor) -> Tensor:
         """Epps-Pulley statistic, without the factor n, of samples x [g n d] with shares [g n] along directions [d s]: [g s]."""
         start = -self.t_max if self.both_sides else 0.0
-        t = torch.linspace(start, self.t_max, self.knots, device=x.device)
-        weight = torch.full_like(t, (1 if self.both_sides else 2) * (self.t_max - start) / (self.knots - 1))  # trapezoid
+        step = (self.t_max - start) / (self.knots - 1)
+        t = torch.linspace(start, self.t_max, self.knots, dtype=x.dtype, device=x.device)
+        weight = torch.full_like(t, (1 if self.both_sides else 2) * step)  # trapezoid
         weight[[0, -1]] /= 2
         normal = torch.exp(-t.square() / 2)  # characteristic function of N(0, 1), and the window
-        angle = (x @ directions).unsqueeze(-1) * t  # [g n s knots]
-        real, imaginary = (over_processes((part * share[..., None, None]).sum(1)) for part in (angle.cos(), angle.sin()))
+        real, imaginary = over_processes(_CharacteristicFunction.apply(x, share, directions, start, step, self.knots))
         return ((real - normal).square() + imaginary.square()) @ (weight * normal)
+
+
+CHUNK = {"cpu": 2**18, "cuda": 2**22}
+"Projections of samples at a time: so many lie in a core's cache, or keep a GPU busy; they bound the memory, too."
+
+
+class _CharacteristicFunction(torch.autograd.Function):
+    """Means of cos and sin of t y over samples [g n], by their shares, y their projections on directions [d s]: [2 g s knots].
+
+    For t = start + k step. What is kept for the backward pass are the samples: of the waves, knots times as large, none.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, share: Tensor, directions: Tensor, start: float, step: float, knots: int) -> Tensor:
+        ctx.save_for_backward(x, share, directions)
+        ctx.grid = start, step, knots
+        over = share.unsqueeze(1)
+        means = [torch.cat([over @ cosine, over @ sine], 1) for cosine, sine in _waves(x @ directions, start, step, knots)]
+        return torch.stack(means, -1).transpose(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        (x, share, directions), (start, step, knots) = ctx.saved_tensors, ctx.grid
+        y = x @ directions
+        slope = torch.zeros_like(y)
+        for k, (cosine, sine) in enumerate(_waves(y, start, step, knots)):
+            real, imaginary = (start + k * step) * grad[..., k].unsqueeze(2)
+            slope.addcmul_(cosine, imaginary).addcmul_(sine, real, value=-1)
+        return (slope * share.unsqueeze(-1)) @ directions.T, None, None, None, None, None
+
+
+def _waves(y: Tensor, start: float, step: float, knots: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """cos(t y) and sin(t y) for t = start + k step, k < knots, each turned from the one before: four sines and cosines in all."""
+    turn_cosine, turn_sine = (y * step).cos(), (y * step).sin()
+    cosine, sine = (y * start).cos(), (y * start).sin()
+    yield cosine, sine
+    for _ in range(knots - 1):
+        cosine, sine = (
+            torch.addcmul(cosine * turn_cosine, sine, turn_sine, value=-1),
+            torch.addcmul(sine * turn_cosine, cosine, turn_sine),
+        )
+        yield cosine, sine
 
 
 SIGREG = {
