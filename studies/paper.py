@@ -7,8 +7,9 @@
 VJEPA_DATA is the folder that holds ucf101, ssv2, imagenet100 and diving48 (data/README.md says how to get them). The first comparisons are
 those that its abstract makes; with their seeds done, the rest only adds rows.
 
-The sound edition's probes are V-JEPA's attentive head and a linear one; `--only released` has the rows as the published code computes
-them. UCF-101 is pretrained on the training part of split 1: the paper's 13K clips are all three parts, test clips among them.
+The probes are V-JEPA's attentive head, on frames spread over the whole video as in the published evaluation, and a linear one; `--only
+released` has the rows as the published code trains them. UCF-101 is pretrained on the training part of split 1: the paper's 13K clips are
+all three parts, test clips among them.
 """
 
 import os
@@ -28,9 +29,9 @@ paper = Study(
     editions=("sound", "released"),
     regimes=(Regime("mixed", f"0.2*{UCF} + 0.6*{SSV2} + 0.2*{IN100}"), Regime("ucf101", UCF)),
     benchmarks=(
-        Benchmark("D-48", D48, probe="attentive", options={"benchmark": "D-48"}),
+        Benchmark("D-48", D48, probe="attentive", options={"benchmark": "D-48", "whole": True}),
         Benchmark("IN-100", IN100, splits=("train", "val"), options={"benchmark": "IN-100"}),
-        Benchmark("SSv2", SSV2, probe="attentive", splits=("train", "val"), options={"benchmark": "SSv2"}),
+        Benchmark("SSv2", SSV2, probe="attentive", splits=("train", "val"), options={"benchmark": "SSv2", "whole": True}),
     ),
     preset="base",
     keep="model",

@@ -360,6 +360,17 @@ def test_select_keeps_one_probe_per_benchmark_and_says_what_there_is(paper):
         results.select(paper, regime="kinetics")
 
 
+def test_own_rows_on_other_frames_stand_beside_the_papers(paper):
+    """The published evaluation spreads 16 frames over the video; own rows say so in the name of their probe."""
+    row = {"source": "run", "regime": "mixed", "benchmark": "D-48", "metric": "top1", "seed": 0, "edition": "sound", "n": 1970}
+    own = [row | {"variant": "ld", "run": "a", "probe": probe, "value": 9.0} for probe in ("attentive, whole", "knn")]
+    table = results.tidy(pd.concat([paper, pd.DataFrame(own)]))
+    mixed = lambda **how: results.select(table, regime="mixed", benchmarks=["D-48"], **how).query("source == 'run'")["probe"].tolist()
+    assert mixed() == ["attentive, whole"] and mixed(probe="attentive") == []
+    table = results.tidy(pd.concat([table, pd.DataFrame([own[0] | {"probe": "attentive"}])]))
+    assert mixed() == ["attentive"]
+
+
 def test_wide_is_the_printed_layout(paper):
     table = results.wide(paper[paper["source"].eq("paper") & paper["regime"].eq("mixed")])
     assert list(table.columns) == ["D-48", "IN-100", "SSv2"] and len(table) == 15

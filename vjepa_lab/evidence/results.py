@@ -290,7 +290,8 @@ def select(
 ) -> pd.DataFrame:
     """The rows of one regime, some benchmarks, and per benchmark one probe and one encoder: what may stand in one table.
 
-    probe: by default the paper's probe of that benchmark, else the first of attentive, linear, knn, others that is there.
+    probe: by default the paper's probe of that benchmark, else the first of attentive, linear, knn, others that is there; own runs may have
+      been probed so on other frames of the videos, such as "attentive, whole".
     encoder: by default the student where own runs measured several; a random-init encoder probed beside a trained one is left out.
     Constant predictors are kept. Raises ValueError when nothing is left, naming what there is, and when two own runs measured the same:
     one variant, edition and seed of one regime, such as a copy of a run folder or a run made again.
@@ -309,7 +310,8 @@ def select(
     kept = constant.copy()
     for benchmark, rows in chosen[~constant].groupby("benchmark"):
         wanted = probe or _main_probe(benchmark, rows["probe"].dropna().unique())
-        kept[rows.index] = rows["probe"].eq(wanted) if wanted else True
+        same = {wanted} if probe else {wanted, _paced_otherwise(wanted, rows[rows["source"].eq("run")])}
+        kept[rows.index] = rows["probe"].isin(same) if wanted else True
     chosen = chosen[kept & ~_other_encoder(chosen, encoder)]
     _refuse_twins(chosen[chosen["source"].eq("run") & chosen["run"].notna()])
     return chosen
@@ -355,6 +357,12 @@ def one_edition(df: pd.DataFrame) -> pd.DataFrame:
 def _main_probe(benchmark: str, there: np.ndarray) -> str | None:
     order = [PROBES.get(benchmark), *PROBE_ORDER, *sorted(there)]
     return next((probe for probe in order if probe in there), None)
+
+
+def _paced_otherwise(probe: str | None, own: pd.DataFrame) -> str | None:
+    """The name that own rows have for this probe on clips that are not every so many frames, where they have none by its own name."""
+    there = sorted(own["probe"].dropna().unique())
+    return probe if probe in there else next((name for name in there if name.startswith(f"{probe}, ")), probe)
 
 
 def _seen(df: pd.DataFrame, column: str) -> list:
