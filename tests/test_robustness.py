@@ -323,6 +323,24 @@ def test_clips_of_one_recording_are_one_draw_of_the_intervals():
     assert "origin" not in robustness._each(reader, unknown)
 
 
+def test_what_is_read_elsewhere_or_unknown_keeps_its_recordings():
+    """Of the clips that are asked about: those of a class that is not shared, or has no training clip, are gone."""
+    (x, y), (z, w) = clusters(160), clusters(80, seed=1)
+    origin = torch.arange(80) // 4
+    test = features(z, w, recordings=origin)
+    far = {"train": features(x, y), "test": test}
+    names = [f"c{k}" for k in range(3)]
+    common = transfer.ClassMap(dict(zip(names, names, strict=True)), dict(zip(names, names, strict=True)), names)
+    rows = transfer.across_rows(Planted(Halves()), {"train": features(x, y), "test": features(z, w)}, far, ("class", "class"), common)
+    origins = {row["protocol"]: row["origin"].tolist() if "origin" in row else None for row in rows}
+    assert origins["in-domain"] is origins["prototypes in-domain"] is None
+    assert origins["transfer"] == origins["re-probe"] == origin[w < 3].tolist() and origins["prototypes"] == origin.tolist()
+    for row in openset.open_rows(Planted(Halves()), features(x[y < 3], y[y < 3]), test, "class"):
+        assert row["origin"].tolist() == origin[w < 3].tolist() and len(row["each"]) == 60
+    table = readers.tabulate(pd.DataFrame(rows))
+    assert len(table) == 5 and "origin" not in table
+
+
 def test_objectives_are_compared_in_their_fall_by_clip(planted):
     table = robustness.falls(planted, "planted")
     both = table[table["label"].eq("tint") & table["kind"].eq("temporal")].set_index("metric")

@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 from scipy.stats import rankdata
 from tqdm.auto import tqdm
 
-from vjepa_lab.analysis.readers import Reader
+from vjepa_lab.analysis.readers import Reader, about_clips
 from vjepa_lab.analysis.shifts import Kept
 from vjepa_lab.analysis.subjects import Run, Subject, clip_size, subjects
 from vjepa_lab.data.splits import labelled, pair
@@ -129,6 +129,6 @@ def open_rows(subject: Subject, train: Features, test: Features, label: str, par
     benchmark = test.name if label == "class" else f"{test.name}/{label}"
     about = {"benchmark": benchmark, "metric": "auroc", "label": label, "part": "all", "chance": 50.0, "held out": parts}
     return [
-        subject.about | about | {"probe": name, "panel": f"{label}: {name}", "each": np.mean(numbers, axis=0)}
+        subject.about | about | {"probe": name, "panel": f"{label}: {name}"} | about_clips(np.mean(numbers, axis=0), test)
         for name, numbers in each.items()
     ]

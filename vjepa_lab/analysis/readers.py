@@ -110,6 +110,11 @@ def constant(labels: Tensor) -> float:
 # ------------------------------------------------------------------------------------------------------------------ tables of answers
 
 
+def about_clips(each: np.ndarray, features: Features) -> dict:
+    """What a row of answers says clip by clip: numbers `each` [n], and where the features know it the recording of each clip."""
+    return {"each": each} | ({} if features.recordings is None else {"origin": features.origin.numpy()})
+
+
 def tabulate(answers: pd.DataFrame) -> pd.DataFrame:
     """Rows in the common columns, in percent: the mean of `each` with Wilson's interval, or where it is not 0 and 1 the t-interval; where
     the clips' `origin` is said, the interval over recordings if that is wider."""

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from vjepa_lab import data
 from vjepa_lab.analysis import shifts
 from vjepa_lab.analysis.changes import one_encoder, over_seeds, shown
-from vjepa_lab.analysis.readers import PARTS, Reader, constant, differences, standing, tabulate, widest
+from vjepa_lab.analysis.readers import PARTS, Reader, about_clips, constant, differences, standing, tabulate, widest
 from vjepa_lab.analysis.shifts import CLEAN, SCENES, Condition, Line, conditions, mean_corrupted
 from vjepa_lab.analysis.subjects import Run, Subject, clip_size, subjects
 from vjepa_lab.data.core import Source
@@ -131,8 +131,7 @@ def _answer(subject: Subject, reader: Reader, features: Features, condition: Con
 
 
 def _each(reader: Reader, features: Features) -> dict:
-    known = {} if features.recordings is None else {"origin": features.origin.numpy()}
-    return {"each": reader.correct(features), "chance": constant(features.labels[reader.label])} | known
+    return {"chance": constant(features.labels[reader.label])} | about_clips(reader.correct(features), features)
 
 
 # -------------------------------------------------------------------------------------------------------------------------- summaries

@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from vjepa_lab.analysis.openset import nearness, prototypes
-from vjepa_lab.analysis.readers import Reader, constant
+from vjepa_lab.analysis.readers import Reader, about_clips, constant
 from vjepa_lab.analysis.shifts import Kept
 from vjepa_lab.analysis.subjects import Run, Subject, clip_size, subjects
 from vjepa_lab.data.splits import apart, pair
@@ -156,7 +156,7 @@ def across_rows(
             "part": "all",
         }
         facts = {"chance": constant(test.labels[label]), "classes": len(test.labels[label].unique()), "note": note}
-        rows.append(subject.about | about | facts | {"each": each})
+        rows.append(subject.about | about | facts | about_clips(each, test))
 
     if common is not None:
         from_, to = (

@@ -101,6 +101,8 @@ def _notes(found: pd.DataFrame, against: str, primary: bool) -> list[str]:
     ]
     if not primary:
         notes[0] = notes[0].replace("pre-registered rows, in bold: Holm, 5 %; others: ", "")
+    if several:
+        notes[0] += f" On top the {against}'s means, least to most: each row meets it on its own seeds."
     if found["family"].eq("collapsed").any():
         notes[0] += " Rows of which every run collapsed are a family of their own."
     if found["variant"].eq(UNTRAINED).any():
