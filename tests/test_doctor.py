@@ -4,11 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from vjepa_lab import doctor
 from vjepa_lab.data import layouts, video
 from vjepa_lab.data.encode import write_video
 from vjepa_lab.doctor import Finding
+from vjepa_lab.training.trainer import fast_bf16
 
 
 def test_examine_all(tmp_path, capsys):
@@ -34,6 +36,16 @@ def test_the_state_decides_the_exit(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)[1]["advice"] == "use pyav"
     monkeypatch.setattr(doctor, "examine", lambda roots: [Finding("versions", "torch", "note", "2.11", "tested with 2.15")])
     assert doctor.main() == 0 and "works; 1 notes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("tiles", "products"), [(True, True), (False, True), (False, False)])
+def test_training_in_bf16_is_where_the_processor_multiplies_it(monkeypatch, tiles, products):
+    """Either kind of instruction; the doctor says what training does."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: products)
+    assert fast_bf16(torch.device("cpu")) == products and not fast_bf16(torch.device("mps"))
+    found = next(f for f in doctor.processor() if f.what == "bf16")
+    assert (found.state, bool(found.advice)) == (("ok", False) if products else ("note", True))
 
 
 def test_a_check_that_breaks_is_a_finding(tmp_path, monkeypatch):

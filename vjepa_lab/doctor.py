@@ -96,17 +96,19 @@ def processor() -> Iterator[Finding]:
     import torch
 
     from vjepa_lab.training import provenance
+    from vjepa_lab.training.trainer import fast_bf16
 
     cores, threads = provenance.cores(), torch.get_num_threads()
     yield Finding("processor", "CPU", "ok", f"{provenance.processor()}, {cores} cores for this process, torch uses {threads} threads")
     if os.environ.get("OMP_NUM_THREADS") == "1" and cores > 1:
         yield Finding("processor", "OMP_NUM_THREADS", "note", "1: training uses one core", "unset it, except under torchrun")
-    tiles = torch.cpu._is_amx_tile_supported()
-    kinds = {"AVX-512": torch.cpu._is_avx512_supported(), "AVX-512 bf16": torch.cpu._is_avx512_bf16_supported(), "AMX bf16": tiles}
+    known = torch.cpu
+    kinds = {"AVX-512": known._is_avx512_supported(), "AVX-512 bf16": known._is_avx512_bf16_supported()}
+    kinds |= {"AMX bf16": known._is_amx_tile_supported()}
     detail = ", ".join(name for name, there in kinds.items() if there) or "none of AVX-512, AMX"
-    yield Finding(
-        "processor", "bf16", "ok" if tiles else "note", detail, "" if tiles else "training on this CPU stays in fp32, which is faster here"
-    )
+    fast = fast_bf16(torch.device("cpu"))
+    advice = "training on this CPU stays in fp32, which is faster here"
+    yield Finding("processor", "bf16", "ok" if fast else "note", detail, "" if fast else advice)
     compiler = next(filter(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")), None)
     advice = "torch.compile on the CPU will not work; install g++, or leave compile off, as it is by default"
     yield Finding("processor", "C++ compiler", "ok" if compiler else "note", compiler or "none", "" if compiler else advice)

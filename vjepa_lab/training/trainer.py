@@ -23,7 +23,7 @@ from vjepa_lab.training.processes import ALONE, Team
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 passes pay on this device: CUDA from Ampere on, CPUs with AMX tiles or AVX-512's products of bf16."""
+    """Whether bf16 passes pay on this device: CUDA from Ampere on, CPUs with AMX tiles or AVX-512's products of bf16 (`bench step`)."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
