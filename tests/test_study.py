@@ -983,10 +983,28 @@ def test_a_rerun_compares_what_it_ran_itself(tmp_path, monkeypatch):
             and executed[-1].parent == tmp_path / folder / cell.name
         )
         assert f"run again in {tmp_path / folder / cell.name}" in str(again)
+    here = bench.runs / cell.name / "rows.csv"
+    here.write_text(here.read_text() + "stand-in,w/speed,linear,top1,50,1000,student\n")  # measured then, and not now
+    lost = rerun(cell, bench.runs, notebooks=books)
+    assert (lost.rows, lost.differing, lost.lacking, lost.new, lost.equal) == (2, 0, 1, 0, False)
+    assert str(lost).endswith("weights equal bit by bit, all 1 rows equal, 1 more LACK")
+    here.write_text(here.read_text().splitlines()[0] + "\nstand-in,w/texture,linear,top1,60,1000,student\n")
+    other = rerun(cell, bench.runs, notebooks=books)
+    assert (other.rows, other.lacking, other.new, other.largest) == (1, 1, 1, 0) and not other.equal
+    here.write_text(here.read_text() + "stand-in,w/motion,linear,top1,7,1000,student\n")
+    other = rerun(cell, bench.runs, notebooks=books)
+    assert (other.differing, other.largest) == (1, 2) and "1 of 2 rows DIFFER, by 2 at most, 1 more LACK" in str(other)
+    about = bench.runs / cell.name / "config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"bf16": False}))
+    stand_in(books / "01_pretrain.ipynb", PRETRAIN.replace("workers, ", "bf16, workers, ", 1).replace(" = 0, 1", " = None, 0, 1", 1))
+    asked = []
+    monkeypatch.setattr(notebook, "run", lambda source, out, params, **how: asked.append(params) or execute(source, out, params, **how))
+    rerun(cell, bench.runs, notebooks=books)  # wherever it runs, and whatever is fast there
+    assert asked[0]["bf16"] is False
     for into in (bench.runs, tmp_path / "runs-rerun"):
         with pytest.raises(ValueError, match="finished already, so nothing would run again; name another folder with --into"):
             rerun(cell, bench.runs, into=into, notebooks=books)
-    assert len(executed) == 6
+    assert len(executed) == 14
 
 
 # ------------------------------------------------------------------------------------------------------------------ the real notebooks

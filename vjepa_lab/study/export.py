@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -258,27 +258,31 @@ def _small(table: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Again:
-    """A run beside its repetition in `folder`: whether weights and rows are the same, and what differs around them."""
+    """A run beside its repetition in `folder`: whether weights and rows are the same, and what differs around them.
+
+    rows       how many the first has, of which `differing` are others now, by `largest` at most, and `lacking` are not there any more
+    new        rows of the repetition alone, which a later version measures
+    """
 
     cell: str
     folder: Path
     weights: bool
     rows: int
     differing: int
+    lacking: int
+    new: int
     largest: float
     around: tuple[str, ...]
 
     @property
     def equal(self) -> bool:
-        return self.weights and self.rows > 0 and self.differing == 0
+        return self.weights and self.rows > 0 and self.differing == self.lacking == 0
 
     def __str__(self) -> str:
         weights = "weights equal bit by bit" if self.weights else "weights DIFFER"
-        rows = (
-            f"all {self.rows} rows equal"
-            if not self.differing
-            else f"{self.differing} of {self.rows} rows DIFFER, by {self.largest:.3g} at most"
-        )
+        differ = f"{self.differing} of {self.rows} rows DIFFER, by {self.largest:.3g} at most"
+        rows = differ if self.differing else f"all {self.rows - self.lacking} rows equal"
+        rows += f", {self.lacking} more LACK" * (self.lacking > 0) + f", {self.new} are new" * (self.new > 0)
         around = "".join(f"\n  otherwise now: {line}" for line in self.around)
         return f"{self.cell}, run again in {self.folder}: {weights}, {rows}{around}"
 
@@ -289,7 +293,8 @@ SURROUNDINGS = ("recipe", "torch", "cuda", "python", "processor", "gpu", "thread
 def rerun(
     cell: Cell, runs: str | Path, *, into: str | Path | None = None, against: str | Path | None = None, notebooks: str | Path | None = None
 ) -> Again:
-    """Run a finished cell again in another folder, on as many threads as the first time, and compare weights and rows bit by bit.
+    """Run a finished cell again in another folder, on as many threads and in the precision of the first time, and compare weights and rows
+    bit by bit.
 
     into     where it runs again; by default RUNS-rerun, or the first of RUNS-rerun-2, ... in which the cell is not finished yet. A rerun
              that was stopped goes on
@@ -305,16 +310,23 @@ def rerun(
         raise ValueError(f"{into / cell.name}: finished already, so nothing would run again; name another folder with --into, or remove it")
     if pd.notna(first.get("threads")):  # either variable decides
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(int(first["threads"])))
+    if cell.study.bf16 is None and pd.notna(first.get("bf16")):
+        cell = replace(cell.study, bf16=bool(first["bf16"])).cell(cell.name)
     cells.run(cell, into, notebooks)
     second, fresh = _known(cell, into, None)
     what = ["benchmark", "probe", "metric", "encoder", "variant"]
-    both = _rounded(table).merge(_rounded(fresh), on=what, how="outer", suffixes=("_first", "_again"))
-    apart = (both["value_first"] - both["value_again"]).abs().fillna(float("inf"))
-    around = [
-        f"{name} {second.get(name)}, then {first.get(name)}" for name in SURROUNDINGS if str(second.get(name)) != str(first.get(name))
-    ]
-    same, largest = first["weights_sha256"] == second["weights_sha256"], float(apart.max()) if len(apart) else 0.0
-    return Again(cell.name, into / cell.name, same, len(both), int((apart > 0).sum()), largest, tuple(around))
+    both = _rounded(table).merge(_rounded(fresh), on=what, how="outer", suffixes=("_first", "_again"), indicator="where")
+    count = both["where"].value_counts()
+    apart = (both["value_first"] - both["value_again"]).abs()  # nan where one side alone has the row
+    now, then = ({name: about[name] for name in SURROUNDINGS if pd.notna(about.get(name))} for about in (second, first))
+    around = [f"{name} {now.get(name)}, then {then.get(name)}" for name in SURROUNDINGS if str(now.get(name)) != str(then.get(name))]
+    return Again(
+        cell.name, into / cell.name,
+        weights=first["weights_sha256"] == second["weights_sha256"],
+        rows=int(count["both"] + count["left_only"]), differing=int((apart > 0).sum()),
+        lacking=int(count["left_only"]), new=int(count["right_only"]),
+        largest=float(apart.max()) if apart.notna().any() else 0.0, around=tuple(around),
+    )  # fmt: skip
 
 
 def _reruns(runs: str | Path) -> Iterator[Path]:
