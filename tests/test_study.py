@@ -363,6 +363,8 @@ def test_cells_are_chosen_by_pattern():
     study = Study("s", ("baseline", "ld", "fwm-ld"), PLAIN, MOTION, seeds=range(3))
     assert [cell.name for cell in study.chosen("ld-*-s[12]")] == ["ld-plain-micro-s1", "ld-plain-micro-s2"]
     assert len(study.chosen("ld")) == 6
+    pair = Study("s", ("hw-ld", "ld"), PLAIN, MOTION, seeds=(0, 1))
+    assert [cell.name for cell in pair.chosen("ld-plain-micro-s0")] == ["ld-plain-micro-s0"] and len(pair.chosen("ld-plain")) == 4
     with pytest.raises(ValueError, match="no cell of s matches"):
         study.chosen("hamiltonian")
     with pytest.raises(ValueError, match="did you mean ld-plain-micro-s1"):

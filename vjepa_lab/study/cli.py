@@ -322,7 +322,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--preset", help="the size, instead of the study's own")
     parser.add_argument("--runs", type=Path, metavar="FOLDER", help="where the runs are; default runs/<the study's name>")
     if argv[0] not in ONE_CELL:
-        parser.add_argument("--only", metavar="PATTERN", help="only cells whose name contains this, or matches it as a shell pattern")
+        said = "only this cell, or those whose name contains this, or matches it as a shell pattern"
+        parser.add_argument("--only", metavar="PATTERN", help=said)
     options = vars(parser.parse_args(argv[1:]))
     study = load(options["file"], options["preset"])
     if options.get("collected"):

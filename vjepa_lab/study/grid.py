@@ -275,12 +275,14 @@ class Study(Value):
                     yield name, edition
 
     def chosen(self, pattern: str | None = None, but: Collection[str] = ()) -> tuple[Cell, ...]:
-        """The cells whose name matches a shell pattern such as "ld-*-s[01]", or contains it, but those named, such as what was collected.
+        """The cell of that name; else those whose name matches a shell pattern such as "ld-*-s[01]", or contains it. But those named, such
+        as what was collected, are left out.
 
         Raises ValueError if none matches.
         """
         pattern = pattern or "*"
-        pattern = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+        exact = any(cell.name == pattern for cell in self.cells)  # "ld-plain-micro-s0" is part of "hw-ld-plain-micro-s0"
+        pattern = pattern if exact or any(sign in pattern for sign in "*?[") else f"*{pattern}*"
         found = tuple(cell for cell in self.cells if fnmatch(cell.name, pattern))
         if not found:
             raise ValueError(f"no cell of {self.name} matches {pattern!r}; cells are called like {self.cells[0].name}")
