@@ -5,6 +5,8 @@ import multiprocessing as mp
 import os
 import random
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
@@ -379,6 +381,17 @@ def test_cache_is_bounded_heals_and_fills(tree, tmp_path):
         assert torch.equal(video.read([0, 5]), truth)
     (tmp_path / "bad.mp4").write_text("no video")
     assert list(store.fill([str(tmp_path / "bad.mp4")], progress=False)) == [str(tmp_path / "bad.mp4")]
+
+
+@pytest.mark.parametrize("first", BACKENDS)
+def test_vp9_is_written_beside_decord_or_says_what_to_do(tmp_path, first):
+    """PyAV and decord bring a libvpx each; where decord's came first, PyAV's encoder may meet it."""
+    pytest.importorskip("decord")
+    imports = "import av, decord" if first == "pyav" else "import decord, av"
+    write = "import torch; from vjepa_lab.data.encode import write_video; clip = torch.zeros(3, 4, 32, 32).byte()\n"
+    write += f"write_video(r'{tmp_path / 'a.webm'}', clip, 8, 'vp9')"
+    done = subprocess.run([sys.executable, "-c", f"{imports}\n{write}"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 or (first == "decord" and "`import av` first" in done.stderr), done.stderr
 
 
 def test_check_counts_judges_and_writes_a_manifest(tree, tmp_path):

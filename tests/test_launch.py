@@ -14,7 +14,7 @@ import torch
 import vjepa_lab as vl
 from vjepa_lab.__main__ import expected
 from vjepa_lab.objective import Recipe, Term
-from vjepa_lab.terms import JEPA, Kinematic, SIGReg
+from vjepa_lab.terms import JEPA, Kinematic, SIGReg, statistics
 from vjepa_lab.training import health, launch, locks
 from vjepa_lab.training.processes import Team
 
@@ -57,6 +57,16 @@ def test_two_processes_equal_one(world, tmp_path):
     assert [session["processes"] for session in two.config["sessions"]] == [2]
     assert {p.name for p in two.path.iterdir()} == {p.name for p in one.path.iterdir()}, "one process writes"
     assert vl.pretrain(recipe, world, out=tmp_path / "one", devices=2, **how).path == one.path, "the same run, and it is finished"
+
+
+def test_processes_with_samples_of_several_sizes_agree(world, tmp_path):
+    """Masks that hide another number of tokens in each clip: what one process has does not decide what all add up."""
+    term = SIGReg(slices=20_000, view="visible")
+    assert statistics.CHUNK["cpu"] < 20_000 * 4 * 8, "directions are taken in parts"
+    recipe = Recipe(JEPA() + 0.01 * term, masks=vl.MultiBlock(truncate="padded"))
+    one, two = (vl.pretrain(recipe, world, out=tmp_path / str(n), devices=n, **QUICK) for n in (1, 2))
+    name = recipe.objective.names[1]
+    assert two.metrics()[name].tolist() == pytest.approx(one.metrics()[name].tolist(), rel=1e-3)
 
 
 def rank() -> int:

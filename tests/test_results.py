@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from vjepa_lab.evaluation.evaluate import said_of_pace
 from vjepa_lab.evidence import results
 
 PAPER = Path(__file__).parents[1] / "data" / "paper"
@@ -367,8 +368,13 @@ def test_own_rows_on_other_frames_stand_beside_the_papers(paper):
     table = results.tidy(pd.concat([paper, pd.DataFrame(own)]))
     mixed = lambda **how: results.select(table, regime="mixed", benchmarks=["D-48"], **how).query("source == 'run'")["probe"].tolist()
     assert mixed() == ["attentive, whole"] and mixed(probe="attentive") == []
-    table = results.tidy(pd.concat([table, pd.DataFrame([own[0] | {"probe": "attentive"}])]))
+    own += [own[0] | {"probe": "attentive, 4 frames"}]
+    table = results.tidy(pd.DataFrame(own))
+    assert mixed() == ["attentive, whole"], "the head decides without the paper's rows, too; four frames are another measurement"
+    table = results.tidy(pd.concat([paper, pd.DataFrame([*own, own[0] | {"probe": "attentive"}])]))
     assert mixed() == ["attentive"]
+    for said in (said_of_pace(None, True), said_of_pace(8.0, False), said_of_pace(0.5, False)):
+        assert results.PACE.sub("", f"attentive, every token{said}") == "attentive, every token"
 
 
 def test_wide_is_the_printed_layout(paper):

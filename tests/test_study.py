@@ -634,6 +634,28 @@ def test_a_study_says_in_which_precision_its_runs_train(tmp_path):
         replace(study, bf16="yes")
 
 
+def test_a_run_is_done_whoever_chose_its_precision(tmp_path, monkeypatch):
+    """Runs of a study that left it to their device are those of the same study that names what the device took, and of no other."""
+    bench = Bench(tmp_path, "baseline", 1, wait=0)
+    as_run(bench)
+    (cell,) = bench.study.cells
+    about = bench.runs / cell.name / "config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"bf16": True}))
+    named = {bf16: replace(bench.study, bf16=bf16).cells[0] for bf16 in (None, True, False)}
+    assert [cells.state(each, bench.runs).state for each in named.values()] == ["done", "done", "stopped"]
+    monkeypatch.setattr(cells, "check", lambda *_: None)
+    with pytest.raises(ValueError, match=r"holds another run \(bf16: True there, False asked\)"):
+        cells.run(named[False], bench.runs, tmp_path / "notebooks")
+    assert cells.state(named[True], bench.runs).state == "done", "what was there is whole"
+
+
+def test_a_probe_that_cannot_draw_its_frames_is_refused_before_training(tmp_path):
+    for options, said in (({"whole": True}, "frames are chosen of videos only"), ({"fps": 8, "whole": True}, "fps=8, whole=True")):
+        study = Study("s", ("baseline",), PLAIN, (replace(MOTION[0], options=options),), seeds=(0,))
+        with pytest.raises(ValueError, match=said):
+            cells.check(study.cells[0], study.cells[0].steps(tmp_path), cells.notebooks_folder())
+
+
 def test_the_reference_study_is_recognised():
     root = Path(__file__).parents[1]
     assert len(export.collected(load(root / "studies/reference.py"), root / "data/reference")) >= 53
@@ -1001,12 +1023,13 @@ def test_a_rerun_compares_what_it_ran_itself(tmp_path, monkeypatch):
     stand_in(books / "01_pretrain.ipynb", PRETRAIN.replace("workers, ", "bf16, workers, ", 1).replace(" = 0, 1", " = None, 0, 1", 1))
     asked = []
     monkeypatch.setattr(notebook, "run", lambda source, out, params, **how: asked.append(params) or execute(source, out, params, **how))
-    rerun(cell, bench.runs, notebooks=books)  # wherever it runs, and whatever is fast there
+    before = rerun(cell, bench.runs, notebooks=books).folder  # wherever it runs, and whatever is fast there
     assert asked[0]["bf16"] is False
+    assert rerun(cell, bench.runs, notebooks=books).folder != before
     for into in (bench.runs, tmp_path / "runs-rerun"):
         with pytest.raises(ValueError, match="finished already, so nothing would run again; name another folder with --into"):
             rerun(cell, bench.runs, into=into, notebooks=books)
-    assert len(executed) == 14
+    assert len(executed) == 16
 
 
 # ------------------------------------------------------------------------------------------------------------------ the real notebooks

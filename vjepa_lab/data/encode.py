@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def write_video(path, clip: Tensor, fps: float, codec: str = "h264", threads: in
     """Write frames `[c f y x]` uint8 to `path`; the suffix decides the container. Odd sizes lose their last row or column (4:2:0 colour).
 
     `options` go to the encoder as strings: crf, g (key frame distance), bf (B-frames), preset, ...
+
+    Raises RuntimeError for VP9 where decord was imported before PyAV: each brings a libvpx, and PyAV's encoder then meets decord's.
     """
     import av
 
@@ -47,7 +50,12 @@ def write_video(path, clip: Tensor, fps: float, codec: str = "h264", threads: in
         stream.codec_context.thread_count = threads
         safe = x264_options() if encoder == "libx264" else {}
         stream.options = {**defaults, **safe, **{name: str(value) for name, value in options.items()}}
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+        try:
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        except av.error.ArgumentError as error:
+            if encoder == "libvpx-vp9" and "decord" in sys.modules:
+                raise RuntimeError(f"{path}: decord was imported before PyAV, whose VP9 then fails; `import av` first ({error})") from None
+            raise
     return path

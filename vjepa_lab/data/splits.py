@@ -41,7 +41,7 @@ def still(spec, split: str, shape, limit: int | None = None) -> Source:
     """
     if limit is not None and limit < 0:
         raise ValueError(f"limit={limit}: expected at most so many clips of each split, 1 or more, or 0 for all")
-    asked = {name: value for name in SHAPE if (value := getattr(shape, name, None))}
+    asked = {name: value for name in SHAPE if (value := getattr(shape, name, None)) is not None and value is not False}
     source = unaugmented(open(spec, split, augment=False, **asked))
     return source.limited(limit) if limit else source
 

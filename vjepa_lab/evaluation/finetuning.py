@@ -232,7 +232,7 @@ def finetune(
 
 
 def _opened(data, split: str, shape: dict, **options) -> video.Source:
-    asked = {name: shape[name] for name in SHAPE if shape.get(name)}
+    asked = {name: shape[name] for name in SHAPE if name in shape}
     return video.open(data, split, **asked, **({} if video.is_synthetic(data) else options))
 
 

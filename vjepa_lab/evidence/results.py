@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -38,6 +39,8 @@ MEASURED = ("value", "n", "lo", "hi", "note", "smoke")
 PROBES = {"D-48": "attentive", "IN-100": "linear", "SSv2": "attentive"}
 "The paper's probe per benchmark (Table 2)."
 PROBE_ORDER = ("attentive", "linear", "knn")
+PACE = re.compile(r", (?:whole|\S+ fps)$")
+"How rows say that clips are not every so many frames of a video (`evaluation.evaluate.said_of_pace`)."
 
 SMOKE_N, SMOKE_STEPS = 100, 200
 "A run tested on fewer samples or pretrained for fewer steps shows that the code runs, not what an objective does."
@@ -309,9 +312,7 @@ def select(
         )
     kept = constant.copy()
     for benchmark, rows in chosen[~constant].groupby("benchmark"):
-        wanted = probe or _main_probe(benchmark, rows["probe"].dropna().unique())
-        same = {wanted} if probe else {wanted, _paced_otherwise(wanted, rows[rows["source"].eq("run")])}
-        kept[rows.index] = rows["probe"].isin(same) if wanted else True
+        kept[rows.index] = rows["probe"].eq(probe) if probe else _one_probe(benchmark, rows)
     chosen = chosen[kept & ~_other_encoder(chosen, encoder)]
     _refuse_twins(chosen[chosen["source"].eq("run") & chosen["run"].notna()])
     return chosen
@@ -354,15 +355,16 @@ def one_edition(df: pd.DataFrame) -> pd.DataFrame:
     return df[~own | df["edition"].isna() | df["edition"].eq(there[0])] if len(there) > 1 else df
 
 
-def _main_probe(benchmark: str, there: np.ndarray) -> str | None:
-    order = [PROBES.get(benchmark), *PROBE_ORDER, *sorted(there)]
-    return next((probe for probe in order if probe in there), None)
-
-
-def _paced_otherwise(probe: str | None, own: pd.DataFrame) -> str | None:
-    """The name that own rows have for this probe on clips that are not every so many frames, where they have none by its own name."""
-    there = sorted(own["probe"].dropna().unique())
-    return probe if probe in there else next((name for name in there if name.startswith(f"{probe}, ")), probe)
+def _one_probe(benchmark: str, rows: pd.DataFrame) -> pd.Series:
+    """True for the rows of the main probe of a benchmark; own rows may have it on other frames of the videos alone (`PACE`)."""
+    head = rows["probe"].str.replace(PACE, "", regex=True)
+    there = sorted(head.dropna().unique())
+    wanted = next((name for name in (PROBES.get(benchmark), *PROBE_ORDER, *there) if name in there), None)
+    if wanted is None:
+        return pd.Series(True, index=rows.index)
+    own = head.eq(wanted) & rows["source"].eq("run")
+    name = min(rows.loc[own, "probe"], default=wanted)  # the plain name comes before "attentive, whole"
+    return head.eq(wanted) & (~own | rows["probe"].eq(name))
 
 
 def _seen(df: pd.DataFrame, column: str) -> list:

@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 from .. import notebook
 from ..training import locks
@@ -51,7 +52,21 @@ def is_done(folder: Path, step: Step) -> bool:
     """Whether a step's notebook was executed with the parameters that are wanted now."""
     out = result(folder, step)
     known = notebook.status(out) if out.is_file() else {}
-    return known.get("state") == "done" and decides(known["params"]) == decides(step.params)
+    if known.get("state") != "done":
+        return False
+    there, wanted = decides(known["params"]), decides(step.params)
+    if step.notebook == "01_pretrain":
+        if "bf16" not in wanted:  # of either precision
+            there.pop("bf16", None)
+        elif there.get("bf16") is None:  # the device decided
+            there["bf16"] = _config(folder).get("bf16")
+    return there == wanted
+
+
+def _config(folder: Path) -> dict:
+    from ..evidence import results  # only here: it reads tables
+
+    return results.config(folder)
 
 
 def decides(params: Mapping) -> dict:
@@ -226,25 +241,28 @@ def check_probe(cell: Cell, values: Mapping) -> None:
     """Raise ValueError or TypeError if a probe lacks an option that 02_probe would give it, or its data a split or a label."""
     options, own = values.get("options") or {}, {}
     if options:
-        from ..evaluation.evaluate import check_options  # only here: it takes seconds
+        from ..data.splits import SHAPE
+        from ..evaluation.evaluate import check_options, one_pace  # only here: it takes seconds
 
         check_options(values.get("probe") or "linear", options)
-        own = {name: options[name] for name in ("frames", "size", "stride") if options.get(name)}
+        own = {name: options[name] for name in SHAPE if options.get(name)}
+        one_pace(**own)
     if any(values.get("labels") or ()) and notebook.workplace() == Path.cwd():  # elsewhere, the notebook takes a relative path for another
         from ..data import pair
 
         splits = values.get("train_split") or "train", values.get("test_split") or "test"
-        pair(values.get("data") or cell.regime.data, splits, values["labels"], replace(cell.size, **own), values.get("limit"))
+        shape = SimpleNamespace(**{name: getattr(cell.size, name) for name in ("frames", "size", "stride")} | own)
+        pair(values.get("data") or cell.regime.data, splits, values["labels"], shape, values.get("limit"))
 
 
 def _refuse_another(cell: Cell, folder: Path) -> None:
-    """Raise ValueError if the folder holds a run of another size, data or recipe: training would refuse it as well, but only after the
-    notebook of that run was replaced."""
-    from ..evidence import results
+    """Raise ValueError if the folder holds a run of another size, data, precision or recipe: training would refuse it as well, but only
+    after the notebook of that run was replaced."""
     from ..files import differing
 
-    there = results.config(folder)
+    there = _config(folder)
     asked = {"preset": cell.size.plain(), "spec": cell.regime.data}
+    asked |= {} if cell.study.bf16 is None else {"bf16": cell.study.bf16}
     known = {name: value for name, value in asked.items() if name in there}
     if isinstance(there.get("preset"), dict):
         known["preset"] = {name: value for name, value in asked["preset"].items() if name in there["preset"]}

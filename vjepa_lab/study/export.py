@@ -317,13 +317,13 @@ def rerun(
     what = ["benchmark", "probe", "metric", "encoder", "variant"]
     both = _rounded(table).merge(_rounded(fresh), on=what, how="outer", suffixes=("_first", "_again"), indicator="where")
     count = both["where"].value_counts()
-    apart = (both["value_first"] - both["value_again"]).abs()  # nan where one side alone has the row
+    apart = (both["value_first"] - both["value_again"]).abs()[both["where"].eq("both")]
     now, then = ({name: about[name] for name in SURROUNDINGS if pd.notna(about.get(name))} for about in (second, first))
     around = [f"{name} {now.get(name)}, then {then.get(name)}" for name in SURROUNDINGS if str(now.get(name)) != str(then.get(name))]
     return Again(
         cell.name, into / cell.name,
         weights=first["weights_sha256"] == second["weights_sha256"],
-        rows=int(count["both"] + count["left_only"]), differing=int((apart > 0).sum()),
+        rows=int(count["both"] + count["left_only"]), differing=int(count["both"] - (apart == 0).sum()),
         lacking=int(count["left_only"]), new=int(count["right_only"]),
         largest=float(apart.max()) if apart.notna().any() else 0.0, around=tuple(around),
     )  # fmt: skip

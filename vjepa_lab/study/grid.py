@@ -198,7 +198,7 @@ class Study(Value):
         distinct(self.benchmarks)
         if self.keep not in KEEP:
             raise ValueError(f"study {self.name!r}: keep={self.keep!r}; expected one of {', '.join(KEEP)}")
-        if self.bf16 not in (None, True, False):
+        if self.bf16 is not None and type(self.bf16) is not bool:
             raise ValueError(f"study {self.name!r}: bf16={self.bf16!r}; expected True, False or None")
         if min(self.gpus, self.threads) < 1:
             raise ValueError(f"study {self.name!r}: a run needs at least one thread and one GPU; got {self.threads} and {self.gpus}")

@@ -1,6 +1,6 @@
 """Terms on the distribution of latents rather than on single tokens. They are not linear in the batch; images count as clips do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import field
 from itertools import islice
 
@@ -115,8 +115,7 @@ class SIGReg(Term):
         total = over_processes(counts.sum(1, keepdim=True))  # of one process, on average
         share = counts / total.clamp_min(torch.finfo(total.dtype).tiny)
         at_once = max(CHUNK.get(x.device.type, CHUNK["cuda"]) // max(x.shape[:2].numel(), 1), 1)
-        parts = [self.statistic(x, share, some) for some in directions.split(at_once, dim=1)]
-        value = torch.cat(parts, dim=-1) * (total * sharers() if self.n_scale else 1)
+        value = self.statistic(x, share, directions.split(at_once, dim=1)) * (total * sharers() if self.n_scale else 1)
         some_unseen = self.samples == "steps" and view.valid is not None
         return ErrorMap(value, total > 0 if some_unseen else None)  # of a step that nobody sees there is no statistic
 
@@ -135,15 +134,16 @@ class SIGReg(Term):
         x, known = (x[None], counts[None]) if self.samples == "clips" else (x.transpose(0, 1), counts.T)
         return x, (known > 0).to(x)
 
-    def statistic(self, x: Tensor, share: Tensor, directions: Tensor) -> Tensor:
-        """Epps-Pulley statistic, without the factor n, of samples x [g n d] with shares [g n] along directions [d s]: [g s]."""
+    def statistic(self, x: Tensor, share: Tensor, directions: Sequence[Tensor]) -> Tensor:
+        """Epps-Pulley statistic, without the factor n, of samples x [g n d] with shares [g n] along directions [d s], in parts: [g s]."""
         start = -self.t_max if self.both_sides else 0.0
         step = (self.t_max - start) / (self.knots - 1)
         t = torch.linspace(start, self.t_max, self.knots, dtype=x.dtype, device=x.device)
         weight = torch.full_like(t, (1 if self.both_sides else 2) * step)  # trapezoid
         weight[[0, -1]] /= 2
         normal = torch.exp(-t.square() / 2)  # characteristic function of N(0, 1), and the window
-        real, imaginary = over_processes(_CharacteristicFunction.apply(x, share, directions, start, step, self.knots))
+        means = [_CharacteristicFunction.apply(x, share, some, start, step, self.knots) for some in directions]
+        real, imaginary = over_processes(torch.cat(means, 2))  # once: another process may have split them otherwise
         return ((real - normal).square() + imaginary.square()) @ (weight * normal)
 
 
