@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
 
 
 def row(variant, value, n, **more):
-    lo, hi = map(float, results.wilson(value, n))
+    lo, hi = map(float, stats.wilson(value, n))
     same = {"run": f"{variant}-x-micro-s0", "encoder": "student", "seed": 0, "source": "run", "metric": "top1", "smoke": False}
     return same | {"variant": variant, "value": value, "n": n, "lo": lo, "hi": hi} | more
 
@@ -90,7 +90,7 @@ def test_an_untrained_encoder_is_the_same_for_every_objective(runs):
 
 def test_one_seed_keeps_its_own_interval_and_several_get_a_t_interval():
     one = over_seeds(pd.DataFrame([row("a", 60, 40)]), ["variant"]).iloc[0]
-    assert (one["lo"], one["hi"]) == pytest.approx(tuple(map(float, results.wilson(60, 40)))) and one["basis"] == "samples"
+    assert (one["lo"], one["hi"]) == pytest.approx(tuple(map(float, stats.wilson(60, 40)))) and one["basis"] == "samples"
     many = over_seeds(pd.DataFrame([row("a", v, 40, seed=s) for s, v in enumerate((50, 60, 64))]), ["variant"]).iloc[0]
     assert (many["value"], many["lo"], many["hi"]) == pytest.approx(tuple(map(float, stats.t_interval([50, 60, 64])[:3])))
     assert many["seeds"] == 3 and many["basis"] == "seeds"

@@ -19,7 +19,7 @@ from vjepa_lab.evaluation import features as features_of
 from vjepa_lab.evaluation.heads import AttentiveHead, LinearHead, ReleasedHead, StackedAdamW, stack
 from vjepa_lab.evaluation.pixels import frame_difference_nn, mean_frame_nn
 from vjepa_lab.evaluation.probes import Features, attentive, controls, extract, few_shot, knn, linear, ridge, stepwise
-from vjepa_lab.evidence import results
+from vjepa_lab.evidence import results, stats
 from vjepa_lab.model import Encoder
 from vjepa_lab.rope import positions
 
@@ -133,7 +133,7 @@ def test_rows_intervals_and_classes_are_counted_right():
     centre, half = (p + z * z / 2 / n) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
     assert rows["top1"]["lo"] == pytest.approx(100 * (centre - half), abs=1e-3)
     assert rows["top1"]["hi"] == pytest.approx(100 * (centre + half), abs=1e-3)
-    balanced = float(results.wilson(75.0, 9 / (1 / 4 + 1 / 2 + 1 / 4))[0])
+    balanced = float(stats.wilson(75.0, 9 / (1 / 4 + 1 / 2 + 1 / 4))[0])
     assert rows["balanced_accuracy"]["lo"] == pytest.approx(balanced)
     assert {row["n"] for row in result.rows} == {10} and rows["top1"]["probe_seed"] == 5 and rows["top1"]["encoder"] == "none"
     assert result.per_class["n"].tolist() == [4, 2, 4] and result.per_class["top1"].tolist() == [75, 100, 50]

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from vjepa_lab.evaluation.evaluate import said_of_pace
-from vjepa_lab.evidence import results
+from vjepa_lab.evidence import results, stats
 
 PAPER = Path(__file__).parents[1] / "data" / "paper"
 PRINTED = {"d48": "D-48", "in100": "IN-100", "ssv2": "SSv2", "accuracy": "synthetic-motion"}
@@ -101,7 +101,7 @@ def test_rows_written_are_the_rows_read(tmp_path):
         and set(table["source"]) == {"run"}
         and set(table["regime"]) == {"synthetic"}
     )
-    lo, hi = results.wilson(40.0, 1000)
+    lo, hi = stats.wilson(40.0, 1000)
     assert table.loc[0, "lo"] == pytest.approx(lo) and table.loc[0, "hi"] == pytest.approx(hi)
 
 
@@ -293,7 +293,7 @@ def test_wilson_matches_statsmodels():
     from statsmodels.stats.proportion import proportion_confint
 
     hits, n = np.array([0, 3, 165, 40]), np.array([40, 40, 1970, 40])
-    lo, hi = results.wilson(100 * hits / n, n)
+    lo, hi = stats.wilson(100 * hits / n, n)
     expected = proportion_confint(hits, n, method="wilson")
     np.testing.assert_allclose([lo / 100, hi / 100], expected, atol=1e-12)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vjepa_lab.evaluation.features import Features
 from vjepa_lab.evidence import results
+from vjepa_lab.evidence.intervals import wilson
 from vjepa_lab.files import replacing
 
 
@@ -113,7 +114,7 @@ def scored(
     measured["balanced_accuracy"] = per_class["top1"].mean(), len(per_class) ** 2 / (1 / per_class["n"]).sum()
     rows = []
     for metric, (value, size) in measured.items():
-        lo, hi = map(float, results.wilson(float(value), size))
+        lo, hi = map(float, wilson(float(value), size))
         row = about | {"metric": metric, "value": float(value), "n": len(y), "lo": lo, "hi": hi}
         rows.append(row | {"encoder": test.encoder, "label": label, "probe_seed": seed})
 
@@ -141,7 +142,7 @@ def _per_class(y: Tensor, top1: Tensor, names: Sequence[str]) -> pd.DataFrame:
     count, hits = (torch.bincount(each, minlength=len(names)) for each in (y, y[top1 == y]))
     there = count.nonzero()[:, 0]
     share = 100 * hits[there] / count[there]
-    lo, hi = results.wilson(share, count[there])
+    lo, hi = wilson(share, count[there])
     return pd.DataFrame({"class": there, "name": [names[i] for i in there], "n": count[there], "top1": share, "lo": lo, "hi": hi})
 
 

@@ -115,7 +115,7 @@ def _table(run, sources, label: str, measured: dict[str, ProbeResult], recording
 
 
 def _interval(correct: np.ndarray, ids: np.ndarray, recordings: np.ndarray | None) -> dict:
-    lo, hi = map(float, results.wilson(100 * correct.mean(), len(correct)))
+    lo, hi = map(float, stats.wilson(100 * correct.mean(), len(correct)))
     found = {"value": 100 * correct.mean(), "lo": lo, "hi": hi, "n": len(correct), "metric": "top1"}
     if recordings is None:
         return found | {"recording_lo": np.nan, "recording_hi": np.nan, "recordings": np.nan}

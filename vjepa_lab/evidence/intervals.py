@@ -25,8 +25,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats as sps
 
-from .results import wilson
-
 
 class Interval(NamedTuple):
     """An estimate with its confidence interval and two-sided p-value against zero."""
@@ -38,6 +36,15 @@ class Interval(NamedTuple):
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------
+
+
+def wilson(value, n, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson score interval `(lo, hi)` of a percentage `value` measured on `n` samples, in percent (Wilson 1927). Broadcasts."""
+    z = sps.norm.ppf(0.5 + confidence / 2)
+    p, n = np.asarray(value, float) / 100, np.asarray(n, float)
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return 100 * np.clip(centre - half, 0, 1), 100 * np.clip(centre + half, 0, 1)
 
 
 def rounding(seeds, *n):

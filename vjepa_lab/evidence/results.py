@@ -226,6 +226,8 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
     open_ended = table["lo"].isna() & table["n"].gt(0) & table["value"].between(0, 100) & table["metric"].isin(["top1", "top5"])
     open_ended &= table["source"] != "constant"
     if open_ended.any():
+        from .intervals import wilson  # only here: scipy takes a while
+
         table.loc[open_ended, ["lo", "hi"]] = np.column_stack(wilson(table.loc[open_ended, "value"], table.loc[open_ended, "n"]))
     key = [column for column in table if column not in MEASURED]
     place = table.groupby(
@@ -238,17 +240,6 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
         .drop(columns="_place")
         .reset_index(drop=True)
     )
-
-
-def wilson(value, n, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson score interval `(lo, hi)` of a percentage `value` measured on `n` samples, in percent (Wilson 1927). Broadcasts."""
-    from scipy.stats import norm
-
-    z = norm.ppf(0.5 + confidence / 2)
-    p, n = np.asarray(value, float) / 100, np.asarray(n, float)
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return 100 * np.clip(centre - half, 0, 1), 100 * np.clip(centre + half, 0, 1)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

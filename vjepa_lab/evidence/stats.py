@@ -30,8 +30,9 @@ from .intervals import (
     t_interval,
     tost,
     unpaired_interval,
+    wilson,
 )
-from .results import ACCURACIES, GROUP, delta, flag_constant, wilson
+from .results import ACCURACIES, GROUP, delta, flag_constant
 
 __all__ = [
     "FAMILY", "Interval", "benjamini_hochberg", "cells", "cluster_interval", "compare", "compare_predictions", "correlation", "covered",
