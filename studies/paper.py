@@ -1,6 +1,6 @@
 """The paper's study, whole: both regimes, all rows in two editions and the controls, five seeds each.
 
-    VJEPA_DATA=/data python -m vjepa_lab study plan studies/paper.py                   # 4 GPUs a run, as in the paper
+    VJEPA_DATA=/data python -m vjepa_lab study plan studies/paper.py                   # 4 GPUs a run, as in the paper (--how gpus=1: one)
     VJEPA_DATA=/data python -m vjepa_lab study run studies/paper.py --preset small     # one GPU a run, ViT-S
     python -m vjepa_lab study run studies/paper.py --preset micro                      # a laptop, on the procedural world
 

@@ -115,10 +115,11 @@ def test_quickstart_on_real_clips(tmp_path, clips):
 
 
 def test_pretrain(tmp_path):
-    nb = execute("01_pretrain", tmp_path, variant="JEPA() + 0.1*Delta()", preset="smoke", runs=str(tmp_path), overrides={"steps": 6})
+    own = {"variant": "JEPA() + 0.1*Delta()", "preset": "smoke", "overrides": {"steps": 6}, "how": {"accumulate": 2}}
+    nb = execute("01_pretrain", tmp_path, runs=str(tmp_path), **own)
     assert pictures(nb) >= 1
     (run,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    assert vl.load_run(run).steps_done == 6
+    assert vl.load_run(run).steps_done == 6 and vl.load_run(run).config["sessions"][-1]["accumulate"] == 2
 
 
 def test_probe(tmp_path, trained):

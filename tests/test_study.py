@@ -151,10 +151,10 @@ def test_a_study_prints_as_the_code_that_rebuilds_it():
     )  # fmt: skip
     assert eval(repr(study), names) == study
     assert max(map(len, repr(study).splitlines())) <= 140
-    assert study_values.grid.read(f"{study!r}\n") == study
+    assert study_values.reading.read(f"{study!r}\n") == study
     for text in ("print(1)", "Study('s', wings=2)", "Study(", "(1, 2)"):
         with pytest.raises(ValueError):
-            study_values.grid.read(text)
+            study_values.reading.read(text)
 
 
 def test_cells_are_each_distinct_recipe_once_in_the_order_of_their_worth():
@@ -273,7 +273,7 @@ def test_options_that_mean_nothing_are_refused(tmp_path, words):
 def test_a_cell_that_is_killed_each_time_is_given_up(tmp_path, monkeypatch, full):
     """By want of memory, say: it leaves no word itself, and what the runner notes must count, on a full disk, too."""
     study = Study("s", ("ld",), PLAIN, MOTION, seeds=(0,))
-    runner = local._Run(study, tmp_path / "s.py", tmp_path, None, study.cells, None, 2, None)
+    runner = local._Run(study, tmp_path / "s.py", tmp_path, None, None, study.cells, None, 2, None)
     runner.bar, (cell,) = tqdm(disable=True), study.cells
     (tmp_path / cell.name).mkdir()
     if full:
@@ -627,11 +627,43 @@ def test_runs_of_two_precisions_are_told_apart(tmp_path):
 def test_a_study_says_in_which_precision_its_runs_train(tmp_path):
     study = Study("s", ("baseline",), PLAIN, MOTION, seeds=(0,), bf16=False)
     (cell,) = study.cells
-    assert cell.steps(tmp_path)[0].params["bf16"] is False and study_values.grid.read(repr(study)) == study
+    assert cell.steps(tmp_path)[0].params["bf16"] is False and study_values.reading.read(repr(study)) == study
     cells.check(cell, cell.steps(tmp_path), cells.notebooks_folder())  # the notebook takes it
     assert "bf16" not in replace(study, bf16=None).cells[0].steps(tmp_path)[0].params
     with pytest.raises(ValueError, match="bf16='yes'; expected True, False or None"):
         replace(study, bf16="yes")
+
+
+def test_a_study_says_how_its_runs_are_computed(tmp_path):
+    study = Study("s", ("baseline",), PLAIN, MOTION, seeds=(0,), compile=True, accumulate=2, checkpoint=True)
+    train = study.cells[0].steps(tmp_path)[0].params
+    assert train["how"] == {"compile": True, "accumulate": 2, "checkpoint": True}
+    cells.check(study.cells[0], study.cells[0].steps(tmp_path), cells.notebooks_folder())  # the notebook takes them
+    plain = Study("s", ("baseline",), PLAIN, MOTION, seeds=(0,))
+    assert study.how(compile=False, accumulate=1, checkpoint=False) == plain
+    assert "how" not in plain.cells[0].steps(tmp_path)[0].params, "a notebook that lacks it does for most studies"
+    for values, said in (
+        ({"accumulat": 2}, "accumulat does not say how runs are computed: did you mean accumulate"),
+        ({"bf16": True}, "bf16 does not say how"),  # what comes out depends on it
+        ({"accumulate": 0}, "accumulate=0; expected a whole number, 1 or more"),
+        ({"gpus": True}, "gpus=True; expected a whole number"),
+        ({"compile": 1}, "compile=1; expected True or False"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            study.how(**values)
+
+
+def test_how_a_run_is_computed_is_said_for_every_cell(tmp_path):
+    """A word on the command line reaches the cells' own processes; a run that was computed otherwise is done all the same."""
+    bench = Bench(tmp_path, "baseline", 1, wait=0)
+    pretrain = PRETRAIN.replace("workers, ", "how, workers, ", 1).replace(" = 0, 1", " = {}, 0, 1", 1)
+    stand_in(tmp_path / "notebooks/01_pretrain.ipynb", pretrain)
+    assert bench.call("run", "--how", "accumulate=4")[0] == 0
+    (cell,) = bench.study.cells
+    assert notebook.status(bench.runs / cell.name / "01_pretrain.ipynb")["params"]["how"] == {"accumulate": 4}
+    assert cells.state(cell, bench.runs).state == "done"
+    with pytest.raises(ValueError, match="did you mean gpus"):
+        study_values.main(["plan", str(bench.file), "--how", "gpu=1"])
 
 
 def test_a_run_is_done_whoever_chose_its_precision(tmp_path, monkeypatch):
@@ -798,7 +830,7 @@ def test_a_kill_after_the_last_notebook_is_made_up_for(tmp_path):
     digest = cells.about(folder)["weights_sha256"]
     (folder / cells.CELL).unlink()
     shutil.copy(tmp_path / "w.pt", folder / "last.pt")
-    opened = lambda: local._Run(bench.study, bench.file, bench.runs, None, bench.study.cells, None, 1, None).open
+    opened = lambda: local._Run(bench.study, bench.file, bench.runs, None, None, bench.study.cells, None, 1, None).open
     assert set(bench.states().values()) == {"done"} and opened() == [cell]
     cells.run(cell, bench.runs, tmp_path / "notebooks", progress=False)
     assert opened() == [] and "optimizer" not in torch.load(folder / "last.pt")
@@ -817,7 +849,7 @@ def test_weights_that_another_process_reads_are_not_dropped(tmp_path, capfd):
 
 def test_a_stop_between_two_cells_starts_no_other(tmp_path, monkeypatch):
     study = Study("s", ("ld", "baseline", "hw"), PLAIN, MOTION, seeds=(0,))
-    runner, started = local._Run(study, tmp_path / "s.py", tmp_path, None, study.cells, None, 1, None), []
+    runner, started = local._Run(study, tmp_path / "s.py", tmp_path, None, None, study.cells, None, 1, None), []
     runner.bar = tqdm(disable=True)
 
     def start(cell, room):
@@ -831,7 +863,7 @@ def test_a_stop_between_two_cells_starts_no_other(tmp_path, monkeypatch):
 
 def test_a_stop_while_a_cell_starts_reaches_it(tmp_path, monkeypatch):
     study = Study("s", ("ld",), PLAIN, MOTION, seeds=(0,))
-    runner, told = local._Run(study, tmp_path / "s.py", tmp_path, None, study.cells, None, 1, None), []
+    runner, told = local._Run(study, tmp_path / "s.py", tmp_path, None, None, study.cells, None, 1, None), []
 
     def begun(*_, **__):
         runner.tally.stopped = signal.SIGTERM  # the signal comes before the process is among those that are told
@@ -1019,13 +1051,18 @@ def test_a_rerun_compares_what_it_ran_itself(tmp_path, monkeypatch):
     other = rerun(cell, bench.runs, notebooks=books)
     assert (other.differing, other.largest) == (1, 2) and "1 of 2 rows DIFFER, by 2 at most, 1 more LACK" in str(other)
     about = bench.runs / cell.name / "config.json"
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"bf16": False}))
-    stand_in(books / "01_pretrain.ipynb", PRETRAIN.replace("workers, ", "bf16, workers, ", 1).replace(" = 0, 1", " = None, 0, 1", 1))
+    sessions = [{"accumulate": 2, "compile": False}]
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"bf16": False, "sessions": sessions}))
+    stand_in(
+        books / "01_pretrain.ipynb",
+        PRETRAIN.replace("workers, ", "bf16, how, workers, ", 1).replace(" = 0, 1", " = None, {}, 0, 1", 1),
+    )
     asked = []
     monkeypatch.setattr(notebook, "run", lambda source, out, params, **how: asked.append(params) or execute(source, out, params, **how))
-    before = rerun(cell, bench.runs, notebooks=books).folder  # wherever it runs, and whatever is fast there
-    assert asked[0]["bf16"] is False
-    assert rerun(cell, bench.runs, notebooks=books).folder != before
+    before = rerun(cell, bench.runs, notebooks=books)  # wherever it runs, and whatever is fast there
+    assert (asked[0]["bf16"], asked[0]["how"]) == (False, {"accumulate": 2})
+    assert "accumulate None, then 2" in before.around, "the stand-in writes no session"
+    assert rerun(cell, bench.runs, notebooks=books).folder != before.folder
     for into in (bench.runs, tmp_path / "runs-rerun"):
         with pytest.raises(ValueError, match="finished already, so nothing would run again; name another folder with --into"):
             rerun(cell, bench.runs, into=into, notebooks=books)

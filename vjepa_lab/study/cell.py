@@ -19,8 +19,8 @@ from .grid import Cell, Step
 LOCK, CELL, FAILURES, WEIGHTS = "cell.lock", "cell.json", "failures.jsonl", "last.pt"
 LISTEN_S = 60.0
 "Seconds in which a living owner of a lock gives several signs of life."
-WHERE = {"out", "run", "runs", "device", "devices", "workers", "cache"}
-"Parameters that say where and on what a notebook runs, not what comes out."
+WHERE = {"out", "run", "runs", "device", "devices", "workers", "cache", "how"}
+"Parameters that say where and how a notebook runs, not what comes out."
 
 
 def notebooks_folder(given: str | Path | None = None) -> Path:
@@ -138,10 +138,17 @@ def silent(folder: Path, listen_s: float | None = None) -> bool:
 
 
 def command(
-    file: str | Path, runs: str | Path, *, preset: str | None, notebooks: str | Path | None, void_after_s: float | None
+    file: str | Path,
+    runs: str | Path,
+    *,
+    preset: str | None,
+    how: Mapping | None,
+    notebooks: str | Path | None,
+    void_after_s: float | None,
 ) -> list[str]:
     """What runs a cell of the study in `file` in a process of its own; the cell's name comes last."""
     words = [sys.executable, "-m", "vjepa_lab", "study", "cell", str(file), "--runs", str(runs), "--quiet"]
+    words += [word for name, value in (how or {}).items() for word in ("--how", f"{name}={value}")]
     for flag, value in (("--preset", preset), ("--notebooks", notebooks), ("--void-after", void_after_s)):
         words += [flag, str(value)] if value is not None else []
     return words

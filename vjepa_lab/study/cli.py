@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from ..options import Parser, UserError, setting
-from .grid import Study, load
+from .grid import HOW, Study
+from .reading import load
 
 
 def whole(least: int, text: str) -> int:
@@ -41,6 +42,7 @@ def above_zero(text: str) -> float:
     return value
 
 
+SETTINGS = {"action": "append", "type": setting, "default": [], "metavar": "NAME=VALUE"}
 SIGNS = {"done": "#", "running": ">", "failed": "!", "stopped": "-", "open": "."}
 
 
@@ -69,11 +71,11 @@ def run(parser: argparse.ArgumentParser) -> Callable:
     _notebooks(parser)
     _void_after(parser)
 
-    def call(study, file, runs, preset, only, jobs, retries, notebooks, void_after, but=(), **_):
+    def call(study, file, runs, preset, how, only, jobs, retries, notebooks, void_after, but=(), **_):
         from .local import run
 
-        how = {"preset": preset, "jobs": jobs, "notebooks": notebooks, "retries": retries, "void_after_s": void_after}
-        tally = run(study, file, runs, only=only, but=but, **how)
+        read = {"preset": preset, "how": how, "notebooks": notebooks}
+        tally = run(study, file, runs, only=only, but=but, jobs=jobs, retries=retries, void_after_s=void_after, **read)
         left = len(study.chosen(only, but)) - tally.before - len(tally.done) - len(tally.failed)
         words = f"{len(tally.done)} done, {len(tally.failed)} failed, {tally.before} were done before"
         print(f"{study.name}: {words}" + (f"; stopped with {left} to go, the same command goes on" if tally.stopped else ""))
@@ -227,18 +229,16 @@ def submit(parser: argparse.ArgumentParser) -> Callable:
     parser.add_argument("--cluster", choices=("slurm", "local", "debug"), help="default slurm where there is one, else this machine")
     parser.add_argument("--at-once", type=partial(whole, 1), default=64, help="most cells that run at the same time (default 64)")
     parser.add_argument("--wait", action="store_true", help="until all jobs have ended")
-    how = {"action": "append", "type": setting, "default": [], "metavar": "NAME=VALUE"}
-    parser.add_argument(
-        "--set", dest="more", help="a parameter of submitit's executor, such as timeout_min=600 or slurm_partition=gpu", **how
-    )
+    said = "a parameter of submitit's executor, such as timeout_min=600 or slurm_partition=gpu"
+    parser.add_argument("--set", dest="more", help=said, **SETTINGS)
     _collected(parser)
     _notebooks(parser)
     _void_after(parser)
 
-    def call(study, file, runs, preset, only, cluster, at_once, wait, more, notebooks, void_after, but=(), **_):
+    def call(study, file, runs, preset, how, only, cluster, at_once, wait, more, notebooks, void_after, but=(), **_):
         from .cluster import submit
 
-        where = {"preset": preset, "only": only, "but": but, "notebooks": notebooks, "void_after_s": void_after}
+        where = {"preset": preset, "how": how, "only": only, "but": but, "notebooks": notebooks, "void_after_s": void_after}
         if twice := sorted(dict(more).keys() & {"cluster", "at_once"}):
             raise ValueError(f"--set {twice[0]}: say it as --{twice[0].replace('_', '-')}")
         jobs = submit(study, file, runs, cluster=cluster, at_once=at_once, **where, **dict(more))
@@ -320,12 +320,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("file", type=Path, help="a Python file that defines `study`, such as studies/reference.py")
     call = command(parser)
     parser.add_argument("--preset", help="the size, instead of the study's own")
+    said = f"how its runs are computed, instead of the study's own, such as gpus=1: {', '.join(HOW)}"
+    parser.add_argument("--how", help=said, **SETTINGS)
     parser.add_argument("--runs", type=Path, metavar="FOLDER", help="where the runs are; default runs/<the study's name>")
     if argv[0] not in ONE_CELL:
         said = "only this cell, or those whose name contains this, or matches it as a shell pattern"
         parser.add_argument("--only", metavar="PATTERN", help=said)
     options = vars(parser.parse_args(argv[1:]))
-    study = load(options["file"], options["preset"])
+    options["how"] = dict(options["how"])
+    study = load(options["file"], options["preset"], options["how"])
     if options.get("collected"):
         options["but"] = _there(study, options["collected"])
     return call(study=study, **options | {"runs": options["runs"] or Path("runs") / study.name}) or 0

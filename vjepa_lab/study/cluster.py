@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ def submit(
     runs: str | Path,
     *,
     preset: str | None = None,
+    how: Mapping | None = None,
     only: str | None = None,
     but: Collection[str] = (),
     notebooks: str | Path | None = None,
@@ -72,6 +73,7 @@ def submit(
 ) -> list:
     """Submit every cell that is not settled (`cell.settled`) and that no process has; returns submitit's jobs.
 
+    preset, how   what the jobs read the study in `file` with (see `reading.load`)
     but  names of cells that are left out, such as those that were collected
     void_after_s  submit a cell, too, whose process was silent for so long: the job takes it over; None: never
     cluster  "slurm", "local" (processes of this machine, all at once) or "debug" (in this one); None: slurm where there is one
@@ -85,7 +87,7 @@ def submit(
     runs = Path(runs)
     chosen = study.chosen(only, but)
     left = [each for each in chosen if not cells.settled(each, runs) and not cells.taken(each, runs, void_after_s)]
-    command = cells.command(file, runs, preset=preset, notebooks=notebooks, void_after_s=void_after_s)
+    command = cells.command(file, runs, preset=preset, how=how, notebooks=notebooks, void_after_s=void_after_s)
     executor = submitit.AutoExecutor(folder=runs / ".submitit", cluster=cluster)
     gpus = study.gpus if study.on_gpus else 0
     given = {"name": f"study-{study.name}", "gpus_per_node": gpus, "cpus_per_task": study.cores, "timeout_min": TIMEOUT_MIN}

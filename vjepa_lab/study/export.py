@@ -20,7 +20,8 @@ from ..evidence import results
 from ..files import replacing
 from ..training import locks
 from . import cell as cells
-from .grid import Cell, Study, read
+from .grid import Cell, Study
+from .reading import read
 
 ROWS, RUNS, PREDICTIONS, CURVES = "rows.csv", "provenance/runs.csv", "predictions.parquet", "curves.parquet"
 CELLS, ALIGNMENT, STUDY = "provenance/cells.csv", "alignment.parquet", "provenance/study.txt"
@@ -62,6 +63,7 @@ def provenance(cell: Cell, runs: str | Path) -> dict:
         "weights_sha256": about.get("weights_sha256"), "git": versions.get("git"), "torch": versions.get("torch"),
         "cuda": versions.get("cuda"), "python": versions.get("python"), "processor": last.get("processor"), "gpu": last.get("gpu"),
         "threads": last.get("threads"), "bf16": config.get("bf16"), "processes": last.get("processes"),
+        "compile": last.get("compile"), "accumulate": last.get("accumulate"), "checkpoint": last.get("checkpoint"),
         "sessions": len(config.get("sessions") or []), "started": last.get("started"), "wall_s": report.get("wall_s"),
         "probes_s": round(sum(value or 0 for name, value in seconds.items() if name != "01_pretrain"), 1),
         "energy_j": (report.get("energy_j") or {}).get("gpu"), "alarms": len(report.get("alarms") or []),
@@ -287,14 +289,16 @@ class Again:
         return f"{self.cell}, run again in {self.folder}: {weights}, {rows}{around}"
 
 
-SURROUNDINGS = ("recipe", "torch", "cuda", "python", "processor", "gpu", "threads", "bf16", "manifest", "git")
+AS_BEFORE = {"bf16": bool, "compile": bool, "accumulate": int, "checkpoint": bool}
+"What a run is had again with, where the first one tells it; the precision where the study leaves it open."
+SURROUNDINGS = ("recipe", "torch", "cuda", "python", "processor", "gpu", "threads", "processes", *AS_BEFORE, "manifest", "git")
 
 
 def rerun(
     cell: Cell, runs: str | Path, *, into: str | Path | None = None, against: str | Path | None = None, notebooks: str | Path | None = None
 ) -> Again:
-    """Run a finished cell again in another folder, on as many threads and in the precision of the first time, and compare weights and rows
-    bit by bit.
+    """Run a finished cell again in another folder, on as many threads, in the precision and in the steps of computation of the first time,
+    and compare weights and rows bit by bit.
 
     into     where it runs again; by default RUNS-rerun, or the first of RUNS-rerun-2, ... in which the cell is not finished yet. A rerun
              that was stopped goes on
@@ -310,8 +314,9 @@ def rerun(
         raise ValueError(f"{into / cell.name}: finished already, so nothing would run again; name another folder with --into, or remove it")
     if pd.notna(first.get("threads")):  # either variable decides
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(int(first["threads"])))
-    if cell.study.bf16 is None and pd.notna(first.get("bf16")):
-        cell = replace(cell.study, bf16=bool(first["bf16"])).cell(cell.name)
+    told = {name: kind(first[name]) for name, kind in AS_BEFORE.items() if pd.notna(first.get(name))}
+    told |= {} if cell.study.bf16 is None else {"bf16": cell.study.bf16}
+    cell = replace(cell.study, **told).cell(cell.name)
     cells.run(cell, into, notebooks)
     second, fresh = _known(cell, into, None)
     what = ["benchmark", "probe", "metric", "encoder", "variant"]

@@ -7,10 +7,8 @@ order in which they are worth having.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
-import traceback
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -19,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import values as expressions
 from ..arguments import suggest
 from ..values import Value
 
@@ -29,6 +26,10 @@ ENCODERS = ("student", "teacher", "initial")
 FITTING = ("epochs", "lrs", "wds", "batch", "val", "refit", "seed", "exact", "with_positions", "ks", "temperature")
 """Options that say how a probe is fitted, on tokens of which precision, and how neighbours vote: rows or predictions of two that differ in
 these alone would have one name."""
+STEP = ("compile", "accumulate", "checkpoint")
+"""How a training step is computed, which 01_pretrain is told as `how`."""
+HOW = ("device", "gpus", "threads", "workers", *STEP)
+"""Fields of a study that say where and how its runs are computed, not what comes out but for rounding."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -145,6 +146,7 @@ class Study(Value):
     threads    of one run on a CPU; sums in another number of threads differ in their last bits
     bf16       whether all runs train in bfloat16, wherever they run; None: each where its device is fast at it, so that on machines of
                several kinds differences between runs may be of precision
+    compile, accumulate, checkpoint   of each pretraining, as in `pretrain`: speed, and memory at once
 
     Raises ValueError for what cannot be run, naming it.
     """
@@ -166,6 +168,9 @@ class Study(Value):
     threads: int = 1
     workers: int = 0
     bf16: bool | None = None
+    compile: bool = False
+    accumulate: int = 1
+    checkpoint: bool = False
 
     def __post_init__(self):
         lists = [f.name for f in fields(self) if isinstance(f.default, tuple) or f.name in ("variants", "regimes", "benchmarks")]
@@ -200,12 +205,23 @@ class Study(Value):
             raise ValueError(f"study {self.name!r}: keep={self.keep!r}; expected one of {', '.join(KEEP)}")
         if self.bf16 is not None and type(self.bf16) is not bool:
             raise ValueError(f"study {self.name!r}: bf16={self.bf16!r}; expected True, False or None")
-        if min(self.gpus, self.threads) < 1:
-            raise ValueError(f"study {self.name!r}: a run needs at least one thread and one GPU; got {self.threads} and {self.gpus}")
+        for flag in ("compile", "checkpoint"):
+            if type(getattr(self, flag)) is not bool:
+                raise ValueError(f"study {self.name!r}: {flag}={getattr(self, flag)!r}; expected True or False")
+        for what, least in (("gpus", 1), ("threads", 1), ("workers", 0), ("accumulate", 1)):
+            if type(value := getattr(self, what)) is not int or value < least:
+                raise ValueError(f"study {self.name!r}: {what}={value!r}; expected a whole number, {least} or more")
 
     def at(self, preset: str) -> Study:
         """The same study at another size."""
         return replace(self, preset=preset)
+
+    def how(self, **values) -> Study:
+        """The same study computed another way, such as gpus=1; raises ValueError for what is not of `HOW`, with the near names."""
+        for name in values:
+            if name not in HOW:
+                raise ValueError(f"{name} does not say how runs are computed: {suggest(name, HOW)}")
+        return replace(self, **values)
 
     @property
     def probes(self) -> dict[str, Benchmark]:
@@ -373,6 +389,8 @@ class Cell:
             "device": study.device, "devices": study.gpus, "workers": study.workers,
         }  # fmt: skip
         train |= {} if study.bf16 is None else {"bf16": study.bf16}
+        how = {f.name: value for f in fields(study) if f.name in STEP and (value := getattr(study, f.name)) != f.default}
+        train |= {"how": how} if how else {}
         steps = [Step("01_pretrain", "01_pretrain", train)]
         for name, b in study.probes.items():
             probe = {
@@ -392,51 +410,3 @@ class Step:
     notebook: str
     name: str
     params: dict[str, Any]
-
-
-def read(text: str) -> Study:
-    """The study that prints as `text`; nothing in it is executed. Raises ValueError for what is none, or one of another version."""
-    try:
-        found = expressions.read(text, {kind.__name__: kind for kind in (Study, Regime, Benchmark, Extra)})
-    except ValueError as error:
-        raise ValueError(f"not a study: {error}") from None
-    if not isinstance(found, Study):
-        raise ValueError(f"not a study: {found!r}")
-    return found
-
-
-def _line(error: Exception, file: Path) -> str:
-    """Where in a file an error came from, such as ", line 3"."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file.absolute()]
-    lines += [error.lineno] if isinstance(error, SyntaxError) else []
-    return f", line {lines[-1]}" if lines else ""
-
-
-def load(file: str | Path, preset: str | None = None) -> Study:
-    """The study that a Python file defines as `study`: a value, or a function from a size's name to one.
-
-    Raises FileNotFoundError, or ValueError saying what the file lacks, or where it fails.
-    """
-    file = Path(file)
-    if not file.is_file():
-        names = sorted(str(path) for path in Path("studies").glob("*.py"))
-        raise FileNotFoundError(f"{file}: no such study; {suggest(str(file), names) if names else 'expected a Python file'}")
-    spec = importlib.util.spec_from_file_location(f"study_{file.stem}", file.absolute())
-    if spec is None:
-        raise ValueError(f"{file}: expected a Python file, FILE.py, that defines `study`")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"{file}{_line(error, file)}: {type(error).__name__}: {error}") from error
-    found = getattr(module, "study", None)
-    if callable(found):
-        try:
-            found = found(preset) if preset else found()
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
-    elif isinstance(found, Study) and preset:
-        found = found.at(preset)
-    if not isinstance(found, Study):
-        raise ValueError(f"{file}: expected a variable `study` that is a vjepa_lab.study.Study, or a function that gives one")
-    return found

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +88,7 @@ def run(
     runs: str | Path,
     *,
     preset: str | None = None,
+    how: Mapping | None = None,
     jobs: int | None = None,
     only: str | None = None,
     but: Collection[str] = (),
@@ -100,10 +101,11 @@ def run(
 
     Raises ValueError before anything starts where a probe could not do what it is asked (`cell.check_probe`).
     Cells that another process runs are left to it and waited for. Ctrl-C and SIGTERM are passed on to the cells, which save; once more
-    stops them at once. `file` is where the study came from: the cells' processes read it again.
+    stops them at once. `file` is where the study came from: the cells' processes read it again, with `preset` and `how`, as `reading.load`
+    does.
     """
     chosen = study.chosen(only, but)
-    at_work = _Run(study, Path(file), Path(runs), preset, chosen, notebooks, retries, void_after_s)
+    at_work = _Run(study, Path(file), Path(runs), preset, how, chosen, notebooks, retries, void_after_s)
     _check(at_work.open, at_work.runs)
     return at_work.go(slots(study, jobs), progress)
 
@@ -120,9 +122,9 @@ def _check(open: Sequence[Cell], runs: Path) -> None:
 
 
 class _Run:
-    def __init__(self, study, file, runs, preset, chosen, notebooks, retries, void_after_s):
+    def __init__(self, study, file, runs, preset, how, chosen, notebooks, retries, void_after_s):
         self.study, self.file, self.runs, self.retries, self.void_after_s = study, file, runs, retries, void_after_s
-        self.command = cells.command(file, runs, preset=preset, notebooks=notebooks, void_after_s=void_after_s)
+        self.command = cells.command(file, runs, preset=preset, how=how, notebooks=notebooks, void_after_s=void_after_s)
         self.began, self.tally = time.time(), Tally()
         self.open = [cell for cell in chosen if not cells.settled(cell, runs)]
         self.total, self.tally.before = len(chosen), len(chosen) - len(self.open)
