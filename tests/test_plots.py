@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from vjepa_lab import data, plots, variants
+from vjepa_lab import collected, data, plots, variants
 from vjepa_lab.evaluation.scoring import controls
 from vjepa_lab.evidence import results
 from vjepa_lab.modifiers import Hard
@@ -411,6 +411,18 @@ def test_the_scatter_says_how_the_printed_deltas_correlate(paper):
 def test_names_in_a_crowded_scatter_do_not_overlap(paper, column):
     assert_legible(plots.scatter(paper, regime="mixed", paper=True, column=column))
     assert_legible(plots.pareto(paper, "IN-100", "SSv2", regime="mixed", paper=True, column=column))
+
+
+def test_a_crowded_scatter_names_what_the_table_beside_it_tells_from_the_baseline():
+    study = collected.load(PAPER.with_name("reference"))
+    rows, found = collected.comparable(study), collected.differences(study)
+    rows = rows[rows["variant"].ne(collected.UNTRAINED)]
+    names = lambda table: {
+        text for text in texts(plots.scatter(rows, benchmarks=["motion", "texture"], tested=table, paper=True)).split("\n")
+    }
+    told = found.assign(significant=found["variant"].eq("amg") & found["benchmark"].eq("texture"))
+    assert names(told) - names(found.assign(significant=False)) == {"amg"}
+    assert not names(found.assign(significant=False)) & {"kin-l1", "amg"} and "kin-l1" in names(found)
 
 
 def test_the_pareto_front_of_the_printed_accuracies(paper):

@@ -19,13 +19,14 @@ SHOWN = ("delta", "lo", "hi", "flag", "significant")
 
 def scatter(
     df: pd.DataFrame, against: str = "baseline", *, regime: str | None = None, source: str | None = None,
-    benchmarks: Sequence[str] | None = None, baseline_seed: int | None = None, interactive: bool = True, paper: bool = False,
-    column: str = "double",
+    benchmarks: Sequence[str] | None = None, baseline_seed: int | None = None, tested: pd.DataFrame | None = None,
+    interactive: bool = True, paper: bool = False, column: str = "double",
 ):  # fmt: skip
     """Every pair of benchmarks: differences from the baseline with their 95 % intervals on both axes, and the rank correlation.
 
     Filled orange: variants that no other beats on all benchmarks (Pareto). A trade-off is a cloud that falls to the right; a general
-    quality axis rises. In print, of more than 20 variants only those in front and those that differ significantly on an axis are named.
+    quality axis rises. In print, of more than 20 variants only those in front and those that differ significantly on an axis are named:
+    after correction over these benchmarks, or as a table of all differences (`collected.differences`) says, where `tested` is one.
     Returns a plotly Figure, or a matplotlib one for print.
     """
     table, source = _compared(df, against, regime, source, benchmarks, baseline_seed)
@@ -33,6 +34,8 @@ def scatter(
     if len(shown) < 2:
         raise ValueError(f"a trade-off needs two benchmarks, the table has {shown}")
     wide = {name: table.pivot(index="variant", columns="benchmark", values=name) for name in SHOWN}
+    if tested is not None:
+        wide["significant"] = tested.pivot(index="variant", columns="benchmark", values="significant").reindex_like(wide["delta"])
     front = stats.pareto(wide["delta"][shown].dropna())
     labels, pairs = names_of(table), list(combinations(shown, 2))
     title = panel_title(source, table["seeds"].where(table["basis"].ne("samples"), 1), bool(table["smoke"].all()), unit=seed_unit(table))
@@ -51,7 +54,8 @@ def scatter(
         crowded = len(wide["delta"]) > 20
         notes = ["Orange: no other variant is as good on every benchmark and better on one.", clips_note(table)]
         notes += [encoders_note(df[df["source"].eq("run")])] * (source == "run")
-        notes += ["Named: these, and variants that differ from the baseline on an axis after correction."] * crowded
+        over = "" if tested is None else " over all benchmarks and rows"
+        notes += [f"Named: these, and variants that differ from the baseline on an axis after correction{over}."] * crowded
         flagged = table[table["flag"].ne("")]
         notes += [constant_note(flagged["metric"], sorted(set(flagged["benchmark"])))] if len(flagged) else []
         footnote(fig, notes)
