@@ -334,6 +334,24 @@ def test_a_forecast_learns_from_what_was_collected():
     assert forecast(study, "nowhere", jobs=2, collected=folder, sd=1.5, rate_gflops=50).plan.sd == 1.5
 
 
+@pytest.mark.parametrize(
+    ("name", "capability", "gflops", "said"),
+    [
+        ("NVIDIA A100-SXM4-80GB", (8, 0), 0.4 * 312e3, "40% of NVIDIA A100-SXM4-80GB's peak in bf16"),
+        ("Tesla V100-SXM2-32GB", (7, 0), 0.4 * 15.7e3, "40% of Tesla V100-SXM2-32GB's peak in fp32"),
+        ("Some New Card", (12, 0), 0.4 * 312e3, "40% of an A100's peak, since that of Some New Card is not known"),
+    ],
+)
+def test_where_nothing_is_measured_a_share_of_the_cards_own_peak_is_stated(tmp_path, monkeypatch, name, capability, gflops, said):
+    monkeypatch.setattr(forecasting, "_has_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    told = forecast(Study("s", ("ld",), PLAIN, MOTION, seeds=(0,)), tmp_path, jobs=1)
+    (cell,) = told.study.cells
+    assert told.hours == pytest.approx(forecasting.gflop(cell) / gflops / 3600)
+    assert f"{gflops:,.0f} GFLOP/s, stated: {said}: if" in str(told) and "probes not counted" in str(told)
+
+
 def test_what_is_chosen_is_what_is_planned(tmp_path):
     study = Study("s", ("baseline", "ld", "fwm-ld"), PLAIN, MOTION, seeds=range(5), device="cpu")
     whole, part = (forecast(study, tmp_path, rate_gflops=100, jobs=1, only=only) for only in (None, "*-s[01]"))

@@ -16,9 +16,9 @@ from ..evidence import planning, results
 from . import cell as cells
 from .grid import Cell, Study
 
-STATED_GFLOPS = {"cuda": 125_000.0}
-"""Useful bf16 operations a second, stated where none are measured: an A100 at 40 % of its peak, if the loader keeps up (the paper's own
-runs took some ten times as long). A CPU's are not stated: they differ too much."""
+USEFUL, A100_TFLOPS = 0.4, 312.0
+"""The share of a GPU's peak that is stated where no speed is measured, if the loader keeps up (the paper's own runs took some ten times as
+long), and the peak where a GPU's own is not known. A CPU's speed is not stated: they differ too much."""
 TOKENS = ("attentive", "stepwise")
 "Probes that keep every token of every clip."
 
@@ -101,9 +101,9 @@ def forecast(
         rate, probes = measured[:2]
         said = f"{rate:,.0f} GFLOP/s, median of {measured[2]} {of}"
     elif on_gpu:
-        rate, probes = STATED_GFLOPS["cuda"] * study.gpus, 0.0
-        clips = _clips_per_s(left or here, rate)
-        said = f"{rate:,.0f} GFLOP/s, stated for A100s: if {clips:,.0f} clips/s a run can be read; probes not counted"
+        rate, of = _stated(study)
+        clips, probes = _clips_per_s(left or here, rate), 0.0
+        said = f"{rate:,.0f} GFLOP/s, {of}: if {clips:,.0f} clips/s a run can be read; probes not counted"
     else:
         rate, probes, said = math.nan, 0.0, "no rate measured or stated"
     seconds = [work[cell] / rate + probes for cell in left]
@@ -122,6 +122,20 @@ def gflop(cell: Cell) -> float:
     """GFLOP of a cell's pretraining."""
     size = cell.size
     return _per_clip(cell.recipe, size) * size.batch * size.steps if size.steps else 0.0
+
+
+def _stated(study: Study) -> tuple[float, str]:
+    """GFLOP/s of a run on this machine's GPUs where none are measured, and what they are, in words."""
+    import torch
+
+    from ..training.provenance import peak_tflops
+    from ..training.trainer import fast_bf16
+
+    card = torch.device("cuda")
+    bf16 = fast_bf16(card) if study.bf16 is None else study.bf16
+    peak, name = peak_tflops(card, bf16), torch.cuda.get_device_name(card)
+    of = f"{name}'s peak in {'bf16' if bf16 else 'fp32'}" if peak else f"an A100's peak, since that of {name} is not known"
+    return 1e3 * USEFUL * (peak or A100_TFLOPS) * study.gpus, f"stated: {USEFUL:.0%} of {of}"
 
 
 def _clips_per_s(cells: Sequence[Cell], rate: float) -> float:
