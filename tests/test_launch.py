@@ -46,6 +46,7 @@ def test_two_processes_equal_one(world, tmp_path):
             return (head(view.z) - view.clip.mean((1, 2, 3, 4)).view(-1, 1, 1, 1, 1)).square().mean(-1)
 
     objective = JEPA() + 0.1 * Echo() + 0.1 * Kinematic(huber=1.0, view="visible") + 0.01 * SIGReg(slices=16)
+    objective = objective + 0.01 * SIGReg(slices=16, samples="steps", projector="bn_mlp", hidden=8)
     recipe, seen = Recipe(objective, masks=vl.masks.MOTION_GUIDED), []
     how = QUICK | {"lr": 1e-4}
     one = vl.pretrain(recipe, world, out=tmp_path / "one", **how)

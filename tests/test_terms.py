@@ -95,6 +95,26 @@ def test_sigreg_over_both_sides():
     assert weight == 10.0
 
 
+def test_a_projectors_normalisation_is_over_the_samples_that_count():
+    """As torch's own is, of those alone: what is not seen lies at zero, and would count."""
+    term, x = SIGReg(samples="steps", projector="bn_mlp", hidden=8), torch.randn(3, 6, 5, requires_grad=True)
+    head, counts = term.head(5), torch.tensor([[1.0, 1, 0, 1, 0, 1], [0] * 6, [1] * 6])
+    torch.nn.init.normal_(head.scale)
+    torch.nn.init.normal_(head.shift)
+    own = torch.nn.BatchNorm1d(8)
+    own.weight, own.bias = head.scale, head.shift
+    kept = counts > 0
+    expected = head.outer(torch.nn.functional.gelu(own(head.inner(x[kept]))))
+    torch.testing.assert_close(head((x * counts.unsqueeze(-1)), counts)[kept], expected)
+    _, lat = latents(SIGReg(view="visible"))
+    lat.masks = [Mask(torch.arange(32).expand(3, -1), torch.arange(32, 64).expand(3, -1))]  # of four steps the first two
+    lat.seen = [torch.randn(3, 32, lat.seen[0].shape[-1])]
+    term = SIGReg(samples="steps", projector="bn_mlp", hidden=8, slices=50, view="visible")
+    head = term.head(lat.seen[0].shape[-1])
+    half = Stub(lat.seen[0].unflatten(1, (2, 4, 4)))
+    close(term.loss(lat, head), SIGReg(samples="steps", projector="bn_mlp", hidden=8, slices=50).loss(half, head).item())
+
+
 def test_sigreg_behind_a_projector_gives_a_layer_norm_its_way_out():
     """Tokens of one length are not normal from every side; a projector's output may be."""
     term = SIGReg(slices=64, most=0, projector="bn_mlp", hidden=64)

@@ -71,8 +71,8 @@ class SIGReg(Term):
     kinds      through the visible view, a statistic of "each" mask kind's tokens, or one of all kinds' "together"
     n_scale    multiply by the number of samples, as LeJEPA does; with thousands of correlated tokens that is a factor of thousands
     projector  None, or "bn_mlp": what is tested is the output of a two-layer MLP with batch normalisation on the sample, `hidden` wide.
-               An encoder whose last layer is a LayerNorm has tokens of one length, which no normal sample has; LeWM reports that the
-               projector is needed for that reason
+               Its mean and variance are over the samples that count, of all processes. An encoder whose last layer is a LayerNorm has
+               tokens of one length, which no normal sample has; LeWM reports that the projector is needed for that reason
     See SIGREG for the choices of the published codes.
     """
 
@@ -104,12 +104,12 @@ class SIGReg(Term):
         if self.projector is None:
             return None
         width = self.width(dim)
-        return nn.Sequential(nn.Linear(width, self.hidden), nn.BatchNorm1d(self.hidden), nn.GELU(), nn.Linear(self.hidden, width))
+        return Projector(width, self.hidden)
 
     def error(self, view, head):  # [slices], or [steps slices]
         x, counts = self.sample(view)
         if self.projector is not None:
-            x = head(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            x = head(x, counts)
         draw = torch.Generator().manual_seed(view.step)  # the directions do not depend on how many tokens there were
         directions = F.normalize(torch.randn(x.shape[-1], self.slices, generator=draw), dim=0).to(x)
         total = over_processes(counts.sum(1, keepdim=True))  # of one process, on average
@@ -145,6 +145,25 @@ class SIGReg(Term):
         means = [_CharacteristicFunction.apply(x, share, some, start, step, self.knots) for some in directions]
         real, imaginary = over_processes(torch.cat(means, 2))  # once: another process may have split them otherwise
         return ((real - normal).square() + imaginary.square()) @ (weight * normal)
+
+
+class Projector(nn.Module):
+    """Samples [g n d], and how much each counts [g n], through two layers [g n d], batch normalisation between them.
+
+    A normalisation of torch's own would take what does not count for samples at zero, and each process by itself.
+    """
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.scale, self.shift = nn.Parameter(torch.ones(hidden)), nn.Parameter(torch.zeros(hidden))
+
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        y, share = self.inner(x), counts.unsqueeze(-1)
+        total = over_processes(share.sum()).clamp_min(torch.finfo(share.dtype).tiny)
+        mean = lambda values: over_processes((share * values).sum((0, 1))) / total
+        y = y - mean(y)
+        return self.outer(F.gelu(y * torch.rsqrt(mean(y.square()) + 1e-5) * self.scale + self.shift))
 
 
 CHUNK = {"cpu": 2**18, "cuda": 2**22}
