@@ -15,7 +15,7 @@ import vjepa_lab as vl
 from vjepa_lab import plots
 from vjepa_lab.analysis import alignment, ends, gradients
 from vjepa_lab.analysis.alignment import ProbeSet, Watch, measure, readout, step_sizes
-from vjepa_lab.evidence import stats
+from vjepa_lab.evidence import ranks, stats
 from vjepa_lab.objective import ErrorMap, Loss, Recipe, Term
 from vjepa_lab.plots import alignment as drawn
 from vjepa_lab.terms import JEPA, Delta, Dynamics, Kinematic
@@ -321,7 +321,8 @@ def study(strength, variants=10, seeds=3, noise=0.3):
                     value = abs(at_end) + 0.1 if metric == "norm ratio" else 2 * progress * at_end
                     watched.append(about | {"metric": metric, "progress": progress, "value": value})
     about = {"source": "run", "regime": "x", "edition": "sound", "benchmark": "x/motion", "probe": "linear", "metric": "top1", "n": 100}
-    return pd.DataFrame(watched), pd.DataFrame(rows).assign(**about)
+    rows = pd.DataFrame(rows)
+    return pd.DataFrame(watched), rows.assign(run=rows["variant"] + "-s" + rows["seed"].astype(str), **about)
 
 
 def test_averages_are_over_time():
@@ -333,8 +334,10 @@ def test_averages_are_over_time():
 
 
 def test_gradients_of_rounding_foretell_nothing():
-    """Two rows whose auxiliary has no gradient before the first step have a cosine of noise there, so no average; others keep theirs."""
+    """Two rows whose auxiliary has no gradient before the first step have a cosine of noise there. Of two moments too few are left to be
+    shared: such rows have no average, others keep theirs."""
     watched, rows = study(1.0)
+    watched = watched[watched["progress"].ne(0.5)]
     tiny = watched["variant"].isin(["v0", "v1"]) & watched["progress"].eq(0)
     value = watched["value"].mask(tiny & watched["metric"].eq("norm ratio"), 0.003).mask(tiny & watched["metric"].eq("cosine"), -0.99)
     averaged = alignment.averages(watched.assign(value=value)).set_index(["metric", "variant"])["value"]
@@ -343,11 +346,48 @@ def test_gradients_of_rounding_foretell_nothing():
     others = ~averaged.index.get_level_values("variant").isin(["v0", "v1"])
     before = alignment.averages(watched).set_index(["metric", "variant"])["value"]
     pd.testing.assert_series_equal(averaged[others], before[others])
-    small = watched["variant"].eq("v2") & watched["metric"].eq("norm ratio") & watched["progress"].eq(0.5)
+    small = watched["variant"].eq("v2") & watched["metric"].eq("norm ratio") & watched["progress"].eq(1)
     late = alignment.averages(watched.assign(value=watched["value"].mask(small, 0.003)))
     assert late["value"].notna().all(), "a small gradient in training is a small gradient"
     found = alignment.predictions(alignment.averages(watched.assign(value=value)), rows, draws=20)
     assert set(found["variants"]) == {watched["variant"].nunique() - 2}
+
+
+@pytest.mark.parametrize("ratio", [0.003, np.nan])
+def test_a_start_of_rounding_is_a_moment_of_no_run_where_later_ones_are_shared(ratio):
+    watched, rows = study(1.0)
+    gone = watched["variant"].isin(["v0", "v1"]) & watched["progress"].eq(0) & watched["metric"].eq("norm ratio")
+    averaged = alignment.averages(watched.assign(value=watched["value"].mask(gone, ratio)))
+    later = watched[watched["progress"].gt(0)].groupby(["metric", "run"])["value"].mean()
+    assert averaged.set_index(["metric", "run"])["value"].sort_index().to_numpy() == pytest.approx(later.sort_index().to_numpy())
+    assert set(averaged["moments"]) == {2}
+    found = alignment.predictions(averaged, rows, draws=20)
+    assert set(found["variants"]) == {10} and set(found["seeds"]) == {3}
+
+
+def test_a_predictor_that_some_variants_lack_is_told_of_the_others():
+    """As the step of Adam, which is not known before the first step: other predictors keep all of their variants."""
+    watched, rows = study(1.0, variants=6)
+    whole = alignment.predictions(alignment.averages(watched), rows, draws=50).set_index("predictor")
+    lacking = watched[~(watched["metric"].eq("adam") & watched["variant"].isin(["v0", "v1"]))]
+    found = alignment.predictions(alignment.averages(lacking), rows, draws=50).set_index("predictor")
+    assert found["variants"].to_dict() == {name: 4 if name == "adam" else 6 for name in whole.index}
+    pd.testing.assert_frame_equal(found.drop(index="adam"), whole.drop(index="adam"))
+    few = watched[~(watched["metric"].eq("adam") & watched["variant"].isin(["v0", "v1", "v2"]))]
+    assert set(alignment.predictions(alignment.averages(few), rows, draws=50)["predictor"]) == set(whole.index) - {"adam"}
+    cosine = watched[~(watched["metric"].eq("cosine") & watched["variant"].eq("v0"))]
+    found = alignment.predictions(alignment.averages(cosine), rows, draws=50).set_index("predictor")
+    assert found.loc[["cosine", "neutral utility - cosine", "utility"], "variants"].tolist() == [5, 5, 6]
+
+
+def test_benefits_are_of_one_encoder():
+    """Baselines whose teacher was probed, too, have no other benefit to compare with than before."""
+    watched, rows = study(1.0, variants=5)
+    rows = rows.assign(encoder="student")
+    teachers = rows[rows["variant"].eq("baseline")].assign(encoder="teacher", value=lambda t: t["value"] + 40 * (t["seed"] - 1))
+    averaged = alignment.averages(watched)
+    plain, both = (alignment.predictions(averaged, each, draws=20) for each in (rows, pd.concat([rows, teachers])))
+    pd.testing.assert_frame_equal(plain, both)
 
 
 def test_averages_are_over_the_moments_that_all_runs_have():
@@ -402,7 +442,8 @@ def test_seeds_are_no_independent_evidence():
         for w in range(worlds)
     ]
     about = {"source": "run", "regime": "x", "edition": "sound", "probe": "linear", "metric": "top1", "n": 100}
-    found = alignment.predictions(watched, pd.concat(rows).assign(**about), draws=100, names=("cosine",))
+    rows = pd.concat(rows).assign(run=lambda t: t["variant"] + t["seed"].astype(str), **about)
+    found = alignment.predictions(watched, rows, draws=100, names=("cosine",))
     assert len(found) == worlds and set(found["points"]) == {variants * seeds}
     assert (found["p"] < 0.05).mean() < 0.15
     assert (found["lo"] > 0).mean() + (found["hi"] < 0).mean() < 0.15
@@ -421,7 +462,7 @@ def test_four_variants_with_unequal_seeds_prove_nothing():
         [(f"v{i}", seed, i + 0.01 * seed, i + 0.02 * seed) for i in range(4) for seed in range(5 if i else 2)],
         columns=["variant", "seed", "cosine", "delta"],
     ).set_index(["variant", "seed"])
-    (row,) = alignment._correlations(points, 2000, 0)
+    (row,) = ranks.correlations(points, 2000, 0)
     assert row["rho"] > 0.9 and row["seeds"] == 2 and 1 / 24 <= row["p"] <= 2 / 24
 
 
@@ -430,10 +471,10 @@ def test_p_is_of_the_correlation_that_is_reported():
     points = [("v0", 0, 0.0, 0.0)]
     points += [(f"v{i}", seed, i + 0.1 * seed, i if seed == 0 else 3 * i % 7) for i in range(1, 8) for seed in range(3)]
     table = pd.DataFrame(points, columns=["variant", "seed", "cosine", "delta"]).set_index(["variant", "seed"])
-    (row,) = alignment._correlations(table, 50, 0)
+    (row,) = ranks.correlations(table, 50, 0)
     assert row["rho"] == pytest.approx(sps.spearmanr(table["cosine"], table["delta"]).statistic)
     blocks = [part.to_numpy() for _, part in table.groupby(level="variant", sort=False)]
-    assert alignment._dealt(blocks, np.random.default_rng(0))[0] == pytest.approx(row["rho"])
+    assert ranks._dealt(blocks, np.random.default_rng(0))[0] == pytest.approx(row["rho"])
     assert abs(row["rho"]) < 0.6 and row["p"] > 0.05
 
 
@@ -442,7 +483,7 @@ def test_unequal_seeds_find_nothing_where_nothing_is():
     rng, seeds = np.random.default_rng(1), (5, 5, 5, 3, 3, 1)
     index = pd.MultiIndex.from_tuples([(f"v{i}", s) for i, n in enumerate(seeds) for s in range(n)], names=["variant", "seed"])
     drawn = lambda: np.repeat(rng.normal(size=len(seeds)), seeds) + 0.3 * rng.normal(size=len(index))
-    found = [alignment._correlations(pd.DataFrame({"cosine": drawn(), "delta": drawn()}, index), 2, 0)[0]["p"] for _ in range(200)]
+    found = [ranks.correlations(pd.DataFrame({"cosine": drawn(), "delta": drawn()}, index), 2, 0)[0]["p"] for _ in range(200)]
     assert 0.01 <= np.mean(np.array(found) < 0.05) <= 0.09
 
 
@@ -451,7 +492,7 @@ def test_four_variants_in_perfect_order_decide_nothing():
     points = pd.DataFrame(
         [(f"v{i}", 0, i, -i, i) for i in range(4)], columns=["variant", "seed", "neutral utility", "cosine", "delta"]
     ).set_index(["variant", "seed"])
-    found = pd.DataFrame(alignment._correlations(points, 500, 0)).assign(benchmark="w/motion")
+    found = pd.DataFrame(ranks.correlations(points, 500, 0)).assign(benchmark="w/motion")
     assert found["lo"].max() > 0 and found["p"].min() >= 2 / 24
     said = alignment.verdict(found)
     assert "undecided" in said and "of 1 benchmarks: none" in said
@@ -463,7 +504,7 @@ def test_few_variants_are_dealt_in_every_order():
     for count, tolerance in ((5, 1e-12), (9, 0.004)):
         x, y = rng.normal(size=(2, count, 2)) + np.arange(count)[:, None] * [[[0.0]], [[0.3]]] + rng.normal(size=(count, 1))
         index = pd.MultiIndex.from_product([range(count), range(2)], names=["variant", "seed"])
-        (row,) = alignment._correlations(pd.DataFrame({"cosine": x.ravel(), "delta": y.ravel()}, index), 10, 0)
+        (row,) = ranks.correlations(pd.DataFrame({"cosine": x.ravel(), "delta": y.ravel()}, index), 10, 0)
         a, b = (sps.zscore(sps.rankdata(u)).reshape(count, 2) for u in (x, y))
         each = [abs((a * b[list(order)]).mean()) for order in permutations(range(count))]
         assert row["rho"] == pytest.approx(sps.spearmanr(x.ravel(), y.ravel()).statistic)

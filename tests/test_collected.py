@@ -154,6 +154,13 @@ def test_families_are_adjusted_apart(whole):
     assert "random-init" not in set(others["variant"])
 
 
+def test_only_the_edition_that_has_registered_comparisons_waits_for_them(whole):
+    found = collected.differences(whole)
+    others = found[found["family"].ne("primary")]
+    assert "None of the pre-registered comparisons" in collected.verdict(others)
+    assert "pre-registered" not in collected.verdict(others.assign(edition="released"))
+
+
 def test_rows_that_collapsed_do_not_loosen_the_verdict_on_others(tmp_path):
     """Their differences are sure, and a false discovery rate over all would pass more of the rest."""
     folder = make(tmp_path / "s")

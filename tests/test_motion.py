@@ -65,6 +65,10 @@ def test_clips_of_one_shape_are_shown_to_all(runs, tmp_path):
     with pytest.raises(ValueError, match=r"different shapes \(8 frames of 16 pixels, 8 frames of 32 pixels\)"):
         subjects.clip_size(subjects.subjects([runs[0], other]))
     assert subjects.clip_size(subjects.subjects(runs), {"size": 64}).size == 64
+    source = data.open("synthetic", frames=8, size=32, n=8, cache="memory")
+    deeper = vl.pretrain("ld", source, "smoke", runs=tmp_path, steps=0, depth=3, progress=False)
+    with pytest.raises(ValueError, match=r"encoders of different sizes \(depth: 2 in .*, 3 in .*\); look at one size at a time"):
+        subjects.clip_size(subjects.subjects([runs[0], deeper]), {"frames": 8, "size": 32})
 
 
 def test_two_runs_that_tables_would_take_for_one_are_refused(runs, tmp_path):
@@ -201,6 +205,9 @@ def test_the_verdict_holds_the_print_against_an_untrained_encoder(untrained, wor
     said = motion.verdict(rows, results.load("data/paper/table6.csv"))
     assert f"the printed 67.5 and 72.5 % {word}" in said and f"{untrained} [" in said
     assert "Not decided: what another seed would change" in said
+    for run, asked in (("ld-mixed-base-s0", False), ("my-base-line-plain-micro-s0", True)):
+        said = motion.verdict(rows.assign(run=run), results.load("data/paper/table6.csv"))
+        assert ("how encoders of the paper's size and training differ" in said) is asked
 
 
 def test_the_verdict_names_which_printed_number_can_be_told():

@@ -227,6 +227,28 @@ def test_differences_are_paired_by_clip_and_seed():
         readers.differences(table, "base")
 
 
+def test_an_untrained_encoders_differences_are_not_compatible_with_the_others():
+    """It lies far below and scatters: what the other objectives leave open is theirs alone."""
+    rng, rows = np.random.default_rng(1), []
+    about = {
+        "encoder": "student",
+        "seed": 0,
+        "panel": "x",
+        "benchmark": "x",
+        "metric": "top1",
+        "chance": 25.0,
+        "smoke": False,
+        "probe": "linear",
+    }
+    for variant, share in (("baseline", 0.8), ("ld", 0.8), ("random-init", 0.75)):
+        each = rng.random(400) < share
+        encoder = "random-init" if variant == "random-init" else "student"
+        rows.append(about | {"variant": variant, "each": each, "encoder": encoder, "run": f"{variant}-s0"})
+    table = readers.differences(pd.DataFrame(rows), "baseline", ["panel"])
+    assert readers.widest(table) == pytest.approx(table.set_index("variant").loc["ld", ["lo", "hi"]].abs().max())
+    assert "compatible with" not in readers.verdict(pd.DataFrame([rows[0], rows[2]])), "no other objective, no others"
+
+
 def test_two_seeds_that_happen_to_agree_are_no_certainty():
     """Both seeds gain one clip in fifty, another one each: the difference between seeds is zero, that between clips is not."""
     base, gain = np.zeros(50), np.eye(50)
@@ -345,6 +367,8 @@ def test_objectives_are_compared_in_their_fall_by_clip(planted):
     table = robustness.falls(planted, "planted")
     both = table[table["label"].eq("tint") & table["kind"].eq("temporal")].set_index("metric")
     assert both.loc["fall", "delta"] == pytest.approx(both.loc["mPC", "delta"] - table.loc[table["metric"].eq("clean"), "delta"].iloc[0])
+    parts = planted[planted["part"].ne("all")]  # asked with parts=("app", "dyn")
+    assert "of the differences" not in robustness.verdict(parts, robustness.summary(parts), "planted")
     # all channels hold the same numbers in another order
     assert table["delta"].abs().max() < 3 and not table["significant"].any()
 

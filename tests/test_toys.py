@@ -81,7 +81,8 @@ def told(**changed) -> str:
 
 def test_the_verdict_follows_its_rows():
     assert "100.0% for dynamics + reward (9 classes)" in told() and "as the theorem says" in told() and "60% (reward alone)" in told()
-    assert "90.0% for dynamics + reward" in told(apart=0.9) and "which the theorem does not allow" in told(apart=0.9)
+    assert "90.0% for dynamics + reward" in told(apart=0.9) and "none alike where the losses are zero" in told(apart=0.9)
+    assert "the theorem" not in told(setting="dynamics alone", apart=np.nan), "it says nothing of a target alone"
     assert "for dynamics + reward (9 classes)" not in told(learnt=False, apart=0.9) and "(1 of 2 runs)" in told(learnt=False)
     assert "pulling against it" in told() and "pulling against it" not in told(cosine=0.1)
 

@@ -21,14 +21,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats as sps
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from vjepa_lab import data as video
 from vjepa_lab.analysis import gradients as g
-from vjepa_lab.evidence import results
-from vjepa_lab.evidence.stats import dealt_out, rank_ends
+from vjepa_lab.evidence import ranks, results
+from vjepa_lab.evidence.ranks import DIFFERENCE
 from vjepa_lab.files import replacing
 from vjepa_lab.masks import MultiBlock
 from vjepa_lab.model import VJEPA
@@ -41,7 +40,6 @@ TOGETHER, MAIN, FILE = "auxiliaries", "main", "alignment.csv"
 LEAST_RATIO = 0.01
 """Norm of a gradient before the first step, in that of the first term's, below which it is rounding (bfloat16's is up to 0.004): of a loss
 of what tells the student from its momentum teacher, which are equal then."""
-DIFFERENCE = "neutral utility - cosine"
 PREDICTORS = ("cosine", "adam", "utility", "neutral utility", "norm ratio")
 """What might foretell an auxiliary's benefit. Pre-registered: the neutral utility does so better than the cosine; the theory fails where
 the intervals of utility and neutral utility contain 0 while that of the norm ratio does not."""
@@ -302,7 +300,8 @@ def averages(table: pd.DataFrame, term: str = TOGETHER, group: str = "all") -> p
     """Each run's metrics averaged over training time (trapezoids over progress): columns run, variant, seed, metric, value, moments.
 
     A metric is averaged over those moments (`moments`: how many) at which every run that has a number at all has one, so that what differs
-    between runs is not when they were measured; nan where there are none, or one is the start and the gradient rounding (`LEAST_RATIO`).
+    between runs is not when they were measured; nan where there are none. A start counts as no number where the auxiliary's gradient is
+    rounding (`LEAST_RATIO`). It then is a moment of no run; but where that leaves less than two, such runs are left out instead (nan).
     """
     table, keys = table.assign(progress=table["progress"].round(3)), ["run", "variant", "seed", "metric"]  # runs of other lengths
     part = table[table["term"].eq(term) & table["group"].eq(group)]
@@ -310,11 +309,19 @@ def averages(table: pd.DataFrame, term: str = TOGETHER, group: str = "all") -> p
     out = []
     for _, rows in part.groupby("metric", sort=False, observed=True):
         at = rows.groupby([*keys, "progress"], sort=False, observed=True)["value"].mean().unstack("progress")  # [run, progress]
-        shared = at.dropna(how="all").sort_index(axis=1).dropna(axis=1)
-        known = ratios.reindex(index=shared.index.get_level_values("run"), columns=shared.columns).to_numpy()
-        mean = _over_time(shared.mask((known < LEAST_RATIO) & (shared.columns == 0))).reindex(at.index).reset_index(name="value")
-        out.append(mean.assign(moments=shared.shape[1]))
+        runs = at.index.get_level_values("run")
+        known = ratios.reindex(index=runs, columns=at.columns).to_numpy()
+        rounding = ~(known >= LEAST_RATIO) & runs.isin(ratios.index)[:, None] & (at.columns == 0)[None]
+        told = _shared(at.mask(rounding))
+        if told.shape[1] < 2:
+            told = _shared(at).mask(pd.DataFrame(rounding, at.index, at.columns))
+        out.append(_over_time(told).reindex(at.index).reset_index(name="value").assign(moments=told.shape[1]))
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=[*keys, "value", "moments"])
+
+
+def _shared(at: pd.DataFrame) -> pd.DataFrame:
+    """Of [run, progress], the moments that all runs have that have any."""
+    return at.dropna(how="all").sort_index(axis=1).dropna(axis=1)
 
 
 def _over_time(table: pd.DataFrame) -> pd.Series:
@@ -330,13 +337,13 @@ def predictions(
     """How well each predictor foretells the benefit of the auxiliaries: rank correlation over variants x seeds, per benchmark.
 
     averaged: of `averages`, or any table of its columns with metrics `names`;  rows: probe results (`results.load`), of which top-1 counts,
-    benchmarks ending in /LABEL. A variant's seeds are no independent evidence, so intervals resample variants, then seeds (no
-    narrower than `stats.rank_ends` over variants), and p-values permute whole variants (every order of up to 8; exact for equal seeds).
+    benchmarks ending in /LABEL, of one encoder and probe each (`results.select`). A variant's seeds are no independent evidence: see
+    `ranks.correlations`; p-values are exact for up to 8 variants of equal seeds. A run that lacks a predictor does not count for it.
     Columns benchmark, predictor, rho, lo, hi, p, partial (with the norm ratio held fixed), variants, seeds, points, moments (of `averaged`,
     or nan); the predictor "neutral utility - cosine" is the pre-registered comparison. Benchmarks with fewer than 4 variants are left
     out; if none is left, ValueError.
     """
-    deltas = results.delta(rows[rows["metric"].eq("top1")], against)
+    deltas = results.delta(results.select(rows), against)
     wide = averaged.pivot_table(values="value", index=["variant", "seed"], columns="metric")
     moments = dict(zip(averaged["metric"], averaged.get("moments", []), strict=False))
     out = []
@@ -345,77 +352,12 @@ def predictions(
         gain = part.groupby(["variant", "seed"])["delta"].mean()
         metrics = [f"{p}/{label}" if p.endswith("utility") else p for p in names]
         points = wide.reindex(columns=metrics).set_axis(list(names), axis=1).join(gain, how="inner")
-        points = points.dropna(axis=1, how="all").dropna()
-        if "delta" in points and points.index.get_level_values("variant").nunique() >= 4:
-            over = {name: moments.get(metric) for name, metric in zip(names, metrics, strict=True)}
-            out += [{"benchmark": benchmark} | row | {"moments": over.get(row["predictor"])} for row in _correlations(points, draws, seed)]
+        over = {name: moments.get(metric) for name, metric in zip(names, metrics, strict=True)}
+        found = ranks.correlations(points.dropna(axis=1, how="all").dropna(how="all", subset=list(names)), draws, seed)
+        out += [{"benchmark": benchmark} | row | {"moments": over.get(row["predictor"])} for row in found]
     if not out:
         raise ValueError("the test of the theory needs at least 4 watched variants with probe results beside a baseline of the same seeds")
     return pd.DataFrame(out).astype({"moments": float})
-
-
-def _correlations(points: pd.DataFrame, draws: int, seed: int) -> list[dict]:
-    rng, names = np.random.default_rng(seed), [c for c in points if c != "delta"]
-    blocks = [part.to_numpy() for _, part in points.groupby(level="variant", sort=False)]
-    resampled = []
-    for _ in range(draws):
-        chosen = [blocks[i] for i in rng.integers(0, len(blocks), len(blocks))]
-        resampled.append(_ranked(np.concatenate([b[rng.integers(0, len(b), len(b))] for b in chosen])))
-    boot, dealt = np.array(resampled), _dealt(blocks, rng)  # [draws columns], [orders columns]
-    whole, p = dealt[0], (np.abs(dealt) >= np.abs(dealt[0]) - 1e-9).mean(0)  # the first order is as it was measured
-    about = {"variants": len(blocks), "seeds": min(map(len, blocks)), "points": len(points)}
-    rows = []
-    for i, name in enumerate(names):
-        held = _partial(points, name) if "norm ratio" in names and name != "norm ratio" else np.nan
-        ends = _wide_enough(whole[i], boot[:, i], len(blocks))
-        rows.append({"predictor": name, "rho": whole[i]} | ends | {"p": p[i], "partial": held} | about)
-    if {"cosine", "neutral utility"} <= set(names):
-        a, b = names.index("neutral utility"), names.index("cosine")
-        rows.append({"predictor": DIFFERENCE, "rho": whole[a] - whole[b]} | _ends(boot[:, a] - boot[:, b]) | about)
-    return rows
-
-
-def _wide_enough(rho: float, boot: np.ndarray, variants: int) -> dict[str, float]:
-    """Ends of the bootstrap, and no narrower than as many single variants have: a perfect order stays perfect however it is resampled."""
-    drawn, (lo, hi) = _ends(boot), rank_ends(rho, variants)
-    return {"lo": min(drawn["lo"], lo), "hi": max(drawn["hi"], hi)}
-
-
-def _dealt(blocks: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Spearman correlations [orders columns - 1] of the columns of all variants' points [s columns] with the last one, the benefit, as it
-    was measured and dealt to other variants (`dealt_out`); one with more seeds than the other goes through that one's again."""
-    starts = np.cumsum([0, *map(len, blocks)])
-    ranks, orders = _unit_ranks(np.concatenate(blocks)), dealt_out(len(blocks), rng)
-    turns = [[first + np.arange(len(own)) % len(other) for first, other in zip(starts, blocks, strict=False)] for own in blocks]
-    dealt = np.concatenate([ranks[np.array(rows)[order], -1] for rows, order in zip(turns, orders.T, strict=True)], axis=1)
-    dealt -= dealt.mean(1, keepdims=True)
-    return dealt / np.maximum(np.linalg.norm(dealt, axis=1, keepdims=True), 1e-12) @ ranks[:, :-1]
-
-
-def _ranked(points: np.ndarray) -> np.ndarray:
-    """Spearman correlation of each column with the last one, 0 where a column is constant: [columns - 1]."""
-    ranks = _unit_ranks(points)
-    return ranks[:, -1] @ ranks[:, :-1]
-
-
-def _unit_ranks(points: np.ndarray) -> np.ndarray:
-    """Ranks within each column, centred and of length 1; 0 where it is constant."""
-    ranks = sps.rankdata(points, axis=0)
-    ranks -= ranks.mean(0)
-    return ranks / np.maximum(np.sqrt((ranks**2).sum(0)), 1e-12)
-
-
-def _partial(points: pd.DataFrame, name: str) -> float:
-    """Spearman correlation of a predictor with the benefit, the norm ratio's ranks regressed out of both."""
-    r = points[[name, "norm ratio", "delta"]].rank().corr().to_numpy()
-    xz, xy, zy = r[0, 1], r[0, 2], r[1, 2]
-    rest = (1 - xz**2) * (1 - zy**2)
-    return float((xy - xz * zy) / np.sqrt(rest)) if rest > 0 else float("nan")
-
-
-def _ends(values: np.ndarray) -> dict:
-    lo, hi = np.quantile(values, [0.025, 0.975])
-    return {"lo": float(lo), "hi": float(hi)}
 
 
 def verdict(found: pd.DataFrame, smoke: bool = False) -> str:

@@ -227,7 +227,8 @@ def verdict(found: pd.DataFrame, against: str = "baseline") -> str:
     ):  # fmt: skip
         part = found[found["family"].eq(family)]
         if part.empty:
-            says.append(f"None of the {what} can be made yet." if family == "primary" else "")
+            awaited = family == "primary" and found["edition"].eq("sound").any()  # those that were registered are of this edition
+            says.append(f"None of the {what} can be made yet." if awaited else "")
             continue
         sure, open_ = part[part["significant"]], part[~part["significant"]]
         planned = int(part["planned"].iloc[0])

@@ -188,7 +188,7 @@ def verdict(answers: pd.DataFrame, against: str = "baseline") -> str:
     ranges = [f"{panel} {span(part['value'])} (constant {chance[panel]:.0f})" for panel, part in trained.groupby("panel", sort=False)]
     unit = "AUROC" if rows["metric"].eq("auroc").all() else "accuracy"
     said, left = [f"{unit} in percent of {trained['variant'].nunique()} trained objectives: {', '.join(ranges)}"], []
-    if against in set(answers["variant"]) and answers["variant"].nunique() > 1:
+    if against in set(answers["variant"]) and trained["variant"].nunique() > 1:
         table = differences(answers, against, ["panel"])
         said.append(f"of the differences from {against} {standing(table, 'panel')}")
         if not math.isnan(far := widest(table)):
@@ -202,6 +202,7 @@ def verdict(answers: pd.DataFrame, against: str = "baseline") -> str:
 
 
 def widest(table: pd.DataFrame) -> float:
-    """The difference that the undecided rows are typically compatible with: the median of their intervals' far ends; nan if none is."""
-    left = table.loc[~table["significant"], ["lo", "hi"]].abs().max(axis=1)
+    """The difference that the undecided rows are typically compatible with: the median of their intervals' far ends; nan if none is. An
+    untrained encoder's do not count."""
+    left = table.loc[~table["significant"] & table["variant"].ne(UNTRAINED), ["lo", "hi"]].abs().max(axis=1)
     return float(left.median()) if len(left) else math.nan

@@ -29,7 +29,7 @@ from vjepa_lab.data.splits import labelled, pair
 from vjepa_lab.data.synthetic import FactorMotion
 from vjepa_lab.evaluation.features import Features
 from vjepa_lab.evidence import results
-from vjepa_lab.evidence.stats import benjamini_hochberg
+from vjepa_lab.evidence.stats import UNTRAINED, benjamini_hochberg
 from vjepa_lab.presets import Preset
 
 LABELS = ("shape", "motion", "action", "object", "edit")
@@ -317,9 +317,11 @@ def _under_law(world: str, law: str, split: str, size: Preset, clips: int) -> So
 
 
 def verdict(answers: pd.DataFrame, rows: pd.DataFrame, against: str = "baseline") -> str:
-    """What the study says of objectives, of the halves and of the line, in one sentence, and what it leaves open in another."""
+    """What the study says of objectives, of the halves and of the line, in one sentence, and what it leaves open in another. Objectives are
+    compared by what is read from all channels."""
     parts, open_ends = [], []
-    if against in set(answers["variant"]) and answers["variant"].nunique() > 1:
+    trained = set(answers.loc[answers["part"].eq("all"), "variant"]) - {UNTRAINED}
+    if against in trained and len(trained) > 1:
         table = falls(answers, against)
         kept = table[table["truth"].eq("kept") & table["metric"].eq("fall") & table["kind"].ne("all")]
         clean = table[table["metric"].eq("clean")].set_index(["variant", "label"])["delta"]

@@ -142,7 +142,8 @@ def _apart(a: Run, b: Run) -> str:
 def clip_size(found: Sequence[Subject], shape: Mapping[str, int] | None = None) -> Preset:
     """The preset whose clips all these encoders are shown, with fields replaced by `shape`.
 
-    Raises ValueError when there is no encoder, or when they were trained on clips of different shapes and `shape` does not say which.
+    Raises ValueError when there is no encoder, when they are of different sizes, which would pass for a difference of objectives, or when
+    they were trained on clips of different shapes and `shape` does not say which.
     """
     if not found:
         raise ValueError("no run to look at; pretrain one, or name a folder that holds finished runs")
@@ -150,4 +151,8 @@ def clip_size(found: Sequence[Subject], shape: Mapping[str, int] | None = None) 
     if len(shapes) > 1 and not {"frames", "size"} <= set(shape or {}):
         listed = ", ".join(f"{frames} frames of {size} pixels" for frames, size in sorted(shapes))
         raise ValueError(f"these runs saw clips of different shapes ({listed}); look at one size at a time, or give shape=")
+    for name in BORN[:-2]:  # the clip's last two are looked at above
+        if len(values := {getattr(subject.size, name): subject.run.name for subject in found}) > 1:
+            listed = ", ".join(f"{value} in {run}" for value, run in values.items())
+            raise ValueError(f"these runs have encoders of different sizes ({name}: {listed}); look at one size at a time")
     return replace(found[0].size, **(shape or {}))
