@@ -353,7 +353,8 @@ def predictions(
         metrics = [f"{p}/{label}" if p.endswith("utility") else p for p in names]
         points = wide.reindex(columns=metrics).set_axis(list(names), axis=1).join(gain, how="inner")
         over = {name: moments.get(metric) for name, metric in zip(names, metrics, strict=True)}
-        found = ranks.correlations(points.dropna(axis=1, how="all").dropna(how="all", subset=list(names)), draws, seed)
+        points = points.dropna(axis=1, how="all")
+        found = ranks.correlations(points.dropna(how="all", subset=points.columns.drop("delta")), draws, seed) if len(points) else []
         out += [{"benchmark": benchmark} | row | {"moments": over.get(row["predictor"])} for row in found]
     if not out:
         raise ValueError("the test of the theory needs at least 4 watched variants with probe results beside a baseline of the same seeds")
