@@ -1,5 +1,6 @@
 """Several processes: the same training as one, and one clear error when something goes wrong in any of them."""
 
+import json
 import os
 import re
 import signal
@@ -13,9 +14,10 @@ import torch
 
 import vjepa_lab as vl
 from vjepa_lab.__main__ import expected
+from vjepa_lab.modifiers import Hard
 from vjepa_lab.objective import Recipe, Term
 from vjepa_lab.terms import JEPA, Kinematic, SIGReg, statistics
-from vjepa_lab.training import health, launch, locks
+from vjepa_lab.training import health, launch, locks, meters
 from vjepa_lab.training.processes import Team
 
 QUICK = {"preset": "smoke", "batch": 8, "steps": 3, "bf16": False, "progress": False, "log_every": 1}
@@ -68,6 +70,41 @@ def test_processes_with_samples_of_several_sizes_agree(world, tmp_path):
     one, two = (vl.pretrain(recipe, world, out=tmp_path / str(n), devices=n, **QUICK) for n in (1, 2))
     name = recipe.objective.names[1]
     assert two.metrics()[name].tolist() == pytest.approx(one.metrics()[name].tolist(), rel=1e-3)
+
+
+def test_what_hard_weights_rest_on_is_of_all_processes(world, tmp_path):
+    recipe = JEPA() + 0.1 * Hard(Kinematic(), tau=0.05) + 0.1 * Hard(Kinematic(), tau=0.05, scope="global")
+    one, two = (vl.pretrain(recipe, world, out=tmp_path / str(n), devices=n, **QUICK | {"lr": 1e-4}).metrics() for n in (1, 2))
+    names = [name for name in one.columns if name.startswith("ess")]
+    assert len(names) == 2
+    torch.testing.assert_close(*(torch.tensor(table[names].values) for table in (one, two)), rtol=1e-4, atol=0)
+
+
+def test_joules_add_up_over_sessions_of_one_and_several_processes(world, tmp_path, monkeypatch):
+    """Meters that read 100 J in every process: sessions of 1, 2 and 2 processes spend 500."""
+
+    class Metered(Term):
+        def error(self, view, head):
+            meters.Energy.add = lambda energy: {"gpu": 100.0}
+            if view.step == 2 and os.environ.get("RANK") == "0":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return view.z.square().mean(-1)
+
+    def stop(run, trainer, step):
+        if step == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(meters.Energy, "add", meters.Energy.add)  # it is put back afterwards
+    how = {"recipe": JEPA() + Metered(), "data": world, "out": tmp_path / "a"} | QUICK | {"steps": 6}
+    run = vl.Run(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt, match="saved after step 1"):
+        vl.pretrain(**how, probe=stop)
+    assert run.checkpoint()["spent"]["gpu_j"] == 100
+    with pytest.raises(KeyboardInterrupt):
+        vl.pretrain(**how, devices=2)
+    assert run.checkpoint()["spent"]["gpu_j"] == 300 and 3 <= run.steps_done < 6
+    vl.pretrain(**how, devices=2)
+    assert json.loads((run.path / "report.json").read_text())["energy_j"] == {"gpu": 500}
 
 
 def rank() -> int:

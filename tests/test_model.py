@@ -303,6 +303,20 @@ def test_compiled_blocks_give_the_same_gradients():
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_blocks_of_many_widths_are_all_compiled(monkeypatch):
+    """They are versions of one function, of which torch by default makes 8 and runs what is beyond uncompiled."""
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compile(function, backend="eager", **how))
+    blocks.compiled.cache_clear()
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for width in range(8, 8 * 13, 8):
+            blocks.compiled()(blocks.Block(width, 1), torch.randn(2, 3, width), None)
+    blocks.compiled.cache_clear()
+    torch._dynamo.reset()
+
+
 def test_without_a_compiler_it_says_so_and_runs(monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("no C++ compiler")

@@ -18,7 +18,7 @@ from vjepa_lab.modifiers import Hard
 from vjepa_lab.objective import ErrorMap, Objective, Recipe, Term
 from vjepa_lab.schedules import Ramp
 from vjepa_lab.terms import JEPA, Dynamics, Kinematic
-from vjepa_lab.training import provenance
+from vjepa_lab.training import health, provenance
 from vjepa_lab.training.health import spread
 from vjepa_lab.training.logbook import Meter
 from vjepa_lab.training.processes import ALONE
@@ -230,7 +230,7 @@ def test_micro_batches_add_up_to_the_batch(world, tmp_path, recipe):
     whole = vl.pretrain(recipe, world, out=tmp_path / "whole", **how)
     parts = vl.pretrain(recipe, world, out=tmp_path / "parts", accumulate=4, **how)
     assert 0 < apart(whole, parts) < 1e-5
-    names = ["loss", "grad_norm", *recipe.objective.names] if isinstance(recipe, Recipe) else ["loss", "grad_norm"]
+    names = ["loss", "grad_norm", "std", "rank", *(recipe.objective.names if isinstance(recipe, Recipe) else [])]
     np.testing.assert_allclose(whole.metrics()[names], parts.metrics()[names], rtol=1e-4)
 
 
@@ -351,15 +351,44 @@ def test_a_source_of_another_shape_than_the_presets_is_refused(world, tmp_path):
 
 
 def test_files_whose_crops_are_cut_on_the_device_have_the_shape_of_what_is_cut(tmp_path):
+    pictures = drawn_pictures(tmp_path / "pictures" / "a", [f"{i}.png" for i in range(4)])
+    source = vl.data.open(pictures, frames=8, size=32, held_out=0, augment="device")
+    assert vl.pretrain("baseline", source, out=tmp_path / "a", **QUICK).steps_done == 4
+
+
+def drawn_pictures(folder, names):
     from PIL import Image
 
-    (tmp_path / "pictures" / "a").mkdir(parents=True)
-    for i in range(4):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(
-            tmp_path / "pictures" / "a" / f"{i}.png"
-        )
-    source = vl.data.open(tmp_path / "pictures", frames=8, size=32, held_out=0, augment="device")
-    assert vl.pretrain("baseline", source, out=tmp_path / "a", **QUICK).steps_done == 4
+    folder.mkdir(parents=True)
+    for i, name in enumerate(names):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(folder / name)
+    return folder.parent
+
+
+@pytest.mark.parametrize("more", [{"devices": 2}, {"accumulate": 2}])
+def test_clips_of_several_shapes_are_shared_by_no_processes_or_micro_batches(world, tmp_path, more):
+    """One that has videos would wait for one that has images; it is said before anything is written or started."""
+    shape = {"frames": 8, "size": 32, "held_out": 0}
+    pictures = drawn_pictures(tmp_path / "pictures" / "a", ["0.png", "1.png", "2.png"])
+    stills = vl.data.open(pictures, images="still", **shape)
+    mixed = vl.data.Mixture([world, stills], [0.99, 0.01])
+    said = r"clips of 8 x 32 x 32 and of 1 x 32 x 32 .*images='repeat', or take one process and accumulate=1"
+    for source in (mixed, vl.data.Mixture([mixed, world], [1, 1])):
+        with pytest.raises(ValueError, match=said):
+            vl.pretrain("baseline", source, out=tmp_path / "a", **QUICK, **more)
+    assert not (tmp_path / "a").exists()
+    assert vl.pretrain("baseline", mixed, out=tmp_path / "b", **QUICK).steps_done == 4
+    for alike in (stills, vl.data.Mixture([world, vl.data.open(pictures, **shape)], [1, 1])):
+        train.check_shape(alike, vl.preset("smoke"), world=2, accumulate=2)
+
+
+def test_a_folder_of_videos_and_images_has_two_shapes(tmp_path):
+    folder = drawn_pictures(tmp_path / "both" / "a", ["0.png", "1.png"])
+    (folder / "a" / "2.mp4").write_bytes(b"nothing is decoded")
+    shape = {"frames": 8, "size": 32, "held_out": 0}
+    with pytest.raises(ValueError, match="8 x 32 x 32 and of 1 x 32 x 32"):
+        train.check_shape(vl.data.open(folder, images="still", **shape), vl.preset("smoke"), world=2)
+    train.check_shape(vl.data.open(folder, **shape), vl.preset("smoke"), world=2)
 
 
 def test_a_world_that_does_not_fit_in_memory_is_drawn_clip_by_clip(tmp_path, monkeypatch):
@@ -444,6 +473,24 @@ def test_spread_tells_collapse_from_variety():
     assert spread(free[:1, :1, :1, :1].expand(4, 4, 4, 4, 32), ALONE)[0] == pytest.approx(0, abs=1e-6)
     line = torch.randn(4, 4, 4, 4, 1) * torch.randn(32)
     assert spread(line, ALONE)[1] == pytest.approx(1, abs=1e-6)
+
+
+def test_the_spread_does_not_depend_on_how_a_batch_is_cut(monkeypatch):
+    monkeypatch.setattr(health, "TOKENS", 100)
+    h = torch.randn(6, 3, 5, 5, 8)
+    whole = health.sampled(h)
+    assert 90 <= len(whole) <= 100
+    for of in (2, 3, 6):
+        assert torch.equal(torch.cat([health.sampled(part, i, of) for i, part in enumerate(h.chunk(of))]), whole)
+
+
+def test_the_alarm_waits_for_the_warm_up_that_there_is(world, tmp_path):
+    """Of a run shorter than twice the preset's warm-up, half."""
+    how = QUICK | {"steps": 25, "lr": 3e-3, "batch": 8, "warmup": 60}
+    with pytest.warns(UserWarning, match="collapses: the standard deviation of the teacher's tokens is"):
+        run = vl.pretrain(Recipe(JEPA(), teacher="online", stop_grad=False), world, out=tmp_path / "a", **how)
+    rates = run.metrics()["lr"]
+    assert rates.idxmax() == 12 and rates.max() == pytest.approx(3e-3)
 
 
 def test_collapse_is_announced_once(world, tmp_path):

@@ -1,6 +1,7 @@
 """Released weights: exact in every format, both ways; files that do not fit say what is wrong; nothing in a file is ever run."""
 
 import hashlib
+import json
 import math
 import os
 import subprocess
@@ -22,8 +23,11 @@ from vjepa_lab.evaluation.evaluate import subject_of
 from vjepa_lab.evidence import results
 from vjepa_lab.masks import Mask
 from vjepa_lab.model import VJEPA, Encoder, Predictor, count, gather
+from vjepa_lab.objective import Recipe
 from vjepa_lab.presets import PRESETS
 from vjepa_lab.rope import positions
+from vjepa_lab.terms import JEPA
+from vjepa_lab.train import starting_point
 from vjepa_lab.training import locks
 from vjepa_lab.weights import WeightsError, load
 
@@ -473,6 +477,9 @@ def test_what_hugging_face_cannot_compute_is_not_exported(tmp_path):
     for how, why in (({}, "rotary style 'interleaved'"), ({"position": "sincos"}, "fixed positions")):
         with pytest.raises(WeightsError, match=why):
             weights.export(Encoder(DIM, 2, 2, PATCH, **how), tmp_path / "out", size=32, frames=4)
+    guess = Predictor(DIM, PDIM, 1, 2)
+    with pytest.raises(WeightsError, match="cannot compute a predictor with the rotary style 'interleaved'"):
+        weights.export(Encoder(DIM, 2, 2, PATCH, rope="vjepa2"), tmp_path / "out", size=32, frames=4, predictor=guess)
     with pytest.raises(WeightsError, match="needs size="):
         weights.export(Encoder(DIM, 2, 2, PATCH, rope="vjepa2"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -604,6 +611,35 @@ def test_a_run_in_v_jepa_2s_style_is_exported(tmp_path):
     torch.testing.assert_close(theirs(there, x).last_hidden_state, run.encoder()(x), **CLOSE)
     with pytest.raises(WeightsError, match='train the run to be exported with rope="vjepa2"'):
         weights.export(other, tmp_path / "no")
+
+
+@pytest.fixture
+def small_run(tmp_path):
+    how = {"steps": 2, "warmup": 0, "device": "cpu", "bf16": False, "progress": False}
+    return vl.pretrain("baseline", vl.data.open("synthetic", n=8, frames=8, size=32), "smoke", rope="vjepa2", out=tmp_path / "run", **how)
+
+
+@pytest.mark.parametrize("which", ["initial", "student", None])
+def test_an_exported_predictor_is_of_the_same_moment_as_its_encoder(small_run, tmp_path, which):
+    back = weights.open(weights.export(small_run, tmp_path / "hf", which=which))
+    same = {trained: torch.equal(back.predictor().proj.weight, small_run.model(trained).predictor.proj.weight) for trained in (True, False)}
+    assert same == {True: which != "initial", False: which == "initial"}
+    if which is None:  # the recipe's choice
+        config = small_run.path / "config.json"
+        config.write_text(json.dumps(small_run.config | {"probe": "initial"}))
+        back = weights.open(weights.export(small_run, tmp_path / "untrained"))
+        assert torch.equal(back.predictor().proj.weight, small_run.model(trained=False).predictor.proj.weight)
+
+
+def test_positions_that_a_recipe_asks_for_must_be_those_of_the_weights(tmp_path):
+    for family, theirs, said in (("vjepa2", None, "as they are"), ("vjepa2.1", 32, "on a grid of 32")):
+        released(tmp_path / f"{family}.pt", family)
+        there = weights.open(f"{family}:{tmp_path / family}.pt", heads=HEADS, pred_heads=2)
+        with pytest.raises(ValueError, match=rf"rope_grid=8 in the recipe: the weights of {family} take positions {said}; give"):
+            vl.pretrain(Recipe(JEPA(), rope_grid=8), preset="smoke", init=there, out=tmp_path / "run", progress=False)
+        for grid in (None, theirs):
+            assert starting_point(there, Recipe(JEPA(), rope_grid=grid), None)[1].get("rope_base_grid") == theirs
+    assert not (tmp_path / "run").exists()
 
 
 @torch.no_grad()

@@ -55,7 +55,11 @@ class How(NamedTuple):
 @lru_cache(maxsize=1)
 def compiled():
     """A block as a compiled function: blocks of one width share what is compiled, whatever the number of tokens."""
+    from torch._dynamo import config as dynamo
     from torch._functorch import config
+
+    # All widths, precisions and kinds of pass are versions of one function. Beyond the limit (8) torch runs it uncompiled.
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
 
     # Weightings measure gradients before the backward pass, so a compiled graph is gone through backwards more than once. It refuses that
     # (retain_graph=True) where torch lets its first backward pass overwrite what the forward pass has kept.

@@ -163,7 +163,8 @@ class Encoder(nn.Module):
 class Predictor(nn.Module):
     """Narrow transformer that guesses the teacher's tokens at hidden places from the student's tokens at seen ones.
 
-    kinds    mask tokens, one per mask kind, zero at the start (V-JEPA 1; V-JEPA 2 in effect shares the first among kinds).
+    kinds    mask tokens, one per mask kind, zero at the start (V-JEPA 1; V-JEPA 2 in effect shares the first among kinds). `VJEPA.build`
+             always makes 2, as there are official mask kinds: of more kinds the third shares the first's, the fourth the second's.
     out      channels predicted; by default `levels` times `width`, the student's own (V-JEPA 2.1's distilled models guess a wider teacher).
     context  a projection of its own for the seen places; by default where there are several levels.
     Positions as in the encoder.

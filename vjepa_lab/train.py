@@ -13,6 +13,7 @@ import torch
 from vjepa_lab import data as video
 from vjepa_lab import variants
 from vjepa_lab.data import memory
+from vjepa_lab.data.files import Files
 from vjepa_lab.objective import Recipe
 from vjepa_lab.presets import Preset, number, overridden, whole
 from vjepa_lab.training import launch, locks, provenance
@@ -74,7 +75,8 @@ def pretrain(
                (probe="initial") is not trained unless `steps` is given
     data       what `vjepa_lab.data.open` takes, or a Source whose clips have the preset's frames and size; a synthetic world is kept in
                memory where it fits, else drawn clip by clip
-    preset     a size by name; `overrides` replace single fields of it, such as steps=200, lr=1e-3, ema=.995, batch=16
+    preset     a size by name; `overrides` replace single fields of it, such as steps=200, lr=1e-3, ema=.995, batch=16. Of a run shorter
+               than twice its `warmup`, half warms up
     seed       fixes initial weights, order of clips, masks and augmentation: the same seed pairs runs of different recipes
     variant    the run's name in tables; by default the recipe's own, or "custom" and a hash
     regime     the pretraining setting's name in tables; by default the data's
@@ -82,7 +84,7 @@ def pretrain(
     device     "auto" (cuda, else mps, else cpu), or a device by name
     devices    so many processes on this machine share each batch, on CUDA one per GPU; terms may be defined in a notebook
     bf16       None: as the run in the folder was begun; for a new one, where the device is fast at it
-    accumulate  micro-batches that a step is cut into, one after the other: less memory at once
+    accumulate  micro-batches that a step is cut into, one after the other: less memory at once; for what is linear in the batch (below)
     clip       scale the gradients down to this norm where it is larger
     compile    run the transformer blocks through torch.compile, with a warning where it cannot; `bench step --compile` says what it gives
     checkpoint recompute activations in the backward pass instead of keeping them: less memory, one more forward pass, the same gradients
@@ -98,14 +100,16 @@ def pretrain(
 
     Several processes (`devices`, or torchrun) and micro-batches see the same clips under the same masks in the same step as one process.
     What is linear in the batch comes out the same but for rounding. Of the rest SIGReg, weighted means and Hard(scope="global") reckon over
-    all processes; Orthogonal, Hard's other scopes and, under `accumulate`, adaptive weights over what is in one pass of one process.
+    all processes; Orthogonal and Hard(scope="mask" or "batch") over one. Under `accumulate` all that is not linear reckons over one
+    micro-batch, which is another objective: SIGReg, weighted means (of padded masks, say), Orthogonal, Hard but for scope="clip", adaptive
+    weights. Clips of several shapes (images="still" beside videos) need one process and accumulate=1.
 
     A run that was stopped or killed goes on from its last checkpoint, on any number of processes. SIGINT, SIGTERM and SIGUSR1 save one
     and raise Interrupted (a KeyboardInterrupt). The folder is locked while it is written.
 
-    Raises ValueError for an unknown name or parameter, for a Source of clips of another shape than the preset's and for a folder that holds
-    another run; locks.Locked for one that another process writes, or has taken over; NotFinite (a FloatingPointError) naming the terms that
-    became NaN or infinite, with their batch in failed-step-N.pt.
+    Raises ValueError for an unknown name or parameter, for a Source of clips of another shape than the preset's, or of several shapes that
+    processes or micro-batches cannot share, and for a folder that holds another run; locks.Locked for one that another process writes, or
+    has taken over; NotFinite (a FloatingPointError) naming the terms that became NaN or infinite, with their batch in failed-step-N.pt.
     """
     given = {name: value for name, value in locals().items() if name != "overrides"} | overrides
     whole(0, seed=seed, workers=workers)
@@ -123,6 +127,8 @@ def pretrain(
     if begun:
         size = replace(size, **{name: value for name, value in begun.fields.items() if name not in overrides})
     share = share_of(size.batch, devices or team.world, accumulate)
+    if isinstance(data, video.Source):
+        check_shape(data, size, devices or team.world, accumulate)
     if devices not in (None, team.world):
         if team.world > 1:
             raise ValueError(f"devices={devices}, but this is one of {team.world} processes already; leave devices out")
@@ -133,8 +139,6 @@ def pretrain(
         variant, edition = named or (f"custom-{hashlib.sha1(repr(plan).encode()).hexdigest()[:6]}", "sound")
     device = team.device(device)
     source = training_source(data, size, seed, progress and team.first)
-    if isinstance(data, video.Source):
-        check_shape(source, size)
     spoken = Path(source.name).name + (f"-from-{begun.release.name}" if begun else "") + (f"-{rope}" if rope else "")
     folder = Path(out) if out else Path(runs) / run_name(variant, edition, spoken, size, seed)
     if bf16 is None:  # a run that was begun on another kind of machine goes on as it was begun
@@ -192,8 +196,8 @@ def resume(
 
     folder   the run's folder
     devices, workers   as in `pretrain`; None: as many as in its last session, of GPUs where there are as many
-    Raises FileNotFoundError where there is no run; ValueError for a folder of another kind, and where the run uses a term defined elsewhere
-    or a Source that no name opens: the call that began it goes on with it.
+    Raises FileNotFoundError where there is no run; ValueError for a folder of another kind, and where the run began with released weights
+    (init=) or uses a term defined elsewhere or a Source that no name opens: the call that began it goes on with it.
     """
     run = load_run(folder)
     config = resumable(run)
@@ -256,6 +260,12 @@ def starting_point(init, plan: Recipe, rope: str | None):
     from vjepa_lab import weights
 
     begun = (init if isinstance(init, weights.Weights) else weights.open(init)).at_levels(plan.levels)
+    theirs = begun.places.get("rope_base_grid")
+    if plan.rope_grid not in (None, theirs):
+        grid = "as they are" if theirs is None else f"on a grid of {theirs}"
+        raise ValueError(
+            f"rope_grid={plan.rope_grid} in the recipe: the weights of {begun.name} take positions {grid}; give one with rope_grid=None"
+        )
     return begun, begun.places
 
 
@@ -301,11 +311,12 @@ def beside_the_name(source: video.Source, size: Preset, seed: int) -> dict | Non
         return None
 
 
-def check_shape(source: video.Source, size: Preset) -> None:
-    """Raise ValueError for clips that would train in another shape under the preset's name; those of one frame, as images are, may."""
+def check_shape(source: video.Source, size: Preset, world: int = 1, accumulate: int = 1) -> None:
+    """Raise ValueError for clips that would train in another shape under the preset's name; those of one frame, as images are, may, but not
+    beside videos where several processes or micro-batches share a batch: each must hold the same shapes as the others."""
     wanted = size.frames, size.size, size.size
-    for first in [0, *source.ends[:-1]] if isinstance(source, video.Mixture) else [0]:
-        frames, height, width = source.clip_shape(first)
+    shapes = dict.fromkeys(source.clip_shape(index) for index in one_of_each(source))
+    for frames, height, width in shapes:
         if (height, width) == wanted[1:] and frames in (1, size.frames):
             continue
         ways = f"open it with frames={size.frames}, size={size.size}"
@@ -315,3 +326,22 @@ def check_shape(source: video.Source, size: Preset) -> None:
             f"{source.name} gives clips of {frames} x {height} x {width} (frames, rows, columns), the preset {size.name!r} is for "
             f"{' x '.join(map(str, wanted))}: {ways}"
         )
+    if len(shapes) > 1 and world * accumulate > 1:
+        named = " and of ".join(" x ".join(map(str, shape)) for shape in shapes)
+        raise ValueError(
+            f"{source.name} gives clips of {named} (frames, rows, columns), and {world} process{'es' if world > 1 else ''} with "
+            f"accumulate={accumulate} need clips of one shape: open images with images='repeat', or take one process and accumulate=1"
+        )
+
+
+def one_of_each(source: video.Source) -> list[int]:
+    """Indices of clips that show the shapes which a source gives, without reading all of it: one of each part of a mixture and, of a folder
+    opened with images="still", an image and a video. Of a kind defined elsewhere the first clip alone."""
+    if isinstance(source, video.Mixture):
+        firsts = [0, *source.ends[:-1]]
+        return [first + index for first, part in zip(firsts, source.sources, strict=True) for index in one_of_each(part)]
+    if len(source.made_of) == 1 and len(source.made_of[0]) == len(source):  # edited clip for clip
+        return one_of_each(source.made_of[0])
+    if isinstance(source, Files) and source.images == "still":
+        return list({source.clip_shape(index): index for index in reversed(range(0, len(source), source.copies))}.values())
+    return [0]

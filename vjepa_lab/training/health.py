@@ -76,15 +76,22 @@ class FiniteWatch:
 
 
 @torch.no_grad()
-def spread(h: Tensor, team: Team) -> tuple[float, float]:
-    """How the teacher's tokens [b t h w d] differ over clips and places, all processes together: (std, rank).
+def sampled(h: Tensor, number: int = 0, of: int = 1) -> Tensor:
+    """The tokens [n d] of micro-batch `number`, its [b t h w d], that the spread is measured on: those of all `of` end to end are every
+    k-th token of the whole batch, so that they do not depend on how it is cut."""
+    x = h.flatten(0, 3)
+    every = -(-len(x) * of // TOKENS)
+    return x[-number * len(x) % every :: every].clone()  # a view would keep all of them in memory
+
+
+@torch.no_grad()
+def spread(tokens: Tensor, team: Team) -> tuple[float, float]:
+    """How the teacher's tokens [... d] differ over clips and places, all processes together: (std, rank).
 
     std   mean over channels of their standard deviation; tokens are normalised, so 1 is the most a channel can have on average
     rank  effective number of dimensions, (sum of the covariance's eigenvalues)^2 / sum of their squares (participation ratio), 1 to d
     """
-    x = h.flatten(0, 3)
-    x = x[:: -(-len(x) // TOKENS)]
-    x = exact(x)
+    x = exact(tokens.flatten(0, -2))
     mean, second = team.mean(x.mean(0)), team.mean(x.T @ x / len(x))
     cov = second - mean.outer(mean)
     variance = cov.diagonal().clamp_min(0)
@@ -169,14 +176,18 @@ def _counts(error) -> bool:
 
 
 @torch.no_grad()
-def effective_samples(loss, latents: tuple) -> dict[str, float]:
-    """{"ess TERM": share of the entries that a hard term's weights in effect rest on}: (sum w)^2 / (n sum w^2), mean over clips."""
+def effective_samples(loss, latents: list, team: Team) -> dict[str, float]:
+    """{"ess TERM": share of the entries that a hard term's weights in effect rest on}: (sum w)^2 / (n sum w^2), mean over the clips of all
+    processes, each of which must ask."""
     found = {}
     for name, (_, term), head in zip(loss.objective.names, loss.objective, loss.heads, strict=True):
         if any(isinstance(part, Hard) for part in nested(term)):
-            shares = [share for part in latents for m in term.maps(part, head) if (share := _share(m)) is not None]
-            if shares:
-                found[f"ess {name}"] = torch.cat(shares).mean().item()
+            with team.sharing():  # as in the step, for weights over all processes
+                shares = [share for part in latents for m in term.maps(part, head) if (share := _share(m)) is not None]
+            own = torch.cat(shares) if shares else torch.zeros(0, device=latents[0].clip.device)
+            total, count = team.mean(torch.stack([own.sum(), own.new_tensor(len(own))])).tolist()
+            if count:
+                found[f"ess {name}"] = total / count
     return found
 
 

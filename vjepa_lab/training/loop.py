@@ -11,7 +11,7 @@ from vjepa_lab.training import checkpoint, meters, provenance
 from vjepa_lab.training.health import CollapseAlarm, NotFinite
 from vjepa_lab.training.locks import Held, Locked
 from vjepa_lab.training.logbook import Log, Meter
-from vjepa_lab.training.processes import Interrupted, Stop
+from vjepa_lab.training.processes import Interrupted, Stop, Team
 from vjepa_lab.training.runs import Run
 from vjepa_lab.training.trainer import Trainer, own_randomness, seed_step
 
@@ -30,7 +30,7 @@ class Habits:
 
 @dataclass
 class Spent:
-    """What all sessions of a run together took; goes with the checkpoint."""
+    """What all sessions of a run together took, the joules those of all processes; goes with the checkpoint."""
 
     wall_s: float = 0.0
     clips: int = 0
@@ -48,14 +48,14 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
     """
     size, team, device = trainer.size, trainer.team, trainer.device
     before, raised = restore(run, trainer)
-    start, alarm = trainer.done, CollapseAlarm(size.warmup, raised=raised)
+    start, alarm = trainer.done, CollapseAlarm(trainer.warmup, raised=raised)
     meter = Meter(trainer.recipe, size, device, trainer.model.bf16, team.world)
     energy = meters.Energy(device, packages=team.local == 0)
     log = Log(run.path, start, habits.tensorboard) if team.first else None
     place = {"rank": team.rank, "world": team.world}
     batches = video.loader(source, share, seed=trainer.seed, start=start, workers=habits.workers, pin=device.type == "cuda", **place)
 
-    saved = start
+    saved, others = start, {}
 
     def save() -> None:
         nonlocal saved
@@ -63,7 +63,7 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
         if team.first:
             if held:
                 held.check()
-            more = {"spent": asdict(so_far(before, meter, energy)), "alarms": alarm.raised}
+            more = {"spent": asdict(so_far(before, meter, energy, others)), "alarms": alarm.raised}
             trainer.save(run.path / "last.pt", habits.keep, **more)
 
     with own_randomness(device), Stop(team) as stop:
@@ -83,7 +83,7 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
                 watch.advance()
                 if record:
                     record |= meter.read()
-                    energy.add()
+                    others = spent_elsewhere(team, energy.add())
                     alarm.look(record, warn=team.first)
                     if team.first:
                         if held:
@@ -122,24 +122,37 @@ def train(run: Run, trainer: Trainer, source: video.Source, share: int, habits: 
 
 
 def restore(run: Run, trainer: Trainer) -> tuple[Spent, list[str]]:
-    """Go on from the newest readable checkpoint, if any, the same one in all processes: what was spent, which alarms were raised."""
+    """Go on from the newest readable checkpoint, if any, the same one in all processes: what was spent, which alarms were raised.
+
+    What was spent is all processes' and given to the first alone: what they spend is added up in the end."""
     path = run.path / "last.pt"
     found = trainer.team.lead(lambda: (newest := checkpoint.newest(path)) and newest[0])
     if found is None:
         return Spent(), []
     state = checkpoint.load(found, trainer.device)
     trainer.load(state)
-    return Spent(**state.get("spent", {})), state.get("alarms", [])
+    return Spent(**state.get("spent", {}) if trainer.team.first else {}), state.get("alarms", [])
 
 
-def so_far(before: Spent, meter: Meter, energy: meters.Energy) -> Spent:
-    used = energy.add()
+def so_far(before: Spent, meter: Meter, energy: meters.Energy, others: dict[str, float] | None = None) -> Spent:
+    """What was spent until now: `before`, by this process, and by the `others` (`spent_elsewhere`)."""
+    used, more = energy.add(), others or {}
     return Spent(
         before.wall_s + meter.seconds,
         before.clips + meter.clips,
-        before.gpu_j + used.get("gpu", 0.0),
-        before.processors_j + used.get("processors", 0.0),
+        before.gpu_j + used.get("gpu", 0.0) + more.get("gpu", 0.0),
+        before.processors_j + used.get("processors", 0.0) + more.get("processors", 0.0),
     )
+
+
+def spent_elsewhere(team: Team, own: dict[str, float]) -> dict[str, float]:
+    """Joules that the other processes of this session have spent, by kind; `own` are this one's. Asked with each record, by all of them: a
+    checkpoint after an interruption must not wait for the others, so it lacks what they spent since the last one."""
+    if team.world == 1:
+        return {}
+    kinds = "gpu", "processors"
+    mine = torch.tensor([own.get(kind, 0.0) for kind in kinds], dtype=torch.float64)
+    return dict(zip(kinds, (team.mean(mine) * team.world - mine).tolist(), strict=True))
 
 
 def stopped(run: Run, trainer: Trainer, sound: bool, number: int) -> Interrupted:

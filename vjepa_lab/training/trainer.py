@@ -63,6 +63,7 @@ class Trainer:
     """Model, loss, optimiser and schedules of one run; `step` is the whole training step.
 
     accumulate  micro-batches to a step, one after the other: less memory, the same step for objectives that are linear in the batch
+    warmup      steps in which the learning rate goes up: the preset's, at most half of all
     clip        the norm that gradients are scaled down to; None: as they are
     team        the processes that share each batch. Masks are drawn for the whole batch, so that each clip's do not depend on how many
                 processes or micro-batches there are
@@ -89,8 +90,9 @@ class Trainer:
         groups = param_groups_weight_decay(passes, size.weight_decay)  # biases and 1-D parameters do not decay
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, lr=size.lr, betas=(0.9, 0.999), eps=1e-8, fused=device.type in ("cpu", "cuda"))
-        warmup, last = min(size.warmup, size.steps // 2), size.lr if recipe.lr == "constant" else size.final_lr
-        self.schedule = warmup_and_cosine(self.optimizer, size.steps, warmup, first=size.start_lr, last=last)
+        self.warmup = min(size.warmup, size.steps // 2)  # of a short run, half: else its rate would never come down
+        last = size.lr if recipe.lr == "constant" else size.final_lr
+        self.schedule = warmup_and_cosine(self.optimizer, size.steps, self.warmup, first=size.start_lr, last=last)
         self.passes = team.parallel(passes)
         self.finite, self.counts = health.FiniteWatch(device), health.CountAlarm(size.steps)
         self.done = 0
@@ -103,17 +105,19 @@ class Trainer:
         """
         self.optimizer.zero_grad(set_to_none=True)
         pieces = self.pieces(step, batch)
-        values = torch.zeros(1, device=self.device)
+        values, tokens = torch.zeros(1, device=self.device), []
         for number, piece in enumerate(pieces, start=1):
             with self.team.sharing(), self.team.holding(self.passes, number < len(pieces)):
                 total, parts, latents = self.passes(piece, step, step / max(self.size.steps, 1))
                 (total / len(pieces)).backward()
             values = values + torch.stack([total, *parts.values()]).detach() / len(pieces)
+            if log:
+                tokens.append(health.sampled(latents[0].h, number - 1, len(pieces)))
         names = ("the loss", *parts)
         self.schedule.step_update(step)
         norm = self._gradient_norm() if log or self.clip else None
         if log:
-            record = self._record(step, names, values, norm, latents, batch)
+            record = self._record(step, names, values, norm, latents, torch.cat(tokens), batch)
         else:
             self.finite.send(step, names, values, batch)
             record = None
@@ -176,17 +180,21 @@ class Trainer:
     def _gradient_norm(self) -> Tensor:
         return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
-    def _record(self, step: int, names: tuple[str, ...], values: Tensor, norm: Tensor, latents: list[Latents], batch) -> dict:
-        """Numbers of this step, of all processes together; raises NotFinite."""
+    def _record(
+        self, step: int, names: tuple[str, ...], values: Tensor, norm: Tensor, latents: list[Latents], tokens: Tensor, batch
+    ) -> dict:
+        """Numbers of this step, of all processes and micro-batches together, but for `ess`: that is of the last micro-batch, since terms
+        may draw random numbers, and a look at the others would change what comes after it. Of a batch of clips of several shapes, `std` and
+        `rank` are of the first. Raises NotFinite."""
         self.finite.receive(wait=True)
         own = dict(zip(names, values.tolist(), strict=True))
         health.check_finite(step, own, batch)
         health.check_finite(step, {"the gradient": norm.item()}, batch)
         total, *parts = self.team.mean(values).tolist()
-        std, rank = health.spread(latents[0].h, self.team)
+        std, rank = health.spread(tokens, self.team)
         record = {"step": step, "loss": total, "parts": dict(zip(names[1:], parts, strict=True))}
         record |= {"lr": self.optimizer.param_groups[0]["lr"], "ema": self.size.ema, "grad_norm": norm.item(), "std": std, "rank": rank}
-        record |= health.effective_samples(self.loss, latents)
+        record |= health.effective_samples(self.loss, latents, self.team)
         return record | ({} if self.loss.weigher is None else self.loss.weigher.report(self.loss.objective.names))
 
     # ---------------------------------------------------------------------------------------------------------------------- checkpoints

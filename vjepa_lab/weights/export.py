@@ -18,8 +18,8 @@ def export(
 ) -> Path:  # fmt: skip
     """Write config.json and model.safetensors; `transformers.VJEPA2Model.from_pretrained(folder)` then computes the same.
 
-    model   a run (or its folder) or an Encoder; `which` as `Run.encoder` takes it. A run's predictor goes along, unless it
-            has several levels, which VJEPA2Model has not (from_pretrained then says that its predictor is new).
+    model   a run (or its folder) or an Encoder; `which` as `Run.encoder` takes it. A run's predictor goes along, as it was when the encoder
+            was, unless it has several levels, which VJEPA2Model has not (from_pretrained then says that its predictor is new).
     size    pixels a side, frames per clip: what the run trained on; the exported model takes clips of this size alone, because it reads
             rows and columns off a token's number. Of a bare encoder they must be given.
     Only one level, the last, is written. Raises WeightsError for what VJEPA2Model cannot compute: fixed positions (V-JEPA 1) and the
@@ -30,13 +30,16 @@ def export(
 
         run = model if isinstance(model, Run) else load_run(model)
         size, frames = size or run.preset.size, frames or run.preset.frames
-        predictor = predictor or run.model().predictor
+        which = which or run.config["probe"]
         model = run.encoder(which)
+        predictor = predictor or run.model(trained=which != "initial").predictor
     if size is None or frames is None:
         raise WeightsError("export of a bare encoder needs size= (pixels) and frames=: the exported model is made for one size")
-    _check(model, size)
     if predictor is not None and predictor.proj_context is not None:
         predictor = None  # several levels, or a projection of its own for seen places: VJEPA2Model has neither
+    _check(model, "an encoder", size, model.patch)
+    if predictor is not None:
+        _check(predictor, "a predictor", size, model.patch)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
@@ -58,17 +61,17 @@ def export(
     return folder
 
 
-def _check(encoder: Encoder, size: int) -> None:
-    if encoder.position != "rope" or encoder.rope != "vjepa2":
-        kind = "fixed positions" if encoder.position != "rope" else f"the rotary style {encoder.rope!r}"
+def _check(part: Encoder | Predictor, what: str, size: int, patch: int) -> None:
+    if part.position != "rope" or part.rope != "vjepa2":
+        kind = "fixed positions" if part.position != "rope" else f"the rotary style {part.rope!r}"
         raise WeightsError(
-            f"VJEPA2Model cannot compute an encoder with {kind}: it has V-JEPA 2's rotary style alone, which is another function;"
+            f"VJEPA2Model cannot compute {what} with {kind}: it has V-JEPA 2's rotary style alone, which is another function;"
             ' train the run to be exported with rope="vjepa2"'
         )
-    if encoder.rope_base_grid not in (None, size // encoder.patch):
-        raise WeightsError(f"VJEPA2Model cannot stretch positions onto a grid of {encoder.rope_base_grid}")
-    if size % encoder.patch:
-        raise WeightsError(f"size={size} does not divide into patches of {encoder.patch}")
+    if part.rope_base_grid not in (None, size // patch):
+        raise WeightsError(f"VJEPA2Model cannot stretch positions onto a grid of {part.rope_base_grid}")
+    if size % patch:
+        raise WeightsError(f"size={size} does not divide into patches of {patch}")
 
 
 def _config(encoder: Encoder, predictor: Predictor | None, size: int, frames: int) -> dict:
