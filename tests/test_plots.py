@@ -244,6 +244,78 @@ def test_the_accuracy_of_the_baseline_is_told_whole():
     assert "SSv2 45.00 to 50.00 % as seeds pair up" in texts(plots.tradeoffs(rows))
 
 
+def test_rows_without_a_regime_or_an_edition_have_a_panel_of_their_own():
+    named = {"baseline": {0: 40, 1: 42, 2: 41}, "ld": {0: 41, 1: 44, 2: 43}}
+    other = {"baseline": {0: 30, 1: 32, 2: 31}, "mine": {0: 31, 1: 35, 2: 33}}
+    for lacking in ({"edition": None}, {"regime": None}, {"edition": None, "regime": None}):
+        drawn = plots.tradeoffs(pd.concat([own_rows(named), own_rows(other, **lacking)]), plain=True)
+        assert {name for trace in drawn["data"] for name in trace["y"]} == {"ld", "mine"}
+        written = json.dumps(drawn["layout"])
+        assert "Not drawn" not in written
+        assert ("no edition named" in written) == ("edition" in lacking) and ("of unnamed pretraining" in written) == ("regime" in lacking)
+    bare = texts(plots.tradeoffs(pd.concat([own_rows(named), own_rows({"mine": {0: 31}}, regime=None)])))
+    assert "Not drawn: runs of unnamed pretraining, for want of a run of baseline there." in bare
+    with pytest.raises(ValueError, match=r"one edition, there are \['sound', 'unnamed'\]"):
+        plots.ablation(pd.concat([own_rows(named), own_rows(other, edition=None)]), regime="r")
+
+
+def test_names_may_have_dollar_signs_and_formulas_stay_formulas():
+    values = {"baseline": {0: 40.0, 1: 41.0}, "$x_$": {0: 42.0, 1: 43.0}, "$a$": {0: 42.0, 1: 41.0}}
+    rows = pd.concat([own_rows(values, benchmark=name) for name in ("$y_$", "motion")])
+    several = (plots.tradeoffs(rows, paper=True), plots.scatter(rows, paper=True), plots.audit(rows, regime="r", source="run", paper=True))
+    for figure in several:
+        figure.canvas.draw()
+    labels = several[0].axes[0].get_yticklabels()
+    assert any(label.get_text() == "$a$" and not label.get_parse_math() for label in labels)
+    from matplotlib.text import Text
+
+    formulas = [text for text in plots.diagram(structure(variants.recipe("ld"))).findobj(Text) if "$" in text.get_text()]
+    assert formulas and all(text.get_parse_math() for text in formulas)
+
+
+def test_an_interaction_of_two_factors_is_refused():
+    rows = own_rows({"baseline": {0: 40, 1: 41}, "fwm": {0: 42, 1: 43}, "ld": {0: 41, 1: 44}})
+    with pytest.raises(ValueError, match=r"factors \('fwm', 'ld'\): an interaction plot takes three"):
+        plots.interaction(rows, regime="r", factors=("fwm", "ld"))
+
+
+def aligned(progress_values: dict[float, float], seeds: int, **about) -> pd.DataFrame:
+    known = {"term": "auxiliaries", "metric": "cosine", "variant": "ld", "group": "all", "smoke": False, "micro_batches": 8, "clips": 32}
+    rows = [
+        known | {"seed": seed, "progress": at, "value": value, "lo": value - 0.01, "hi": value + 0.01}
+        for seed in range(seeds) for at, value in progress_values.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows).assign(**about)
+
+
+@pytest.mark.parametrize(("seeds", "bold"), [(1, False), (3, True)])
+def test_only_several_seeds_make_a_cell_of_depth_bold(seeds, bold):
+    rows = aligned({0.0: 0.5, 1.0: -0.1}, seeds)
+    rows["value"] += 0.01 * rows["seed"]
+    figure = plots.by_depth(rows, ["cosine"], paper=True)
+    (cell,) = figure.axes[0].texts
+    assert cell.get_text().startswith("+") and (cell.get_fontweight() == "bold") == bold
+    assert ("Bold, where there are several seeds" in texts(figure)) == bold
+
+
+def test_energy_without_an_auxiliary_says_so():
+    for draw in (plots.energy, plots.through_training):
+        with pytest.raises(ValueError, match="no row of the term 'auxiliaries': a plain objective has no auxiliary to follow"):
+            draw(aligned({0.0: 0.5}, 1, term="jepa", metric="help"))
+
+
+@pytest.mark.parametrize("encoder", ["student", "teacher"])
+def test_marks_of_retention_stand_at_the_encoder_that_was_compared(encoder):
+    rows = [
+        {"run": f"{v}-{s}", "variant": v, "encoder": e, "seed": s, "factor": "hue", "kind": "appearance", "value": x + s / 10}
+        for v, x in (("baseline", 20.0), ("ld", 60.0)) for s in range(3) for e in ("teacher", encoder)
+    ]  # fmt: skip
+    rows = pd.DataFrame(rows).drop_duplicates().assign(lo=lambda t: t["value"] - 1, hi=lambda t: t["value"] + 1, n=500, smoke=False)
+    figure = plots.retention(rows, paper=True)
+    marked = [text.get_text() for text in figure.axes[0].texts if "▲" in text.get_text()]
+    assert len(marked) == 1 and f"over the matrix ({encoder}s)." in texts(figure)
+
+
 @pytest.mark.parametrize("column", ["single", "double"])
 def test_long_names_of_benchmarks_stay_in_their_figure(column):
     names = [f"synthetic:plain{world}/{label}" for world in ("", "-order") for label in ("motion", "texture", "order")]

@@ -357,3 +357,12 @@ def test_the_feature_pictures_have_the_clips_shape(runs):
     pictures = representation.feature_pca({"a": runs[0].encoder("student"), "b": runs[0].encoder("initial")}, clip)
     assert all(picture.shape == clip.shape and picture.dtype == torch.uint8 for picture in pictures.values())
     assert all(len(picture.flatten(1).unique(dim=1).T) > 8 for picture in pictures.values())
+
+
+def test_the_verdict_of_teachers_alone_is_theirs(runs):
+    rows = representation.measures(runs, clips=40, views=(16, 3), encoders=("teacher",), progress=False)
+    said = representation.verdict(rows)
+    assert "Where there is no student: teacher. " in said
+    both = representation.measures(runs, clips=40, views=(16, 3), progress=False)
+    assert "no student" not in representation.verdict(both)
+    assert representation.verdict(both) == representation.verdict(both[both["encoder"].ne("teacher")])

@@ -1,6 +1,8 @@
 """Throughput: exact operations, honest clocks and meters, the cost model and the equivalence test on planted data."""
 
+import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -255,6 +257,37 @@ def test_equivalence(slower, equal, says):
     assert found["difference"].mean() == pytest.approx(slower, abs=1)
     model = cost_model(table.query("objective == 'baseline'"), Work(1.0, 1e-3), draws=20)
     assert says in throughput.verdict(found, model) and "says nothing about accuracy" in throughput.verdict(found, model)
+
+
+def test_the_verdict_tells_every_clip_length_with_its_own_interval():
+    short = planted(noise=0.02).assign(frames=8)
+    short["tokens"], long = short["tokens"] // 2, planted(noise=0.02)
+    both = pd.concat([short, long], ignore_index=True)
+    model = cost_model(both.query("objective == 'baseline'"), Work(1.0, 1e-3), draws=20)
+    said = throughput.verdict(equivalence(both), model)
+    for (frames, resolution), row in model.set_index(["frames", "resolution"]).iterrows():
+        end = f"{row['exponent']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}] at {resolution} pixels (FLOPs {row['flop_exponent']:.2f})"
+        assert (end in said.partition(f"with {frames} frames ")[2].partition(";")[0]) == (resolution in (112, 512))
+
+
+def test_time_and_operations_of_pretraining_have_one_reference():
+    table = throughput.pretraining(["baseline"], "smoke", batch=2, blocks=1, rounds=1, warmup=0, against="ld", progress=False)
+    rows = table.set_index("variant")
+    assert rows.loc["ld", "ratio"] == rows.loc["ld", "analytic"] == 1
+    assert rows.loc["baseline", "analytic"] == pytest.approx(1 / vl.recipe("ld").cost("smoke", 2).ratio)
+    assert vl.plots.pretraining_cost(table).axes[0].get_xlabel() == "pretraining step against that of ld"
+    assert vl.plots.pretraining_cost(table.drop(columns="against")).axes[0].get_xlabel().endswith("of baseline")
+
+
+def test_the_notebook_finds_encoders_by_the_names_of_their_runs():
+    cells = json.loads((Path(__file__).parents[1] / "notebooks" / "09_throughput.ipynb").read_text(encoding="utf-8"))["cells"]
+    (source,) = ("".join(cell["source"]) for cell in cells if "encoders = {" in "".join(cell["source"]))
+    config = {"variant": "custom-123456"}
+    run = SimpleNamespace(config=config, encoder=lambda _: "its encoder")
+    space = {"variants": ["JEPA() + 0.25*Delta()"], "subjects": SimpleNamespace(runs_of=lambda *_, **__: [run])}
+    space |= dict.fromkeys(("preset", "runs", "steps", "patch", "device")) | {"frames": [], "resolutions": []}
+    exec(source, space)
+    assert space["first"] == "its encoder" and space["against"] == "custom-123456"
 
 
 def test_noise_leaves_it_undecided():

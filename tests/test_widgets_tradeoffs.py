@@ -162,7 +162,20 @@ def test_a_click_on_a_bar_shows_the_objective(known):
     assert notes.keys() == bars
     assert not any(note.visible for note in notes.values())
     shown = {label: note.text.replace("<br>", " ").replace("&#x27;", "'") for (_, label), note in notes.items()}
-    assert shown["FWM-HW-LD"] == repr(vl.recipe("fwm-hw-ld"))
+    assert shown["FWM-HW-LD"] == f"edition paper: {vl.recipe('fwm-hw-ld', 'paper')!r}", "what is printed, not what we recommend"
+
+
+def test_the_list_below_the_figure_tells_objectives_in_the_editions_that_were_measured(known):
+    rows = pd.concat([measured("baseline", "ld"), measured("baseline", "ld", edition="released"), measured("baseline", "ld", edition=None)])
+    explorer = tradeoffs.tradeoff_explorer(rows=rows)
+    look, expression = explorer.widget.children[-2].children
+    said = {}
+    for label, value in look.options.items():
+        look.value = value
+        said[label] = expression.value.replace("&#x27;", "'")
+    assert said["ld, edition released"] == f"<code>edition released: {vl.recipe('ld', 'released')!r}</code>"
+    assert said["ld, edition sound"] == f"<code>edition sound: {vl.recipe('ld')!r}</code>"
+    assert said["ld, no edition named"] == f"<code>no edition named: {vl.recipe('ld')!r}</code>"
 
 
 def test_another_baseline_is_another_difference(known):

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vjepa_lab import data
-from vjepa_lab.analysis.changes import changes, over_seeds, shown
+from vjepa_lab.analysis.changes import changes, one_encoder, over_seeds, shown
 from vjepa_lab.analysis.geometry import Motion, alpha_req, cka, cross_correlation, lidar, participation_ratio, rankme
 from vjepa_lab.analysis.subjects import Run, Subject, clip_size, subjects
 from vjepa_lab.data.splits import still
@@ -217,8 +217,12 @@ def pca_colours(tokens: Tensor) -> Tensor:
 
 
 def verdict(rows: pd.DataFrame, against: str = "baseline") -> str:
-    """What the measures of the last block say of each objective against `against`, in one sentence, and what is left open."""
-    last = rows[rows["block"].eq(rows["block"].max()) & rows["part"].eq("all") & rows["encoder"].isin(["student", "random-init"])]
+    """What the measures of the last block say of each objective against `against`, in one sentence, and what is left open.
+
+    Of the students; of another encoder where a run has no rows of its student (`changes.one_encoder`), which is said.
+    """
+    last = one_encoder(rows[rows["block"].eq(rows["block"].max()) & rows["part"].eq("all")])
+    others = sorted(set(last["encoder"].dropna()) - {"student", "random-init"})
     measured = last[last["metric"].isin(MEASURES)]
     table = changes(measured[measured["variant"].ne("random-init")], against, ("metric",))
     alike = over_seeds(last[last["metric"].eq("cka") & last["of"].eq(against)], ["variant"]).assign(hi=lambda t: t["hi"].clip(upper=1))
@@ -227,6 +231,7 @@ def verdict(rows: pd.DataFrame, against: str = "baseline") -> str:
     ends = f"{null.min():.2f}" + f" to {null.max():.2f}" * (len(null) > 1)
     seed = f" ({against} with itself under another seed: {ends})" if len(null) else ""
     smoke = "Demonstration size, which decides nothing. " * bool(rows["smoke"].any())
+    smoke += f"Where there is no student: {' and '.join(others)}. " * bool(others)
     if table.empty or table["p"].isna().all():
         ranks = measured[measured["metric"].eq("rankme")].groupby("variant", sort=False)["value"].mean()
         said = "No two objectives with several seeds, so no difference is decided; effective rank: " + ", ".join(

@@ -248,7 +248,8 @@ def pretraining(
 ) -> pd.DataFrame:  # fmt: skip
     """Pretraining steps of recipes by name, on random clips: a row per recipe and block, measured beside analytic.
 
-    Columns variant, block, ms, clips_per_s, ratio (to `against` in the same block), gflop (of one clip, `cost`), analytic (its ratio).
+    Columns variant, block, ms, clips_per_s, ratio (to `against` in the same block), gflop (of one clip, `cost`), analytic (its ratio to
+    that of `against`), against.
     """
     from vjepa_lab.bench import interleaved
     from vjepa_lab.train import Trainer, build
@@ -269,10 +270,10 @@ def pretraining(
         ms = {name: float(np.median(times)) for name, times in interleaved(shuffled, rounds, device, warmup).items()}
         rows += [
             {"variant": name, "block": block, "ms": ms[name], "clips_per_s": 1e3 * batch / ms[name], "ratio": ms[name] / ms[against]}
-            | {"gflop": costs[name].total, "analytic": costs[name].ratio}
+            | {"gflop": costs[name].total, "analytic": costs[name].total / costs[against].total}
             for name in names
         ]
-    return pd.DataFrame(rows).assign(preset=size.name, batch=batch, device=device_name(device), bf16=bf16)
+    return pd.DataFrame(rows).assign(against=against, preset=size.name, batch=batch, device=device_name(device), bf16=bf16)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- what it says
@@ -379,11 +380,17 @@ def verdict(equal: pd.DataFrame, model: pd.DataFrame, smoke: bool = False) -> st
         head = f"fine-tuning time differs by more than {margin:g} % in {differ} of {count} comparisons"
     else:
         head = f"undecided: {held} of {count} comparisons are shown to lie within {margin:g} %, none beyond it"
-    ends = model.groupby("resolution")[["exponent", "lo", "hi", "flop_exponent"]].median().iloc[[0, -1]]
     grows = "; ".join(
-        f"at {r} pixels {row.exponent:.2f} [{row.lo:.2f}, {row.hi:.2f}], FLOPs {row.flop_exponent:.2f}" for r, row in ends.iterrows()
+        f"with {frames} frames {' and '.join(_slopes(part.sort_values('resolution').iloc[[0, -1]]))}"
+        for frames, part in model.groupby("frames")
     )
     return (
         f"Verdict ({blocks} blocks): {head}. Time grows as resolution to a power that itself grows: {grows}. "
         "This speaks for this machine, precision and batch; it says nothing about accuracy."
     )
+
+
+def _slopes(rows: pd.DataFrame) -> list[str]:
+    """The exponent at each of these rows of a cost model, with its own interval: those of other clip lengths are other numbers."""
+    each = (f"{r.exponent:.2f} [{r.lo:.2f}, {r.hi:.2f}] at {r.resolution} pixels (FLOPs {r.flop_exponent:.2f})" for r in rows.itertuples())
+    return list(dict.fromkeys(each))

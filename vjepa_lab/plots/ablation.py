@@ -120,8 +120,10 @@ def interaction(
 ):  # fmt: skip
     """Interaction plot: accuracy when the second factor is off and on, a line per level of the others. Parallel lines: no interaction.
 
-    A line with a missing cell shows its one end. Returns a matplotlib Figure.
+    A line with a missing cell shows its one end. Returns a matplotlib Figure. Raises ValueError for other than three factors.
     """
+    if len(factors) != 3:
+        raise ValueError(f"factors {tuple(factors)!r}: an interaction plot takes three factors; `effects` and `ablation` take any number")
     rows, source = _cells(df, regime, source, benchmarks, factors, against)
     shown, table = benchmark_order([rows]), means(rows)
     first, second, third = factors
@@ -234,9 +236,9 @@ def _cells(df, regime, source, benchmarks, factors, against) -> tuple[pd.DataFra
     rows = results.select(df[df["source"].isin([source, "constant"])], regime=regime, benchmarks=benchmarks)
     rows = rows.assign(flag=results.flag_constant(rows))
     rows = rows[rows["source"].eq(source)]
-    if rows["edition"].nunique() > 1:
+    if rows["edition"].nunique(dropna=False) > 1:
         raise ValueError(
-            f"choose rows of one edition, there are {sorted(rows['edition'].dropna().unique())}: they are different objectives"
+            f"choose rows of one edition, there are {sorted(rows['edition'].fillna('unnamed').unique())}: they are different objectives"
         )
     rows = stats.covered(rows)
     inside = stats.cells(rows["variant"].unique(), factors, against)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..analysis.changes import over_seeds
 from ..evidence import stats
-from .style import INK, PALETTE, RULE, WIDTH, encoders_note, footnote, in_lines, look, new_figure
+from .style import INK, PALETTE, RULE, WIDTH, encoders_note, footnote, in_lines, look, maths, new_figure
 
 LINES = {"cosine": (PALETTE[0], "-"), "adam": (PALETTE[1], "-"), "plain cosine": ("#9aa0a6", "--")}
 MEANING = {
@@ -19,6 +19,7 @@ MEANING = {
     "plain cosine": "as it is, noise and all",
 }
 SMOKE = "Smoke size: only shows that it runs."
+NO_AUXILIARY = "no row of the term {!r}: a plain objective has no auxiliary to follow"
 CONVERGED = "Where training has converged, the total gradient is zero, and the auxiliaries' cosine is −1 whatever they do."
 
 
@@ -42,7 +43,7 @@ def through_training(
     part = df[df["term"].eq(term) & df["group"].eq("all") & df["metric"].isin(metrics)]
     names = list(dict.fromkeys(part["variant"]))
     if not names:
-        raise ValueError(f"no row of the term {term!r}: a plain objective has no auxiliary to follow")
+        raise ValueError(NO_AUXILIARY.format(term))
     limit = _limit(part["value"])
     columns = min(len(names), 5 if column == "double" else 2)
     rows = -(-len(names) // columns)
@@ -86,8 +87,8 @@ def _limit(values: pd.Series) -> float:
 def by_depth(df: pd.DataFrame, metrics: Sequence[str], *, term: str = "auxiliaries", paper: bool = False, column: str = "double"):
     """Alignment by depth: mean over training and seeds, a panel per metric, rows variants, columns groups of weights.
 
-    Blocks count from 1, as in the figures of representation; in `df` their groups are called "block 0" and on. Bold: over the seeds (one
-    seed: over micro-batches, at the last measurement) the 95 % interval excludes 0. Returns a matplotlib Figure.
+    Blocks count from 1, as in the figures of representation; in `df` their groups are called "block 0" and on. Bold: the 95 % interval
+    over the seeds excludes 0; one seed has no interval of its mean over training. Returns a matplotlib Figure.
     """
     part = df[df["term"].eq(term) & df["metric"].isin(metrics)]
     names, groups = list(dict.fromkeys(part["variant"])), list(dict.fromkeys(part["group"]))
@@ -114,7 +115,8 @@ def by_depth(df: pd.DataFrame, metrics: Sequence[str], *, term: str = "auxiliari
             ax.spines[:].set_visible(False)
         fig.colorbar(image, ax=axes, shrink=0.6, pad=0.01, label="cosine")
         seeds = part["seed"].nunique()
-        text = f"Means over the moments with more than noise, {seeds} seed{'s' * (seeds != 1)}. Bold: the 95 % interval excludes 0."
+        text = f"Means over the moments with more than noise, {seeds} seed{'s' * (seeds != 1)}."
+        text += " Bold, where there are several seeds: the 95 % interval over them excludes 0." * (seeds > 1)
         text += " Empty: only noise was measured."
         footnote(fig, _notes(part, [text]))
     return fig
@@ -127,25 +129,28 @@ def _place(group: str) -> str:
 
 
 def _cells(part: pd.DataFrame, names: Sequence[str], groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Means, and where their interval over seeds excludes 0: that of a single moment would be of another number than the mean."""
     values, clear = np.full((len(names), len(groups)), np.nan), np.zeros((len(names), len(groups)), bool)
     for (name, group), cell in part.dropna(subset=["value"]).groupby(["variant", "group"]):
         i, j = names.index(name), groups.index(group)
         by_seed = cell.groupby("seed")["value"].mean()
         values[i, j] = by_seed.mean()
-        last = cell.loc[cell["progress"].eq(cell["progress"].max()), ["lo", "hi"]].mean()
-        lo, hi = stats.t_interval(by_seed)[1:3] if len(by_seed) > 1 else (last["lo"], last["hi"])
-        clear[i, j] = lo > 0 or hi < 0
+        if len(by_seed) > 1:
+            lo, hi = stats.t_interval(by_seed)[1:3]
+            clear[i, j] = lo > 0 or hi < 0
     return values, clear
 
 
 def energy(df: pd.DataFrame, *, term: str = "auxiliaries", paper: bool = False, column: str = "single"):
     """What share of an auxiliary's gradient helps JEPA, harms it or is neutral to it: bars per variant, mean over training and seeds.
 
-    Returns a matplotlib Figure.
+    Returns a matplotlib Figure. Raises ValueError where there is no such auxiliary.
     """
     kinds = {"help": PALETTE[2], "harm": PALETTE[1], "neutral": "#d9dce0"}
     part = df[df["term"].eq(term) & df["group"].eq("all") & df["metric"].isin(kinds)]
-    table = part.pivot_table(values="value", index="variant", columns="metric", sort=False)[list(kinds)]
+    if part.empty:
+        raise ValueError(NO_AUXILIARY.format(term))
+    table = part.pivot_table(values="value", index="variant", columns="metric", sort=False).reindex(columns=list(kinds))
     with look(paper):
         fig, axes = new_figure(WIDTH[column], 0.2 * len(table) + 1.15)
         ax = axes[0, 0]
@@ -228,7 +233,8 @@ def counting(found, *, paper: bool = False, column: str = "double"):
                 each.tick_params(length=0, labelsize=6)
         axes[0, 0].set_ylabel("learnt codes\nobjects")
         axes[1, 0].set_ylabel("bisimulation\nobjects")
-        fig.colorbar(near, ax=axes[0], pad=0.01, label="distance")
+        with maths():  # powers of ten
+            fig.colorbar(near, ax=axes[0], pad=0.01, label="distance")
         fig.colorbar(must, ax=axes[1], pad=0.01, label="must differ", boundaries=np.linspace(0, 1, 21), ticks=[0, 0.5, 1])
         _cosine_curves(fig, axes[2], found.curve)
         seeds = found.rows["seed"].nunique()

@@ -117,16 +117,27 @@ def _chosen(table: pd.DataFrame, regime, benchmarks, variants, sources) -> pd.Da
 
 def _panels(table: pd.DataFrame, sources: Sequence[str], asked: bool = False) -> dict[str, pd.DataFrame]:
     """Title -> comparisons of one source, edition and regime, in the order of `sources`; titles name the edition of own runs where there
-    are several, or some were `asked` for."""
-    several = table["regime"].nunique() > 1
+    are several, or some were `asked` for.
+
+    Having no edition or regime is a group of its own, too: it is counted and named, so that no two panels have one title.
+    """
+    several = table["regime"].nunique(dropna=False) > 1
     panels = {}
     for source in sources:
         own = table[table["source"].eq(source)]
-        editions = own["edition"].nunique() > 1 or (asked and source == "run")
+        editions = own["edition"].nunique(dropna=False) > 1 or (asked and source == "run")
         for (edition, where), part in own.groupby(["edition", "regime"], dropna=False, sort=False):
-            about = [source] + [f"edition {edition}"] * editions + [f"pretrained on {where}"] * several
+            about = [source] + [_edition(edition)] * editions + [_pretrained(where)] * several
             panels[_title(about, part)] = part
     return panels if _shared(panels) else dict(sorted(panels.items(), key=lambda item: item[1]["variant"].nunique()))
+
+
+def _edition(name) -> str:
+    return "no edition named" if pd.isna(name) else f"edition {name}"
+
+
+def _pretrained(where) -> str:
+    return "of unnamed pretraining" if pd.isna(where) else f"pretrained on {where}"
 
 
 def _title(about: list[str], part: pd.DataFrame) -> str:
@@ -251,16 +262,18 @@ def _left_out(
     rows = rows if regime is None else rows[rows["regime"].eq(regime)]
     rows = rows if benchmarks is None else rows[rows["benchmark"].isin(list(benchmarks))]
     table = pd.concat(panels.values())
-    drawn = set(zip(table["source"], table["regime"], table["benchmark"], strict=True))
-    otherwise = _otherwise(rows, table)
+    keys = ["source", "edition", "regime"]  # what is compared among itself; without a name they are a group, too (`stats.compare`)
+    known = lambda part: part[[*keys, "benchmark"]].astype(object).fillna("").itertuples(index=False, name=None)
+    drawn, otherwise = set(known(table)), _otherwise(rows, table)
     bare, unbased = [], []
-    for (source, where), part in rows.groupby(["source", "regime"], sort=False):
+    editions = rows.loc[rows["source"].eq("run"), "edition"].nunique(dropna=False) > 1
+    for (source, edition, where), part in rows.groupby(keys, sort=False, dropna=False):
         if not part["variant"].eq(against).any():
-            bare += [str(where)] * (source == "run")
+            bare += [_pretrained(where) + f" ({_edition(edition)})" * editions] * (source == "run")
             continue
-        lost = [b for b in part.loc[part["variant"].ne(against), "benchmark"].unique() if (source, where, b) not in drawn]
+        lost = [key[-1] for key in dict.fromkeys(known(part[part["variant"].ne(against)])) if key not in drawn]
         unbased += [f"{b} of {SOURCES.get(source, source).lower()}" for b in lost if (source, b) not in otherwise]
-    says = [f"Not drawn: runs pretrained on {', '.join(sorted(set(bare)))}, for want of a run of {against} there."] if bare else []
+    says = [f"Not drawn: runs {', '.join(sorted(set(bare)))}, for want of a run of {against} there."] if bare else []
     if unbased:
         which = f"this {against}" if seed is None else f"{against} with seed {seed}"
         says.append(f"Not drawn: {', '.join(dict.fromkeys(unbased))}, where {which} was not measured.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .style import INK, PALETTE, WIDTH, look, new_figure
+from .style import INK, PALETTE, WIDTH, look, maths, new_figure
 
 STATES = {  # what a term may read, from top to bottom
     "pred": "$\\hat z$", "visible": "visible $z$", "z": "$z$", "z.app": "$Z_{\\mathrm{app}}$", "z.dyn": "$Z_{\\mathrm{dyn}}$",
@@ -67,7 +67,7 @@ def diagram(structure: Mapping, *, paper: bool = False):
     free = ("pixels",) if leaking else ("h", "pixels")
     losses = [_loss(term, 4 + (tall - 4) * (1 - (k + 0.5) / len(terms))) for k, term in enumerate(terms)]
     total = Box(96.5, 4 + (tall - 4) / 2, 6, 6.5, "$\\mathcal{L}$", "sum")
-    with look(paper):
+    with look(paper), maths():
         fig, axes = new_figure(WIDTH["double"], WIDTH["double"] * tall / 100 + 0.15)
         ax = axes[0, 0]
         ax.set(xlim=(0, 100), ylim=(0, tall))

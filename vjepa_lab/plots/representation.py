@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..analysis.changes import over_seeds
 from .retention import SHADES
-from .style import INK, PALETTE, RULE, WIDTH, colours, encoders_note, footnote, key, look, named_rows, new_figure, smoke_note, span
+from .style import INK, PALETTE, RULE, WIDTH, colours, encoders_note, footnote, key, look, maths, named_rows, new_figure, smoke_note, span
 
 TITLES = {
     "rankme": "effective rank (RankMe)",
@@ -106,7 +106,8 @@ def halves(rows: pd.DataFrame, *, paper: bool = False):
             named_rows(ax, len(lines))
         axes[0][0].set_yticks(range(len(lines)), lines)
         handles = [handle for ax in axes[0][[0, 2]] for handle in zip(*ax.get_legend_handles_labels(), strict=True)]
-        fig.legend(*zip(*handles, strict=True), loc="outside upper center", ncols=4, columnspacing=1.2, handletextpad=0.4)
+        with maths():  # the halves' symbols
+            fig.legend(*zip(*handles, strict=True), loc="outside upper center", ncols=4, columnspacing=1.2, handletextpad=0.4)
         scores = f"Scores: accuracy corrected for chance, 0 guessing, 1 perfect; {table['n'].max():,.0f} test clips."
         says = f"{scores} Grey: 95 % of random halves."
         footnote(fig, [f"{says} {encoders_note(rows)}", *_notes(table)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ..analysis.changes import factor_changes, over_seeds
+from ..analysis.changes import factor_changes, one_encoder, over_seeds
 from .style import INK, WIDTH, encoders_note, footnote, look, new_figure, smoke_note, span
 
 KINDS = ("appearance", "place", "dynamics")
@@ -24,35 +24,43 @@ def retention(rows: pd.DataFrame, against: str = "baseline", *, paper: bool = Fa
     several = table.groupby("encoder")["variant"].nunique().drop("random-init", errors="ignore").size > 1
     table["line"] = table["variant"] + (", " + table["encoder"] if several else "")
     marks = _marks(rows, against)
-    table["mark"] = [marks.get((r.variant, r.factor), "") if r.encoder in ("student", "random-init") else "" for r in table.itertuples()]
+    table["mark"] = [marks.get((r.variant, r.encoder, r.factor), "") for r in table.itertuples()]
     lines = list(dict.fromkeys(table["line"]))
     factors = [f for kind in KINDS for f in dict.fromkeys(table.loc[table["kind"].eq(kind), "factor"])]
     draw = _matplotlib if paper else _plotly
-    return draw(table, lines, factors, [*_notes(table, bool(marks), against), *filter(None, [encoders_note(rows)])])
+    notes = _notes(table, {encoder for _, encoder, _ in marks}, against)
+    return draw(table, lines, factors, [*notes, *filter(None, [encoders_note(rows)])])
 
 
-def _marks(rows: pd.DataFrame, against: str) -> dict[tuple[str, str], str]:
-    """(variant, factor) -> the triangle of a difference that stands."""
+def _marks(rows: pd.DataFrame, against: str) -> dict[tuple[str, str, str], str]:
+    """(variant, encoder, factor) -> the triangle of a difference that stands, of the encoders that were compared (`one_encoder`)."""
     if against not in set(rows["variant"]) or rows["variant"].nunique() < 2:
         return {}
     found = factor_changes(rows, against)
-    return {(r.variant, r.factor): UP if r.delta > 0 else DOWN for r in found[found["significant"]].itertuples()}
+    encoders = one_encoder(rows).groupby("variant")["encoder"].unique()
+    return {
+        (r.variant, encoder, r.factor): UP if r.delta > 0 else DOWN
+        for r in found[found["significant"]].itertuples()
+        for encoder in encoders[r.variant]
+    }
 
 
 def _grid(table: pd.DataFrame, column: str, lines: list[str], factors: list[str]) -> np.ndarray:
     return table.pivot_table(index="line", columns="factor", values=column, aggfunc="first").reindex(lines)[factors].to_numpy()
 
 
-def _notes(table: pd.DataFrame, marked: bool, against: str) -> list[str]:
+def _notes(table: pd.DataFrame, marked: set[str], against: str) -> list[str]:
+    """marked: the encoders that have marks."""
     seeds = table.loc[table["encoder"].ne("random-init"), "seeds"]
     seeds = table["seeds"] if seeds.empty else seeds
     basis = "test sampling, one seed" if seeds.max() < 2 else f"{span(seeds.min(), seeds.max())} seeds"
     notes = [
         f"0: what guessing reaches; 100: all there is to know. ± half of the 95 % interval ({basis}; {table['n'].max():,.0f} test clips)."
     ]
-    notes += [
-        f"{UP}{DOWN} differs from {against} by a point or more, after Benjamini-Hochberg correction over the matrix (students)."
-    ] * marked
+    if marked:
+        whose = " and ".join(f"{encoder}s" for encoder in sorted(marked - {"random-init"}))
+        notes.append(f"{UP}{DOWN} differs from {against} by a point or more, after Benjamini-Hochberg correction over the matrix")
+        notes[-1] += f" ({whose})." if whose else "."
     return notes + smoke_note(table)
 
 

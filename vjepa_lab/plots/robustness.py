@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.changes import KINDS, over_seeds
-from .style import INK, PALE, PALETTE, RULE, WIDTH, encoders_note, footnote, key, look, named_rows, new_figure, smoke_note, span
+from .style import INK, PALE, PALETTE, RULE, WIDTH, encoders_note, footnote, key, look, maths, named_rows, new_figure, smoke_note, span
 
 if TYPE_CHECKING:  # figures need no torch
     from ..analysis.shifts import Line
@@ -51,7 +51,8 @@ def robustness(rows: pd.DataFrame, *, paper: bool = False):
             ax.set_xlabel("accuracy (%)")
         for label, ax in zip(labels, axes[:, 0], strict=True):
             ax.set_xlim(_range(table[table["label"].eq(label)], own.loc[own["label"].eq(label), "chance"].mean()))
-        key(fig, _legend(parts, table), most=5, handletextpad=0.4)
+        with maths():  # the halves' symbols
+            key(fig, _legend(parts, table), most=5, handletextpad=0.4)
         footnote(fig, _notes(own, table))
     return fig
 
@@ -156,7 +157,8 @@ def severities(rows: pd.DataFrame, label: str, part: str = "all", *, columns: in
         note = f"{label}, {PARTS[part][0]}, {own['n'].max():,.0f} test clips; bars: 95 % intervals {_basis(table['seeds'])}."
         note += " Dotted: largest class."
         more = " * the shift changes the motion itself." * bool(table["truth"].eq("changed").any())
-        footnote(fig, [f"{note}{more} {encoders_note(own)}", *smoke_note(table, "Demonstration size, not evidence.")])
+        with maths():  # the halves' symbols
+            footnote(fig, [f"{note}{more} {encoders_note(own)}", *smoke_note(table, "Demonstration size, not evidence.")])
     return fig
 
 

@@ -185,7 +185,7 @@ def _bars(rows: pd.DataFrame, benchmark: str, look: dict, against: str, showlege
         "y": rows["name"].tolist(),
         "orientation": "h",
         "name": benchmark,
-        "meta": rows["variant"].tolist(),
+        "meta": rows[["variant", "edition"]].astype(object).fillna("").to_numpy().tolist(),  # what tells the objective
         "legendgroup": benchmark,
         "offsetgroup": benchmark,
         "showlegend": showlegend,

@@ -59,6 +59,7 @@ PRINT = {
     "ps.fonttype": 42,
     "svg.fonttype": "none",
     "svg.hashsalt": "vjepa",
+    "text.parse_math": False,  # a name may have dollar signs; see `maths`
     "figure.dpi": 150,
     "savefig.dpi": 300,
 }
@@ -71,6 +72,15 @@ def look(paper: bool = True):
     import matplotlib as mpl
 
     with mpl.rc_context(PRINT if paper else SCREEN):
+        yield
+
+
+@contextmanager
+def maths():
+    """Texts made in a `with` block may hold formulas between dollar signs, which in all others are dollar signs."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"text.parse_math": True}):
         yield
 
 
@@ -245,7 +255,7 @@ def save(figure, path: str | Path, formats: Iterable[str] | None = None) -> list
     chosen = list(formats or ["pdf", "png"])
     files = [path.with_name(f"{path.name}.{kind}") for kind in chosen]
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
-    with look():  # font embedding is decided when the file is written, not when the figure is drawn
+    with look(), maths():  # font embedding is decided when the file is written, not when the figure is drawn, and so are some numbers
         for file, kind in zip(files, chosen, strict=True):
             if kind == "html":
                 file.write_text(_page(figure, path.name), encoding="utf-8")

@@ -139,10 +139,12 @@ def same_speed(equal: pd.DataFrame, *, smoke: bool = False, paper: bool = False,
 
 
 def pretraining_cost(table: pd.DataFrame, *, smoke: bool = False, paper: bool = False, column: str = "single"):
-    """What a pretraining step costs against the baseline's: measured with its 95 % interval over blocks, beside analytic FLOPs.
+    """What a pretraining step costs against that of one recipe: measured with its 95 % interval over blocks, beside analytic FLOPs.
 
-    table: rows of `throughput.pretraining`. Returns a matplotlib Figure.
+    table: rows of `throughput.pretraining`, whose column `against` names that recipe; without the column, the baseline. Returns a
+    matplotlib Figure.
     """
+    against = table["against"].iloc[0] if "against" in table else "baseline"
     names = list(dict.fromkeys(table["variant"]))
     with look(paper):
         fig, axes = new_figure(WIDTH[column], 0.2 * len(names) + 1.1)
@@ -159,7 +161,7 @@ def pretraining_cost(table: pd.DataFrame, *, smoke: bool = False, paper: bool = 
         ax.axvline(1, color=INK, linewidth=0.7)
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.4, -0.6)
-        ax.set_xlabel("pretraining step against the baseline's")
+        ax.set_xlabel(f"pretraining step against that of {against}")
         ax.tick_params(axis="y", length=0)
         ax.xaxis.grid(True)
         ax.set_axisbelow(True)

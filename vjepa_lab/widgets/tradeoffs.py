@@ -39,6 +39,8 @@ class Tradeoffs:
             list(dict.fromkeys(shown[column].dropna())) for column in ("variant", "regime", "benchmark")
         )
         self.editions = sorted(shown.loc[shown["source"].eq("run"), "edition"].dropna().unique())
+        pairs = dict.fromkeys(shown[["variant", "edition"]].astype(object).fillna("").itertuples(index=False, name=None))
+        self.objectives = {f"{name}, {_edition(edition)}": (name, edition) for name, edition in pairs}
         self.parts = sorted({part for name in self.variants for part in variants.parts_of(name)})
         self._compared = lru_cache(maxsize=64)(self._compare)
 
@@ -118,8 +120,8 @@ def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out:
     """Choose regime, sources, benchmarks and baseline; the figure's own menus filter, sort and switch the intervals at once, in the page.
 
     What is to be kept is chosen below it: order, what the objectives are made of (nothing chosen: whatever) and intervals, which the figure
-    follows; so all can be done from the keyboard, too. A click on a bar shows the objective's expression, another one hides it; from the
-    keyboard, the list below the figure does.
+    follows; so all can be done from the keyboard, too. A click on a bar shows the objective's expression in the edition of that bar's rows,
+    another one hides it; from the keyboard, the list below the figure does.
 
     paths  what `results.load` takes; by default runs and data/paper, where they are there.  rows: a table instead.
     out    the folder that the buttons write to: the present view as PDF, PNG and CSV, and the code that draws it again (of `rows`, with
@@ -190,11 +192,11 @@ def tradeoff_explorer(*paths: str | Path, rows: pd.DataFrame | None = None, out:
             said.value = f"<p>not kept: {html.escape(str(error))}</p>"
 
     def explain(change):
-        expression.value = f"<code>{html.escape(_expression(change['new']))}</code>"
+        expression.value = f"<code>{html.escape(_expression(*change['new']))}</code>"
 
     button = Button(description="keep this view", tooltip="what the controls say, as PDF, PNG, CSV and code")
     button.on_click(keep)
-    look = choice([name for name in known.variants], label="objective of")
+    look = choice(known.objectives, label="objective of")
     look.observe(explain, "value")
     explain({"new": look.value})
     made.widget.children = (*made.widget.children, HBox([look, expression]), HBox([button, said]))
@@ -207,19 +209,24 @@ def clickable(drawn: dict) -> dict:
     card |= {"x": 0, "yanchor": "top", "yshift": -55, "align": "left", "font": {"family": "monospace", "size": 12}}
     for bars in (trace for trace in drawn["data"] if trace["type"] == "bar"):
         on = card | {"xref": bars["xaxis"], "yref": bars["yaxis"]}
-        for delta, label, variant in zip(bars["x"], bars["y"], bars["meta"], strict=True):
-            note = on | {"text": _card(variant), "y": label, "xclick": delta, "yclick": label}
+        for delta, label, objective in zip(bars["x"], bars["y"], bars["meta"], strict=True):
+            note = on | {"text": _card(*objective), "y": label, "xclick": delta, "yclick": label}
             drawn["layout"]["annotations"].append(note)
     return drawn
 
 
 @lru_cache(maxsize=256)
-def _card(variant: str) -> str:
-    return "<br>".join(map(html.escape, textwrap.wrap(_expression(variant), 56, break_on_hyphens=False)))
+def _card(variant: str, edition: str) -> str:
+    return "<br>".join(map(html.escape, textwrap.wrap(_expression(variant, edition), 56, break_on_hyphens=False)))
 
 
-def _expression(variant: str) -> str:
+def _edition(name: str) -> str:
+    return f"edition {name}" if name else "no edition named"
+
+
+def _expression(variant: str, edition: str) -> str:
+    """The objective of rows, in their own edition: the same name is another recipe in another one. Rows that name none: the default's."""
     try:
-        return repr(variants.recipe(variant))
+        return f"{_edition(edition)}: {variants.recipe(variant, edition or 'sound')!r}"
     except ValueError:
-        return "not a row of the paper: its run folder's recipe.txt says"
+        return f"{_edition(edition)}: not a row of the paper: its run folder's recipe.txt says"
