@@ -103,9 +103,9 @@ def spread(tokens: Tensor, team: Team) -> tuple[float, float]:
 class CollapseAlarm:
     """Says once when the teacher's tokens become all alike (`std`) or lie along a line (`rank`).
 
-    Nothing is said before the warm-up is over. A warning, not a verdict: a world of few factors makes few dimensions. In the reference
-    study's first runs (data/reference/curves.parquet: one colour, flat ground), which learn, `std` stays within 0.25 and 0.63 from there
-    on and `rank` within 1.48 and 4.8.
+    Nothing is said before the warm-up is over, nor of the first step, whose tokens are an untrained network's. A warning, not a verdict:
+    a world of few factors makes few dimensions. In the reference study's first runs (data/reference/curves.parquet: one colour, flat
+    ground), which learn, `std` stays within 0.25 and 0.63 from there on and `rank` within 1.48 and 4.8.
     """
 
     warmup: int
@@ -114,7 +114,7 @@ class CollapseAlarm:
     raised: list[str] = field(default_factory=list)
 
     def look(self, record: dict, warn: bool = True) -> None:
-        if self.raised or record["step"] < self.warmup:
+        if self.raised or record["step"] < max(self.warmup, 1):
             return
         low = [
             f"{what} of the teacher's tokens is {record[key]:.3g}, below {least}"
