@@ -178,10 +178,11 @@ def _counts(error) -> bool:
 @torch.no_grad()
 def effective_samples(loss, latents: list, team: Team) -> dict[str, float]:
     """{"ess TERM": share of the entries that a hard term's weights in effect rest on}: (sum w)^2 / (n sum w^2), mean over the clips of all
-    processes, each of which must ask."""
+    processes, each of which must ask. Not told of scope="global", whose weights go into the error."""
     found = {}
     for name, (_, term), head in zip(loss.objective.names, loss.objective, loss.heads, strict=True):
-        if any(isinstance(part, Hard) for part in nested(term)):
+        hard = [part for part in nested(term) if isinstance(part, Hard)]
+        if hard and all(part.scope != "global" for part in hard):
             with team.sharing():  # as in the step, for weights over all processes
                 shares = [share for part in latents for m in term.maps(part, head) if (share := _share(m)) is not None]
             own = torch.cat(shares) if shares else torch.zeros(0, device=latents[0].clip.device)
